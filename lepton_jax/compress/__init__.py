@@ -1,0 +1,1 @@
+"""Compression as transforms of named arrays and of layer inputs; models know nothing of it."""

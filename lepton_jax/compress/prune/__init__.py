@@ -1,0 +1,1 @@
+"""Pruning: what ranks the weights (scores), how many go when (schedule), which ones they are (masks)."""

@@ -1,0 +1,1 @@
+"""Quantisation-aware training: rounding with straight-through gradients (quantizers), and where it happens (sites)."""

@@ -1,0 +1,252 @@
+"""What a run is: frozen dataclasses, one per concern, whose fields are also the command line's flags.
+
+Every field is documented where it is declared. A field marked `identity=False` cannot change a
+result (where to run, where to write, how much to print), so it stays out of the run's name.
+"""
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+
+from lepton_jax import registry
+from lepton_jax.errors import UserError
+
+
+def option(default, help, *, unit='', choices=None, low=None, high=None, identity=True):
+  """A dataclass field that is also a flag.
+
+  `choices` is a tuple of names or a Registry; `low` and `high` bound a number, inclusively. A field
+  typed `X | None` is unset by default and then left to the model or data set.
+  """
+  return dataclasses.field(default=default, metadata=dict(
+      help=help, unit=unit, choices=choices, low=low, high=high, identity=identity))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Architecture:
+  """The network. Options left unset take the model's own value; one the model lacks is an error."""
+  model: str = option('lenet5', 'network to train', choices=registry.MODELS)
+  width: float | None = option(None, 'factor on the number of channels or hidden units', low=0.01, high=100)
+  depth: int | None = option(None, 'hidden layers, or blocks per stage', low=1, high=1000)
+  activation: str | None = option(None, 'non-linearity', choices=('relu', 'gelu', 'silu', 'tanh', 'sigmoid', 'elu', 'leaky_relu'))
+  norm: str | None = option(None, 'normalisation layer', choices=('batch', 'group', 'none'))
+  dropout: float | None = option(None, 'dropout rate', low=0, high=0.99)
+  dtype: str = option('float32', 'precision of activations and compute; parameters are float32 at least',
+                      choices=('float32', 'bfloat16', 'float64'))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+  """Where examples come from and how they are split. Test examples never take part in a choice."""
+  dataset: str = option('mnist5k', "embedded set, TFDS name (mnist, cifar10, ...), 'folder:/path' or 'csv:/path'")
+  data_dir: str = option('', 'folder of prepared TFDS data; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets', identity=False)
+  manual_dir: str = option('', 'folder of raw mnist, fashion_mnist or cifar10 files, read without TensorFlow', identity=False)
+  cache_dir: str = option('', 'decoded arrays are kept here; empty: ~/.cache/lepton_jax/data', identity=False)
+  image_size: int = option(0, 'resize images to this height and width; 0 keeps them (folders: 64)', unit='pixels', low=0, high=1024)
+  validation_fraction: float = option(0.1, 'share of the training part held out where the source has no validation split', low=0, high=0.9)
+  test_fraction: float = option(0.2, 'share held out for test where the source has no test split', low=0, high=0.9)
+  train_limit: int = option(0, 'train on a stratified subset of this many examples; 0 takes all', unit='examples', low=0)
+  split_seed: int = option(0, 'seed of the splits', low=0)
+  folds: int = option(0, 'k-fold cross-validation over training + validation examples; 0: one split', low=0, high=100)
+  fold: int = option(0, 'which fold validates when folds > 0 (set by the cross-validation itself)', low=0)
+  target: str = option('', 'csv: name of the target column')
+  task: str | None = option(None, 'csv: what the target is; unset: regression if the loss is mse', choices=('classification', 'regression'))
+  batch_size: int = option(64, 'examples a training step, over all devices', low=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augment:
+  """Random changes of training images, each example with its own key; 0 leaves one out."""
+  augment_flip: bool = option(False, 'mirror left-right with probability 1/2')
+  augment_crop: int = option(0, 'pad by this much and crop back at a random place', unit='pixels', low=0, high=64)
+  augment_rotate: float = option(0.0, 'rotate by up to this angle', unit='degrees', low=0, high=180)
+  augment_shift: float = option(0.0, 'shift by up to this share of the side', low=0, high=1)
+  augment_zoom: float = option(0.0, 'zoom by a factor within 1 -+ this', low=0, high=0.9)
+  augment_brightness: float = option(0.0, 'add up to this share of the full scale', low=0, high=1)
+  augment_contrast: float = option(0.0, 'scale the distance from the mean by 1 -+ this', low=0, high=1)
+  augment_cutout: int = option(0, 'erase a square of this side (arXiv:1708.04552)', unit='pixels', low=0, high=512)
+  augment_mixup: float = option(0.0, 'blend pairs, weight ~ Beta(a, a) (arXiv:1710.09412)', low=0, high=100)
+  augment_cutmix: float = option(0.0, 'paste boxes between pairs, area ~ Beta(a, a) (arXiv:1905.04899)', low=0, high=100)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimization:
+  """How the weights move."""
+  optimizer: str = option('adam', 'update rule; weight decay is decoupled in all of them', choices=registry.OPTIMIZERS)
+  learning_rate: float = option(1e-3, 'peak learning rate', low=0)
+  momentum: float = option(0.9, 'momentum, nesterov, rmsprop: momentum; adam, adamw, lamb: first-moment decay', low=0, high=1)
+  schedule: str = option('cosine', 'learning rate over the run', choices=registry.SCHEDULES)
+  warmup_epochs: float = option(0.0, 'linear rise from 0 before the schedule', unit='epochs', low=0)
+  schedule_boundaries: str = option('0.5,0.75', 'step schedule: shares of the run at which the rate drops')
+  schedule_factor: float = option(0.1, 'step: factor at each drop; exponential: rate at the end over rate at the start', low=0, high=1)
+  weight_decay: float = option(0.0, 'decoupled decay a step, times the learning rate; kernels only (arXiv:1711.05101)', low=0)
+  clip_norm: float = option(0.0, 'clip the global norm of the gradient; 0: off', low=0)
+  loss: str | None = option(None, 'objective; unset: by task and model', choices=registry.LOSSES)
+  ema_decay: float = option(0.0, 'evaluate an exponential moving average of the weights with this decay; 0: off', low=0, high=0.999999)
+  solver: str = option('gradient', "closed_form solves --model=linear --loss=mse by least squares", choices=('gradient', 'closed_form'))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Regularize:
+  """Penalties and smoothing; a strength of 0 is absent from the program."""
+  l1: float = option(0.0, 'strength * sum |w| over kernels', low=0)
+  l2: float = option(0.0, 'strength * sum w^2 over kernels (coupled: adaptive optimizers rescale it)', low=0)
+  label_smoothing: float = option(0.0, 'share of the target spread evenly over the classes (arXiv:1512.00567)', low=0, high=0.99)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prune:
+  """Unstructured pruning; masked weights are exactly zero."""
+  prune_sparsity: float = option(0.0, 'share of all prunable kernel entries set to zero; 0: off', low=0, high=0.9999)
+  prune_score: str = option('magnitude', 'what ranks the weights; the lowest go', choices=registry.SCORES)
+  prune_begin: float = option(0.1, 'share of the run at which pruning starts', low=0, high=1)
+  prune_end: float = option(0.6, 'share of the run at which the target is reached (cubic, arXiv:1710.01878)', low=0, high=1)
+  prune_updates: int = option(20, 'mask updates between begin and end', low=1)
+  prune_exclude: str = option('', 'kernels whose path matches this regular expression stay dense')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quantize:
+  """Quantisation-aware training with straight-through gradients; 0 bits: off."""
+  quantize_weight_bits: int = option(0, 'symmetric, a scale per output channel', unit='bits', low=0, high=16)
+  quantize_activation_bits: int = option(0, 'affine, a range per layer input', unit='bits', low=0, high=16)
+  quantize_ranges: str = option('learned', 'activation ranges: trained with the weights (arXiv:1902.08153) or re-calibrated each epoch',
+                                choices=('learned', 'calibrated'))
+  quantize_calibration: int = option(8, 'training batches that set the activation ranges', unit='batches', low=1)
+  quantize_exclude: str = option('', 'kernels whose path matches this regular expression stay in float, and so do their inputs')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+  """How long, from where, and which weights are kept."""
+  epochs: int = option(20, 'passes over the training part', low=1)
+  seed: int = option(0, 'initial weights, batches, augmentation, dropout', low=0)
+  select: str = option('best', "weights to report: 'best' on validation, or 'last'", choices=('best', 'last'))
+  patience: int = option(0, 'stop after this many epochs without a better validation; 0: never', unit='epochs', low=0)
+  init_from: str = option('', 'run folder to take weights from; a head of another size starts anew')
+  freeze: str = option('', 'parameters whose path matches this regular expression stay as they are')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+  """Where and how the run executes. None of these changes a result."""
+  runs_dir: str = option('runs', 'run folders are made here (a local path or gs://...)', identity=False)
+  rerun: bool = option(False, 'start over even if the run folder is finished', identity=False)
+  parallel: str = option('jit', 'one device, or the batch split over all by sharding or by pmap', choices=('jit', 'sharded', 'pmap'), identity=False)
+  devices: int = option(0, 'devices to use in sharded and pmap; 0: all', low=0, identity=False)
+  cpu_devices: int = option(0, 'virtual CPU devices to make; 0: one', low=0, high=256, identity=False)
+  checkpoint_every: int = option(1, 'epochs between checkpoints; one is always written at the end', unit='epochs', low=1, identity=False)
+  keep_checkpoints: int = option(2, 'checkpoints kept', low=2, identity=False)
+  tensorboard: bool = option(True, 'write TensorBoard events', identity=False)
+  pictures: bool = option(True, 'draw learning curves', identity=False)
+  compilation_cache: str = option('', "folder of compiled programs; empty: ~/.cache/lepton_jax/xla; 'off' disables", identity=False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """Everything that makes a run."""
+  architecture: Architecture = Architecture()
+  data: Data = Data()
+  augment: Augment = Augment()
+  optimization: Optimization = Optimization()
+  regularize: Regularize = Regularize()
+  prune: Prune = Prune()
+  quantize: Quantize = Quantize()
+  training: Training = Training()
+  run: Run = Run()
+
+  def replace(self, **values):
+    """A copy with fields replaced by name, whichever concern they belong to; raises on an unknown name."""
+    groups = {}
+    for name, value in values.items():
+      if name not in FIELDS:
+        raise UserError(registry.unknown('option', name, tuple(FIELDS)))
+      groups.setdefault(FIELDS[name][0], {})[name] = value
+    return dataclasses.replace(self, **{g: dataclasses.replace(getattr(self, g), **v) for g, v in groups.items()})
+
+  def flat(self):
+    """{field name: value} over all concerns."""
+    return {name: getattr(getattr(self, group), name) for name, (group, _) in FIELDS.items()}
+
+  def to_json(self):
+    """The text of config.json."""
+    return json.dumps(dataclasses.asdict(self), indent=2) + '\n'
+
+  @classmethod
+  def from_json(cls, text, source='config'):
+    """The configuration in the text of a config.json; raises UserError naming `source` on anything unknown."""
+    try:
+      groups = json.loads(text)
+      values = {name: value for group in groups.values() for name, value in group.items()}
+    except (ValueError, AttributeError) as error:
+      raise UserError(f'{source} is not the JSON of a configuration: {error}') from None
+    try:
+      return cls().replace(**{name: coerce(name, value) for name, value in values.items()}).check()
+    except UserError as error:
+      raise UserError(f'{source}: {error}') from None
+
+  def identity(self):
+    """Six hex digits that agree exactly when every result-changing field agrees."""
+    values = {n: v for n, v in self.flat().items() if FIELDS[n][1].metadata['identity']}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:6]
+
+  def name(self):
+    """The run folder's name, for people and machines: 'lenet5-mnist5k-3f9a2c'."""
+    kind, _, path = self.data.dataset.partition(':')
+    dataset = (path.rstrip('/').rpartition('/')[2].partition('.')[0] or kind) if path else kind.replace('/', '_')
+    return f'{self.architecture.model}-{dataset}-{self.identity()}'
+
+  def check(self):
+    """Returns self; raises UserError that names the flag, what was given and what is allowed."""
+    for name, value in self.flat().items():
+      check_value(name, value)
+    if self.prune.prune_begin > self.prune.prune_end:
+      raise UserError(f'--prune_begin={self.prune.prune_begin} is after --prune_end={self.prune.prune_end}')
+    if self.data.folds == 1 or self.data.fold >= max(self.data.folds, 1):
+      raise UserError(f'--folds={self.data.folds} --fold={self.data.fold}: folds is 0 or at least 2, and fold is below it')
+    for bits in ('quantize_weight_bits', 'quantize_activation_bits'):
+      if getattr(self.quantize, bits) == 1:
+        raise UserError(f'--{bits}=1: allowed are 0 (off) and 2 to 16')
+    return self
+
+
+FIELDS = {field.name: (group.name, field) for group in dataclasses.fields(Config) for field in dataclasses.fields(group.type)}
+
+
+def value_type(name):
+  """(type, optional?) of a field: `float | None` gives (float, True)."""
+  annotation = FIELDS[name][1].type
+  if isinstance(annotation, types.UnionType):
+    return next(t for t in typing.get_args(annotation) if t is not type(None)), True
+  return annotation, False
+
+
+def coerce(name, value):
+  """A JSON value as the field's type (1 is a fine float); raises UserError for any other type."""
+  if name not in FIELDS:
+    raise UserError(registry.unknown('option', name, tuple(FIELDS)))
+  kind, optional = value_type(name)
+  if value is None and optional:
+    return None
+  if kind is float and type(value) is int:
+    return float(value)
+  if type(value) is not kind:
+    raise UserError(f'{name} is {value!r}; it must be of type {kind.__name__}')
+  return value
+
+
+def check_value(name, value):
+  """Raises UserError unless `value` is among the field's choices and within its bounds."""
+  meta = FIELDS[name][1].metadata
+  if value is None:
+    return
+  if meta['choices'] is not None:
+    choices = meta['choices'] if isinstance(meta['choices'], tuple) else meta['choices'].names()
+    if value not in choices:
+      raise UserError(registry.unknown(name.replace('_', ' '), value, choices))
+  for bound, wrong in (('low', lambda b: not value >= b), ('high', lambda b: not value <= b)):
+    if meta[bound] is not None and wrong(meta[bound]):
+      high = '' if meta['high'] is None else f' and at most {meta["high"]}'
+      raise UserError(f'--{name}={value}: must be at least {meta["low"]}{high}')

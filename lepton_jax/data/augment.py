@@ -1,0 +1,120 @@
+"""Random changes of a batch on the device; every example has its own key, so devices do not matter.
+
+Images are normalised already, f32[h, w, c]; what comes in from outside an image repeats its edge.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def make_augment(options, num_classes, std):
+  """A function (batch, key) -> batch that applies the augmentations that `config.Augment` switches on.
+
+  std: f32[channels], the deviation pixels were divided by (brightness is in shares of 255).
+  Returns None where nothing is on. The label becomes f32[batch, classes] when examples are mixed.
+  """
+  o = options
+  single = [change for on, change in (
+      (o.augment_flip, flip),
+      (o.augment_crop, lambda image, key: crop(image, key, o.augment_crop)),
+      (o.augment_rotate or o.augment_shift or o.augment_zoom,
+       lambda image, key: affine(image, key, o.augment_rotate, o.augment_shift, o.augment_zoom)),
+      (o.augment_brightness, lambda image, key: brightness(image, key, o.augment_brightness * 255 / std)),
+      (o.augment_contrast, lambda image, key: contrast(image, key, o.augment_contrast)),
+      (o.augment_cutout, lambda image, key: cutout(image, key, o.augment_cutout)),
+  ) if on]
+  mixes = [mix for on, mix in (
+      (o.augment_mixup, lambda a, b, key: mixup(a, b, key, o.augment_mixup)),
+      (o.augment_cutmix, lambda a, b, key: cutmix(a, b, key, o.augment_cutmix)),
+  ) if on]
+  if not single and not mixes:
+    return None
+
+  def change_one(image, key):
+    for i, change in enumerate(single):
+      image = change(image, jax.random.fold_in(key, i))
+    return image
+
+  def mix_one(image, other, label, other_label, key):
+    which = jax.random.randint(key, (), 0, len(mixes))  # with both on, each example takes one of them
+    results = [mix(image, other, jax.random.fold_in(key, i)) for i, mix in enumerate(mixes)]
+    mixed, share = (jax.tree.map(lambda *r: jnp.stack(r)[which], *results) if len(results) > 1 else results[0])
+    return mixed, share * label + (1 - share) * other_label
+
+  def augment(batch, key):
+    keys = jax.vmap(lambda e: jax.random.fold_in(key, e))(batch['example'])
+    batch = dict(batch, inputs=jax.vmap(change_one)(batch['inputs'], keys))
+    if mixes:
+      other_keys = jax.vmap(lambda k: jax.random.fold_in(k, 1_000))(keys)
+      other = jax.vmap(change_one)(batch.pop('other_inputs'), other_keys)
+      labels = [jax.nn.one_hot(batch[k], num_classes, dtype=other.dtype) for k in ('label', 'other_label')]
+      del batch['other_label']
+      mix_keys = jax.vmap(lambda k: jax.random.fold_in(k, 1_001))(keys)
+      batch['inputs'], batch['label'] = jax.vmap(mix_one)(batch['inputs'], other, *labels, mix_keys)
+    return batch
+
+  return augment
+
+
+def flip(image, key):
+  """Mirrors left and right with probability 1/2."""
+  return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
+
+
+def crop(image, key, pad):
+  """Moves the image by up to `pad` whole pixels in each direction."""
+  height, width, channels = image.shape
+  padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode='edge')
+  row, column = jax.random.randint(key, (2,), 0, 2 * pad + 1)
+  return jax.lax.dynamic_slice(padded, (row, column, 0), (height, width, channels))
+
+
+def affine(image, key, degrees, share, zoom):
+  """Rotates by up to `degrees`, zooms by a factor within 1 -+ zoom, shifts by up to `share` of the side, in one bilinear resampling."""
+  height, width, _ = image.shape
+  turn, scale, down, right = jax.random.uniform(key, (4,), image.dtype, -1, 1)
+  angle, factor = turn * degrees * jnp.pi / 180, 1 + scale * zoom
+  rows = jnp.arange(height, dtype=image.dtype)[:, None] - (height - 1) / 2 - down * share * height
+  columns = jnp.arange(width, dtype=image.dtype)[None] - (width - 1) / 2 - right * share * width
+  source_rows = (jnp.cos(angle) * rows - jnp.sin(angle) * columns) / factor + (height - 1) / 2
+  source_columns = (jnp.sin(angle) * rows + jnp.cos(angle) * columns) / factor + (width - 1) / 2
+  sample = lambda plane: jax.scipy.ndimage.map_coordinates(plane, [source_rows, source_columns], order=1, mode='nearest')
+  return jax.vmap(sample, in_axes=-1, out_axes=-1)(image)
+
+
+def brightness(image, key, amount):
+  """Adds one value within -+ amount[channels] to all pixels."""
+  return image + jax.random.uniform(key, (), image.dtype, -1, 1) * amount
+
+
+def contrast(image, key, amount):
+  """Scales the distance from the image's mean by a factor within 1 -+ amount."""
+  mean = jnp.mean(image)
+  return mean + (image - mean) * (1 + jax.random.uniform(key, (), image.dtype, -1, 1) * amount)
+
+
+def _square(shape, key, height, width):
+  """bool[h, w, 1]: a box of the given size whose centre is anywhere in the image."""
+  row = jax.random.randint(jax.random.fold_in(key, 0), (), 0, shape[0])
+  column = jax.random.randint(jax.random.fold_in(key, 1), (), 0, shape[1])
+  inside = lambda place, centre, size: (place >= centre - size // 2) & (place < centre - size // 2 + size)
+  return inside(jnp.arange(shape[0])[:, None], row, height)[..., None] & inside(jnp.arange(shape[1])[None], column, width)[..., None]
+
+
+def cutout(image, key, size):
+  """Sets a square of side `size`, partly outside at the borders, to the data set's mean (arXiv:1708.04552)."""
+  return jnp.where(_square(image.shape, key, size, size), 0, image)
+
+
+def mixup(image, other, key, alpha):
+  """(blend, share of `image`), share ~ Beta(alpha, alpha) (arXiv:1710.09412)."""
+  share = jax.random.beta(key, alpha, alpha, dtype=image.dtype)
+  return share * image + (1 - share) * other, share
+
+
+def cutmix(image, other, key, alpha):
+  """(image with a box of `other`, share of `image` that is left); box area ~ Beta(alpha, alpha) (arXiv:1905.04899)."""
+  area = jax.random.beta(jax.random.fold_in(key, 2), alpha, alpha, dtype=image.dtype)
+  sides = [jnp.round(jnp.sqrt(1 - area) * side).astype(int) for side in image.shape[:2]]
+  box = _square(image.shape, key, *sides)
+  return jnp.where(box, other, image), 1 - jnp.mean(box.astype(image.dtype))

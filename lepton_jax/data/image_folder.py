@@ -1,0 +1,67 @@
+"""A folder of images: a sub-folder a class, below train/validation/test or directly."""
+
+import hashlib
+
+import numpy as np
+import PIL.Image
+
+from lepton_jax.data import cache, images
+from lepton_jax.data.dataset import Source
+from lepton_jax.errors import UserError
+
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
+SPLIT_FOLDERS = dict(train='train', validation='validation', val='validation', valid='validation', test='test')
+
+
+def read(folder, cache_root, image_size):
+  """The Source of colour images uint8[n, image_size, image_size, 3] below `folder`.
+
+  Raises UserError for a missing folder, no classes, a class without images, or a file that is no image.
+  """
+  if not folder.is_dir():
+    raise UserError(f'--dataset=folder:{folder}: no such folder')
+  below = _folders(folder)
+  split_folders = {SPLIT_FOLDERS[p.name]: p for p in below if p.name in SPLIT_FOLDERS}
+  if 'train' not in split_folders:
+    split_folders = {'train': folder}
+  classes = tuple(p.name for p in _folders(split_folders['train']))
+  if len(classes) < 2:
+    raise UserError(f'--dataset=folder:{folder}: found {len(classes)} class sub-folders in {split_folders["train"]}; at least 2 are needed')
+  files = {split: [(file, c) for c, name in enumerate(classes) for file in _images(root / name)] for split, root in split_folders.items()}
+  for split, root in split_folders.items():
+    strangers = {p.name for p in _folders(root)} - set(classes)
+    if strangers:
+      raise UserError(f'{root}: classes {", ".join(sorted(strangers))} are not in {split_folders["train"]}')
+  empty = [name for c, name in enumerate(classes) if not any(c == label for _, label in files['train'])]
+  if empty:
+    raise UserError(f'{split_folders["train"] / empty[0]}: no image ({", ".join(SUFFIXES)})')
+  sha = hashlib.sha256()
+  for split, entries in files.items():
+    for file, label in entries:
+      status = file.stat()
+      sha.update(f'{split} {file.relative_to(folder)} {label} {status.st_size} {status.st_mtime_ns}\n'.encode())
+  version = sha.hexdigest()[:12]
+
+  def make():
+    return Source(version, {split: _decode(entries, image_size) for split, entries in files.items()}, classes)
+
+  return cache.cached(cache_root, f'folder-{folder.name}-{version}-{image_size}', make)
+
+
+def _folders(folder):
+  return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith('.'))
+
+
+def _images(folder):
+  return sorted(p for p in folder.rglob('*') if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+
+
+def _decode(entries, image_size):
+  pixels = np.empty((len(entries), image_size, image_size, 3), np.uint8)
+  for i, (file, _) in enumerate(entries):
+    try:
+      with PIL.Image.open(file) as image:
+        pixels[i] = images.resize(image.convert('RGB'), image_size)
+    except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+      raise UserError(f'{file} cannot be read as an image: {error}') from None
+  return pixels, np.array([label for _, label in entries], np.int32)

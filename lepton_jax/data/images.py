@@ -1,0 +1,30 @@
+"""Images to arrays."""
+
+import numpy as np
+import PIL.Image
+
+from lepton_jax.errors import UserError
+
+
+def resize(image, size):
+  """A PIL image to uint8[size, size, channels], antialiased; channels as the image has them (1 or 3)."""
+  array = np.asarray(image.resize((size, size), PIL.Image.Resampling.BILINEAR))
+  return array[..., None] if array.ndim == 2 else array
+
+
+def resize_all(images, size):
+  """uint8[n, h, w, c] to uint8[n, size, size, c]; size 0 or their own leaves them as they are."""
+  if not size or images.shape[1:3] == (size, size):
+    return images
+  grey = images.shape[-1] == 1
+  return np.stack([resize(PIL.Image.fromarray(i[..., 0] if grey else i), size) for i in images])
+
+
+def stack(images, size, what):
+  """A list of uint8[h, w, c] of any sizes to one array; without `size` they must agree."""
+  if size:
+    return np.stack([resize_all(i[None], size)[0] for i in images])
+  shapes = {i.shape for i in images}
+  if len(shapes) > 1:
+    raise UserError(f'{what}: images have different sizes, such as {sorted(shapes)[:3]}; pass --image_size')
+  return np.stack(images)

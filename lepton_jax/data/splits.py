@@ -1,0 +1,51 @@
+"""Seeded splits, stratified by class where there are classes."""
+
+import numpy as np
+
+from lepton_jax.errors import UserError
+
+
+def _seeded(seed):
+  return np.random.Generator(np.random.Philox(seed))
+
+
+def _interleaved(label, seed, by_class):
+  """All rows, shuffled, in an order whose every stretch holds the classes in their proportions."""
+  order = _seeded(seed).permutation(len(label))
+  if not by_class:
+    return order
+  shuffled = label[order]
+  place = np.empty(len(label))
+  for value in np.unique(label):
+    rows = np.flatnonzero(shuffled == value)
+    place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+  return order[np.argsort(place, kind='stable')]
+
+
+def hold_out(label, fraction, seed, by_class=True):
+  """(kept rows, held-out rows), each sorted; round(fraction * n) rows are held out, shared fairly over the classes.
+
+  Each class gives its fraction rounded down, and the classes with the largest remainders one more.
+  """
+  count = round(fraction * len(label))
+  order = _seeded(seed).permutation(len(label))
+  if by_class:
+    values, sizes = np.unique(label, return_counts=True)
+    share = sizes * (count / max(len(label), 1))
+    take = np.floor(share + 1e-9).astype(int)
+    for i in np.argsort(-(share - take), kind='stable')[:count - take.sum()]:
+      take[i] += 1
+    shuffled = label[order]
+    held = np.concatenate([order[shuffled == v][:t] for v, t in zip(values, take)]) if len(values) else order[:0]
+  else:
+    held = order[:count]
+  held = np.sort(held)
+  return np.setdiff1d(np.arange(len(label)), held), held
+
+
+def fold(label, folds, index, seed, by_class=True):
+  """(kept rows, validation rows) of fold `index` of `folds`: disjoint over the folds, together all rows."""
+  if folds > len(label):
+    raise UserError(f'--folds={folds}: there are only {len(label)} examples')
+  held = np.sort(_interleaved(label, seed, by_class)[index::folds])
+  return np.setdiff1d(np.arange(len(label)), held), held

@@ -1,0 +1,120 @@
+"""The configuration's fields as absl flags, and the entry point every experiment shares.
+
+Only absl and the standard library are imported here, so `--help` answers at once.
+"""
+
+import pathlib
+import sys
+
+from absl import app
+from absl import flags
+from absl import logging
+
+from lepton_jax import config as config_lib
+from lepton_jax.errors import UserError
+
+
+class _Parser(flags.ArgumentParser):
+  """Turns a flag's text into the field's type, checking choices and bounds."""
+
+  def __init__(self, name):
+    self.name = name
+    self.kind, self.optional = config_lib.value_type(name)
+
+  def parse(self, argument):
+    if argument is None or (self.optional and argument in ('', 'None')):
+      return None
+    if isinstance(argument, str) and self.kind in (int, float):
+      try:
+        argument = self.kind(argument)
+      except ValueError:
+        raise ValueError(f'{argument!r} is not of type {self.kind.__name__}') from None
+    if self.kind is float and type(argument) is int:
+      argument = float(argument)
+    config_lib.check_value(self.name, argument)
+    return argument
+
+  def flag_type(self):
+    return self.kind.__name__
+
+
+def define(flag_values=flags.FLAGS):
+  """Defines one flag per configuration field, and --config."""
+  flags.DEFINE_string('config', '', 'config.json of a run to repeat; other flags override it', flag_values=flag_values)
+  for name, (_, field) in config_lib.FIELDS.items():
+    text = describe(name)
+    if config_lib.value_type(name)[0] is bool:
+      flags.DEFINE_bool(name, field.default, text, flag_values=flag_values)
+    else:
+      flags.DEFINE(_Parser(name), name, field.default, text, flag_values=flag_values, serializer=flags.ArgumentSerializer())
+
+
+def describe(name):
+  """A flag's help: meaning, unit, choices."""
+  meta = config_lib.FIELDS[name][1].metadata
+  text = meta['help']
+  if meta['unit']:
+    text += f' [{meta["unit"]}]'
+  if meta['choices'] is not None:
+    choices = meta['choices'] if isinstance(meta['choices'], tuple) else meta['choices'].names()
+    text += f' <{"|".join(choices)}>'
+  return text
+
+
+def configuration(flag_values=flags.FLAGS):
+  """The Config that the command line asks for: defaults, then --config, then the flags given."""
+  config = config_lib.Config()
+  if flag_values.config:
+    path = pathlib.Path(flag_values.config).expanduser()
+    if path.is_dir():
+      path = path / 'config.json'
+    if not path.is_file():
+      raise UserError(f'--config={flag_values.config}: no such file')
+    config = config_lib.Config.from_json(path.read_text(), source=str(path))
+  given = {n: flag_values[n].value for n in config_lib.FIELDS if flag_values[n].present}
+  return config.replace(**given).check()
+
+
+def help_text(doc, own, flag_values=flags.FLAGS):
+  """What --help prints: the script's docstring, its own flags, then the configuration by concern."""
+  lines = [doc.strip(), '']
+  if own:
+    lines += ['This script:'] + [_flag_line(flag_values[name], flag_values[name].help) for name in own] + ['']
+  if 'config' in flag_values:
+    group = None
+    for name, (concern, _) in config_lib.FIELDS.items():
+      if concern != group:
+        group = concern
+        doc = config_lib.Config.__dataclass_fields__[concern].type.__doc__
+        lines += ['' if lines[-1] else None, f'{concern.capitalize()}: {doc}']
+      mark = '' if config_lib.FIELDS[name][1].metadata['identity'] else ' (not part of the run\'s name)'
+      lines.append(_flag_line(flag_values[name], describe(name) + mark))
+  return '\n'.join(line for line in lines if line is not None)
+
+
+def _flag_line(flag, text):
+  default = 'unset' if flag.default in (None, '') else str(flag.default).lower() if isinstance(flag.default, bool) else flag.default
+  return f'  --{flag.name}={default}\n      {text}'
+
+
+def run(main, doc, own=()):
+  """Parses the command line and calls `main(config)`; a user's mistake ends in one line and exit status 1.
+
+  `main` returns an exit status or None; `own` names the flags that the script defined itself. A
+  script that did not call `define` gets None for config.
+  """
+  if any(a in ('--help', '-h', '-help', '--helpfull', '--helpshort') for a in sys.argv[1:]):
+    print(help_text(doc, own))
+    return
+
+  def guarded(argv):
+    logging.set_verbosity(logging.WARNING)  # jax and orbax narrate at INFO
+    try:
+      if len(argv) > 1:
+        raise UserError(f'unexpected argument {argv[1]!r}: options are given as --name=value')
+      return main(configuration() if 'config' in flags.FLAGS else None)
+    except UserError as error:
+      print(f'error: {error}', file=sys.stderr)
+      return 1
+
+  app.run(guarded)

@@ -1,0 +1,35 @@
+"""Two-dimensional convolution, dense or depthwise."""
+
+import flax.linen as nn
+from jax import lax
+
+from lepton_jax.errors import UserError
+from lepton_jax.layers.dense import param_dtype
+
+
+class Conv(nn.Module):
+  """[batch, height, width, in] -> [batch, height', width', features].
+
+  Parameters: kernel[kernel height, kernel width, in / groups, features], bias[features].
+  `groups` = in makes it depthwise. Raises UserError if the image is smaller than the kernel.
+  """
+  features: int
+  kernel_size: tuple[int, int] = (3, 3)
+  strides: int = 1
+  padding: str = 'SAME'
+  groups: int = 1
+  use_bias: bool = True
+  kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
+
+  @nn.compact
+  def __call__(self, x):
+    height, width = x.shape[1:3]
+    if self.padding == 'VALID' and (height < self.kernel_size[0] or width < self.kernel_size[1]):
+      raise UserError(f'{"/".join(self.path)}: a {self.kernel_size[0]}x{self.kernel_size[1]} convolution without padding '
+                      f'got a {height}x{width} image; use larger images (--image_size) or another model')
+    kernel = self.param('kernel', self.kernel_init, (*self.kernel_size, x.shape[-1] // self.groups, self.features), param_dtype(x))
+    y = lax.conv_general_dilated(x, kernel.astype(x.dtype), (self.strides, self.strides), self.padding,
+                                 dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=self.groups)
+    if self.use_bias:
+      y += self.param('bias', nn.initializers.zeros_init(), (self.features,), param_dtype(x)).astype(x.dtype)
+    return y

@@ -1,0 +1,74 @@
+"""Normalisation layers, chosen by name."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+
+from lepton_jax.layers.dense import param_dtype
+
+
+def _sums(x):
+  """Sum over all but the last axis as a product with ones, whose gradient XLA's CPU backend makes fast."""
+  flat = x.reshape(-1, x.shape[-1])
+  return jnp.ones((flat.shape[0],), flat.dtype) @ flat
+
+
+class BatchNorm(nn.Module):
+  """Batch normalisation over all but the last axis (arXiv:1502.03167), statistics in float32 at least.
+
+  Parameters scale, bias; running averages mean, var in collection 'batch_stats'. Under pmap the
+  statistics are averaged over `training.axis`, so that every device normalises alike.
+  """
+  momentum: float = 0.9
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x, training):
+    dtype, shape = param_dtype(x), (x.shape[-1],)
+    scale = self.param('scale', nn.initializers.ones_init(), shape, dtype)
+    bias = self.param('bias', nn.initializers.zeros_init(), shape, dtype)
+    running_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, dtype)
+    running_var = self.variable('batch_stats', 'var', jnp.ones, shape, dtype)
+    wide = x.astype(dtype)
+    if training is None:
+      mean, var = running_mean.value, running_var.value
+    else:
+      count = x.size // x.shape[-1]
+      mean = _sums(wide) / count
+      if training.axis is not None:
+        mean = lax.pmean(mean, training.axis)
+      # Two passes: a difference of large squares would lose the variance of a channel far from zero.
+      var = _sums(jnp.square(wide - mean)) / count
+      if training.axis is not None:
+        var = lax.pmean(var, training.axis)
+      if not self.is_initializing():
+        running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
+        running_var.value = self.momentum * running_var.value + (1 - self.momentum) * var
+    factor = scale * lax.rsqrt(var + self.epsilon)
+    return (wide * factor + (bias - mean * factor)).astype(x.dtype)
+
+
+class GroupNorm(nn.Module):
+  """Group normalisation (arXiv:1803.08494) with the largest number of groups up to 8 that divides the channels."""
+
+  @nn.compact
+  def __call__(self, x, training):
+    del training
+    groups = next(g for g in range(8, 0, -1) if x.shape[-1] % g == 0)
+    return nn.GroupNorm(groups, param_dtype=param_dtype(x), dtype=x.dtype)(x)
+
+
+class NoNorm(nn.Module):
+  """The identity, so that models read the same with and without normalisation."""
+
+  def __call__(self, x, training):
+    del training
+    return x
+
+
+NORMS = dict(batch=BatchNorm, group=GroupNorm, none=NoNorm)
+
+
+def make_norm(kind, name=None):
+  """A normalisation layer `f(x, training)` of the kind 'batch', 'group' or 'none'."""
+  return NORMS[kind](name=name)

@@ -1,0 +1,65 @@
+"""Pictures of a run."""
+
+import io
+
+from etils import epath
+
+
+def _axes(width, height, columns=1):
+  import matplotlib
+  matplotlib.use('Agg')
+  from matplotlib import pyplot
+  return pyplot.subplots(1, columns, figsize=(width, height), dpi=120, layout='constrained')
+
+
+def _save(figure, path):
+  """Writes a figure as PNG through memory, so that remote folders work and no half file is left."""
+  from matplotlib import pyplot
+  content = io.BytesIO()
+  figure.savefig(content, format='png')
+  pyplot.close(figure)
+  path = epath.Path(path)
+  draft = path.parent / f'.{path.name}.draft'
+  draft.write_bytes(content.getvalue())
+  draft.replace(path)
+
+
+def learning_curves(rows, path, title):
+  """Loss and accuracy (or RMSE) over epochs, training beside validation; sparsity where there is pruning."""
+  second = 'accuracy' if any('validation_accuracy' in row for row in rows) else 'rmse' if any('validation_rmse' in row for row in rows) else 'accuracy'
+  figure, axes = _axes(9, 3.6, 2)
+  marker = 'o' if len(rows) < 30 else None
+  for axis, measure in zip(axes, ('loss', second)):
+    for split, colour in (('train', '#4878a8'), ('validation', '#d1605e')):
+      points = [(row['epoch'], row[f'{split}_{measure}']) for row in rows if f'{split}_{measure}' in row]
+      if points:
+        axis.plot(*zip(*points), label=split, color=colour, marker=marker, markersize=3)
+    axis.set(xlabel='epoch', ylabel=measure if measure != 'loss' else 'loss (nats)' if second == 'accuracy' else 'loss')
+    axis.grid(alpha=0.3)
+  if any('sparsity' in row for row in rows):
+    other = axes[1].twinx()
+    other.plot([r['epoch'] for r in rows], [r.get('sparsity', 0) for r in rows], color='#777777', linestyle=':', label='sparsity')
+    other.set(ylabel='sparsity', ylim=(0, 1))
+    other.legend(loc='center right', frameon=False)
+  axes[0].legend(frameon=False)
+  figure.suptitle(title, fontsize=10)
+  _save(figure, path)
+
+
+def confusion_matrix(matrix, classes, path, title):
+  """Counts of true (rows) against predicted class, coloured by share of the row."""
+  import numpy as np
+  matrix = np.asarray(matrix)
+  side = min(max(4, 0.5 * len(classes) + 2), 16)
+  figure, axis = _axes(side, side)
+  share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+  axis.imshow(share, cmap='Blues', vmin=0, vmax=1)
+  if len(classes) <= 20:
+    for row in range(len(classes)):
+      for column in range(len(classes)):
+        axis.text(column, row, matrix[row, column], ha='center', va='center', fontsize=7, color='white' if share[row, column] > 0.5 else 'black')
+    axis.set_xticks(range(len(classes)), classes, rotation=45, ha='right')
+    axis.set_yticks(range(len(classes)), classes)
+  axis.set(xlabel='predicted', ylabel='true')
+  axis.set_title(title, fontsize=10)
+  _save(figure, path)

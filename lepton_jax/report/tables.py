@@ -1,0 +1,33 @@
+"""Tables for the terminal."""
+
+import sys
+
+# What a result table shows first, and how; the rest of result.json is for machines.
+ROWS = (('test_accuracy', '{:.2%}'), ('validation_accuracy', '{:.2%}'), ('test_loss', '{:.4f}'), ('test_rmse', '{:.6g}'), ('test_mae', '{:.6g}'),
+        ('intercept', '{:.6g}'), ('num_parameters', '{:,}'), ('sparsity', '{:.2%}'), ('quantized_kernels', '{}'), ('steps', '{:,}'), ('selected_step', '{:,}'),
+        ('train_seconds', '{:.1f}'), ('examples_per_second', '{:,.0f}'), ('device', '{}'), ('seed', '{}'))
+
+
+def print_table(title, rows):
+  """Prints (name, value) rows as a table; plain text where stdout is no terminal."""
+  from rich import box, console, table
+  grid = table.Table(title=title, title_justify='left', show_header=False, box=box.ROUNDED if sys.stdout.isatty() else box.ASCII2)
+  grid.add_column()
+  grid.add_column(justify='right')
+  for name, value in rows:
+    grid.add_row(name, value)
+  console.Console(highlight=False).print(grid)
+
+
+def result_rows(result):
+  """The rows of a result that people look at first."""
+  rows = []
+  for name, form in ROWS:
+    if result.get(name) is not None:
+      value = form.format(result[name])
+      if result.get(f'{name}_sd') is not None:
+        value += ' +- ' + form.format(result[f'{name}_sd'])
+      rows.append((name.replace('_', ' '), value))
+  for name, value in result.get('coefficients', {}).items():
+    rows.append((f'slope of {name}', f'{value:.6g}'))
+  return rows

@@ -1,0 +1,110 @@
+"""Checkpoints that are whole or not there: orbax writes them, a sha256 of every file seals them."""
+
+import hashlib
+import json
+import os
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from lepton_jax import trees
+
+SEAL = 'sha256.json'
+
+
+class Checkpoints:
+  """The checkpoints below one folder, by step.
+
+  A checkpoint counts once its seal, the hashes of all its files, is written: an interrupted save has
+  none and is passed over, a changed byte breaks it and is reported.
+  """
+
+  def __init__(self, folder, keep=2):
+    self._folder, self._keep = epath.Path(folder), keep
+    self._manager = None
+
+  def steps(self):
+    """Steps with a folder, sealed or not, newest first."""
+    return sorted((int(p.name) for p in self._folder.iterdir() if p.name.isdigit()), reverse=True) if self._folder.exists() else []
+
+  def save(self, step, state):
+    """Writes and seals the state of a step; one that is there already stays."""
+    if self._manager is None:
+      policy = ocp.checkpoint_managers.LatestN(self._keep)
+      self._manager = ocp.CheckpointManager(self._folder, options=ocp.CheckpointManagerOptions(
+          preservation_policy=policy, enable_async_checkpointing=False, create=True))
+    if not self.problem(step):
+      return
+    self._manager.save(step, args=ocp.args.StandardSave(_flat(state)), force=True)
+    self._manager.wait_until_finished()
+    if jax.process_index() == 0:
+      folder = self._folder / str(step)
+      draft = folder / f'{SEAL}.draft'
+      draft.write_text(json.dumps(_hashes(folder)))
+      draft.rename(folder / SEAL)
+
+  def problem(self, step):
+    """What is wrong with a checkpoint, in words, or '' for a whole one."""
+    folder = self._folder / str(step)
+    try:
+      sealed = json.loads((folder / SEAL).read_text())
+    except FileNotFoundError:
+      return f'{folder} was not finished'
+    except ValueError:
+      return f'{folder / SEAL} is damaged'
+    found = _hashes(folder)
+    for file in sorted(sealed.keys() | found.keys() if isinstance(sealed, dict) else ()):
+      if sealed.get(file) != found.get(file):
+        state = 'is missing' if file not in found else 'does not belong there' if file not in sealed else 'is damaged'
+        return f'{folder / file} {state}'
+    return '' if isinstance(sealed, dict) else f'{folder / SEAL} is damaged'
+
+  def latest(self, report=print):
+    """The newest whole checkpoint's step, or None; `report` is told of each that is passed over."""
+    for step in self.steps():
+      problem = self.problem(step)
+      if not problem:
+        return step
+      report(f'checkpoint passed over: {problem}')
+    return None
+
+  def discard_after(self, step):
+    """Removes checkpoints later than `step` (None: all) and unfinished saves, which would be in a new save's way."""
+    for folder in list(self._folder.iterdir()) if self._folder.exists() else ():
+      if not folder.name.isdigit() or step is None or int(folder.name) > step:
+        folder.rmtree()
+
+  def restore(self, step, template):
+    """The state saved at `step`, with the structure, dtypes and placement of `template`'s arrays."""
+    wanted = _flat(template)
+    with ocp.StandardCheckpointer() as reader:
+      saved = reader.restore(self._folder / str(step) / 'default', jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted))
+    return jax.tree.unflatten(jax.tree.structure(template), [saved[name] for name in wanted])
+
+  def restore_named(self, step):
+    """What was saved at `step`, a tree of dictionaries of numpy arrays, without knowing its shape beforehand."""
+    with ocp.StandardCheckpointer() as reader:
+      saved = reader.restore(self._folder / str(step) / 'default')
+    return trees.nest({name.replace('.', '/'): np.asarray(leaf) for name, leaf in saved.items()})
+
+  def close(self):
+    if self._manager is not None:
+      self._manager.close()
+
+
+def _flat(tree):
+  """{'params.conv1.kernel': leaf}, in tree order: one level, whatever optax nests."""
+  return {name.replace('/', '.'): leaf for name, leaf in trees.named(tree).items()}
+
+
+def _hashes(folder):
+  """{relative path: sha256} of every file below a folder but the seal."""
+  hashes = {}
+  for root, _, files in os.walk(folder):
+    for file in files:
+      if not file.startswith(SEAL):
+        path = os.path.join(root, file)
+        hashes[os.path.relpath(path, folder)] = hashlib.sha256(epath.Path(path).read_bytes()).hexdigest()
+  return hashes

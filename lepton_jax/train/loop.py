@@ -1,0 +1,150 @@
+"""The training loop: steps, and at each epoch's end evaluation, the best weights, a row, a checkpoint."""
+
+import collections
+import math
+import signal
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lepton_jax.train import state as state_lib
+
+# Measurements are looked at this many steps late, so that the device always has work queued.
+LAG = 2
+
+
+class NotFinite(Exception):
+  """A measurement became NaN or infinite; the message says which and when."""
+
+
+class Interrupted(Exception):
+  """SIGTERM or SIGINT arrived; the state was saved."""
+
+
+class StopSignal:
+  """A context in which SIGTERM and SIGINT only set `arrived`; a second SIGINT interrupts at once."""
+
+  def __init__(self):
+    self.arrived = None
+
+  def __enter__(self):
+    self._before = {}
+    if threading.current_thread() is threading.main_thread():
+      self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+    return self
+
+  def _note(self, number, frame):
+    del frame
+    if self.arrived is not None and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    self.arrived = signal.Signals(number).name
+
+  def __exit__(self, *_):
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+
+def fit(state, *, step_fn, batch_at, total_steps, steps_per_epoch, hooks, evaluate, selectable_from, patience,
+        save, save_every, record, progress, describe=lambda state: {}, stop=None):
+  """Trains to `total_steps` or until patience runs out; returns (state, seconds, steps timed).
+
+  Everything that decides what happens next is in `state`, so continuing from any saved state gives
+  the same result as never having stopped.
+
+  Args:
+    state: a TrainState; its step says where to begin.
+    step_fn: (state, batch) -> (state, measurements), compiled.
+    batch_at: step -> batch, on the device.
+    hooks: each (state, step) -> state, called before the step, in order.
+    evaluate: state -> {measurement: float} on validation; {} without validation examples. 'score' ranks
+      (higher is better, then lower 'loss').
+    selectable_from: first step whose weights may be the best (before it, pruning is under way).
+    patience: epochs without a new best before stopping; 0 never stops.
+    save: state -> None, writes a checkpoint.
+    save_every: epochs between checkpoints.
+    record, progress: see record.py.
+    describe: state -> {name: float}, more for each row.
+    stop: a StopSignal, or None.
+
+  Raises:
+    NotFinite: a loss or gradient became NaN or infinite.
+    Interrupted: after saving, when `stop` was asked for.
+  """
+  start, pending = int(state.step), collections.deque()
+  seconds, timed, clock = 0.0, 0, time.monotonic()
+  began, since = clock, start  # the stretch being timed: when and at which step it began
+  earlier = record.rows[-1]['seconds'] if record.rows else 0.0
+
+  def look(limit):
+    """Checks the measurements of all but the last `limit` steps."""
+    while len(pending) > limit:
+      number, measured = pending.popleft()
+      measured = jax.device_get(measured)
+      bad = {name: float(m) for name, m in measured.items() if not np.isfinite(m)}
+      if bad:
+        values = ', '.join(f'{name} = {value}' for name, value in bad.items())
+        raise NotFinite(f'{values} at step {number} (epoch {number // steps_per_epoch + 1})')
+      progress.step(number + 1, float(measured['loss']))
+
+  if patience and int(state.stale) >= patience:
+    return state, seconds, timed
+  for step in range(start, total_steps):
+    for hook in hooks:
+      state = hook(state, step)
+    state, measured = step_fn(state, batch_at(step))
+    pending.append((step, measured))
+    look(LAG)
+    if step == start:  # the first step compiles
+      jax.block_until_ready(state.step)
+      began, since = time.monotonic(), step + 1
+    if (step + 1) % steps_per_epoch == 0 or step + 1 == total_steps:
+      look(0)
+      seconds, timed = seconds + time.monotonic() - began, timed + step + 1 - since
+      epoch = (step + 1) // steps_per_epoch
+      totals = {name: float(total) for name, total in jax.device_get(state.totals).items()}
+      validation = evaluate(state)
+      if validation and not math.isfinite(validation['loss']):
+        raise NotFinite(f'validation loss = {validation["loss"]} after step {step} (epoch {epoch})')
+      state = track_best(state, validation, step + 1 >= selectable_from)
+      row = dict(epoch=epoch, step=step + 1, **{f'train_{name}': totals[name] / totals['steps'] for name in state_lib.MEASUREMENTS},
+                 **{f'validation_{name}': value for name, value in validation.items() if name != 'score'}, **describe(state))
+      row['seconds'] = earlier + time.monotonic() - clock
+      record.add(row)
+      progress.line(format_row(row))
+      state = state.replace(totals=jax.tree.map(jnp.zeros_like, state.totals))
+      over = bool(patience) and int(state.stale) >= patience
+      if epoch % save_every == 0 or over or step + 1 == total_steps:
+        save(state)
+      if over:
+        progress.line(f'no better validation for {patience} epochs: stopping')
+        break
+      began, since = time.monotonic(), step + 1
+    if stop is not None and stop.arrived and step + 1 < total_steps:
+      look(0)
+      save(state)
+      raise Interrupted(stop.arrived)
+  return state, seconds, timed
+
+
+def track_best(state, validation, selectable):
+  """The state with `best` and `stale` brought up to date after an epoch's validation ({}: nothing to rank)."""
+  if not validation or not selectable:
+    return state
+  best = jax.device_get({k: state.best[k] for k in ('score', 'loss')})
+  new = {k: np.float32(validation[k]) for k in ('score', 'loss')}
+  if (new['score'], -new['loss']) > (best['score'], -best['loss']):
+    fresh = dict({k: jnp.full_like(state.best[k], new[k]) for k in new}, step=jnp.copy(state.step), weights=jax.tree.map(jnp.copy, state.evaluated))
+    return state.replace(best=fresh, stale=jnp.zeros_like(state.stale))
+  return state.replace(stale=state.stale + 1)
+
+
+def format_row(row):
+  """One line of an epoch for people."""
+  parts = [f'epoch {row["epoch"]:>3}', f'step {row["step"]:>6}', f'loss {row["train_loss"]:.4f}']
+  for name in ('validation_loss', 'validation_accuracy', 'validation_rmse', 'sparsity'):
+    if name in row:
+      parts.append(f'{name.replace("_", " ")} {row[name]:.4f}')
+  return '  '.join([*parts, f'{row["seconds"]:.1f} s'])

@@ -1,0 +1,90 @@
+"""One pure step on one device or on many: jit, jit over sharded batches, or pmap."""
+
+import functools
+import typing
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from lepton_jax.errors import UserError
+
+AXIS = 'data'
+
+
+class Parallel(typing.NamedTuple):
+  """How a run is laid out.
+
+  Attributes:
+    axis: name of the device axis that the step must average over, or None (pmap only).
+    rows: the slice of a global batch that this process feeds.
+    step: compiles `(state, batch) -> (state, measurements)`; the old state is given up.
+    predict: compiles `(state, batch) -> outputs[batch, ...]`, whole on every process.
+    put_state, put_batch, put_examples: move host arrays to where `step` and `predict` want them.
+  """
+  axis: str | None
+  rows: slice
+  step: typing.Callable
+  predict: typing.Callable
+  put_state: typing.Callable
+  put_batch: typing.Callable
+  put_examples: typing.Callable
+
+
+def make_parallel(mode, batch_size, devices=0):
+  """The layout for `--parallel=mode` over `devices` devices (0: all, of all processes).
+
+  Raises UserError if the batch does not divide by the devices, naming the nearest sizes that do.
+  """
+  if mode == 'jit':
+    if jax.process_count() > 1:
+      raise UserError('--parallel=jit uses one device of one process; with several processes pass --parallel=sharded or pmap')
+    put = functools.partial(jax.device_put, device=jax.devices()[0])
+    return Parallel(None, slice(None), functools.partial(jax.jit, donate_argnums=0), jax.jit, put, put, put)
+  chosen = _choose(devices)
+  local = sum(d.process_index == jax.process_index() for d in chosen)
+  check_divides(batch_size, len(chosen))
+  mesh = jax.sharding.Mesh(np.array(chosen), (AXIS,), axis_types=(AxisType.Auto,))
+  whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
+  share = batch_size // jax.process_count()
+  rows = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+
+  def put_state(state):  # from every process's own copy, so that arrays span processes
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, whole, np.asarray(x).__getitem__), state)
+
+  def put_sharded(batch):
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, np.asarray(x)), batch)
+
+  def put_stacked(batch):
+    return jax.tree.map(lambda x: np.asarray(x).reshape(local, -1, *x.shape[1:]), batch)
+
+  predict = functools.partial(jax.jit, out_shardings=whole)
+  if mode == 'sharded':
+    step = functools.partial(jax.jit, donate_argnums=0, out_shardings=whole)
+    return Parallel(None, rows, step, predict, put_state, put_sharded, put_sharded)
+
+  def span(array):  # several processes: pmap's result is each process's own; the same buffers as one array over all
+    return jax.make_array_from_single_device_arrays(array.shape, whole, [shard.data for shard in array.addressable_shards])
+
+  def step(function):  # state goes in and comes out whole, so it never needs replicating or picking apart
+    if jax.process_count() == 1:
+      return jax.pmap(function, AXIS, in_axes=(None, 0), out_axes=None, devices=chosen, donate_argnums=0)
+    mapped = jax.pmap(function, AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=0)
+    return lambda state, batch: jax.tree.map(span, mapped(state, batch))
+
+  return Parallel(AXIS, rows, step, predict, put_state, put_stacked, put_sharded)
+
+
+def _choose(devices):
+  if devices > len(jax.devices()) or (devices and jax.process_count() > 1 and devices != len(jax.devices())):
+    raise UserError(f'--devices={devices}: there are {len(jax.devices())}; with several processes all are used. '
+                    'On a CPU, --cpu_devices makes more')
+  return jax.devices()[:devices] if devices else jax.devices()
+
+
+def check_divides(batch_size, devices):
+  """Raises UserError unless every device gets the same number of examples."""
+  if batch_size % devices:
+    below = batch_size // devices * devices
+    near = f'{below} or {below + devices}' if below else f'{devices} or {2 * devices}'
+    raise UserError(f'--batch_size={batch_size} does not divide by {devices} devices; the nearest sizes that do: {near}')

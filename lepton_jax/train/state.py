@@ -1,0 +1,55 @@
+"""Everything a training run is at one moment, as arrays."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Arrays only, so that a run can be sharded, donated, saved and compared bit for bit.
+
+  Attributes:
+    step: int32[], updates made so far.
+    params: trained weights.
+    quant: trained activation ranges {site: {low, high}}; empty without quantisation.
+    model_state: batch statistics.
+    opt_state: the optimizer's.
+    masks: {kernel name: 0 or 1}; empty without pruning.
+    ema: moving average of `trained`; empty when off.
+    best: what was evaluated at the best validation, and its measurements; empty until there is one.
+    stale: int32[], epochs since the best.
+    totals: sums of this epoch's measurements and their count.
+    hparams: {name: f32[]}, the strengths that are not zero.
+    key: PRNG key of the run; steps fold in their number.
+  """
+  step: jax.Array
+  params: dict
+  quant: dict
+  model_state: dict
+  opt_state: tuple
+  masks: dict
+  ema: dict
+  best: dict
+  stale: jax.Array
+  totals: dict
+  hparams: dict
+  key: jax.Array
+
+  @property
+  def trained(self):
+    """What the gradient is taken of."""
+    return dict(params=self.params, quant=self.quant)
+
+  @property
+  def evaluated(self):
+    """What is evaluated and kept: the moving average where there is one, with the batch statistics."""
+    return dict(self.ema or self.trained, model_state=self.model_state)
+
+
+MEASUREMENTS = ('loss', 'accuracy', 'gradient_norm')
+
+
+def zero_totals():
+  """Sums of measurements at the start of an epoch."""
+  return {name: jnp.zeros((), jnp.float32) for name in (*MEASUREMENTS, 'steps')}
