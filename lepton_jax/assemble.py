@@ -12,12 +12,15 @@ import numpy as np
 from lepton_jax import layers, losses, metrics, models, registry, trees
 from lepton_jax.compress.prune import masks as prune_masks
 from lepton_jax.compress.prune import schedule as prune_schedule
-from lepton_jax.compress.quantize import quantizers, sites as quantize_sites
+from lepton_jax.compress.quantize import quantizers
+from lepton_jax.compress.quantize import sites as quantize_sites
 from lepton_jax.data import augment as augment_lib
 from lepton_jax.data import batches as batches_lib
 from lepton_jax.data import dataset as dataset_lib
 from lepton_jax.errors import UserError
-from lepton_jax.train import optim, schedules, state as state_lib, step as step_lib
+from lepton_jax.train import optim, schedules
+from lepton_jax.train import state as state_lib
+from lepton_jax.train import step as step_lib
 
 MODEL_OPTIONS = ('width', 'depth', 'activation', 'norm', 'dropout')
 # Penalties are the registered ones; each is a field of config.Regularize by the same name.

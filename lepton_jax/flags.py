@@ -6,9 +6,7 @@ Only absl and the standard library are imported here, so `--help` answers at onc
 import pathlib
 import sys
 
-from absl import app
-from absl import flags
-from absl import logging
+from absl import app, flags, logging
 
 from lepton_jax import config as config_lib
 from lepton_jax.errors import UserError

@@ -1,9 +1,9 @@
 """Two-dimensional convolution, dense or depthwise."""
 
 import flax.linen as nn
-from jax import lax
 
 from lepton_jax.errors import UserError
+from lepton_jax.layers.convolve import convolve
 from lepton_jax.layers.dense import param_dtype
 
 
@@ -28,8 +28,7 @@ class Conv(nn.Module):
       raise UserError(f'{"/".join(self.path)}: a {self.kernel_size[0]}x{self.kernel_size[1]} convolution without padding '
                       f'got a {height}x{width} image; use larger images (--image_size) or another model')
     kernel = self.param('kernel', self.kernel_init, (*self.kernel_size, x.shape[-1] // self.groups, self.features), param_dtype(x))
-    y = lax.conv_general_dilated(x, kernel.astype(x.dtype), (self.strides, self.strides), self.padding,
-                                 dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=self.groups)
+    y = convolve(x, kernel.astype(x.dtype), (self.strides, self.strides), self.padding, self.groups)
     if self.use_bias:
       y += self.param('bias', nn.initializers.zeros_init(), (self.features,), param_dtype(x)).astype(x.dtype)
     return y

@@ -1,0 +1,73 @@
+"""Run folders, read back: result, configuration, weights, a network ready to predict."""
+
+import dataclasses
+import json
+
+from etils import epath
+
+from lepton_jax import assemble, evaluation, machine
+from lepton_jax import config as config_lib
+from lepton_jax.errors import UserError
+
+RESULT = 'result.json'
+
+
+def read_result(folder):
+  """The result of a finished run folder, or None."""
+  path = epath.Path(folder) / RESULT
+  return json.loads(path.read_text()) if path.exists() else None
+
+
+def read_config(folder):
+  """The configuration of a run folder; raises UserError if it is none."""
+  path = epath.Path(folder).expanduser() / 'config.json'
+  if not path.exists():
+    raise UserError(f'{folder} is not a run folder: it has no config.json')
+  return config_lib.Config.from_json(path.read_text(), source=str(path))
+
+
+def read_weights(folder):
+  """({'params', 'quant', 'model_state'}, step) of a finished run; raises UserError for anything else, damage included."""
+  from lepton_jax.train import checkpoint
+  read_config(folder)
+  store = checkpoint.Checkpoints(epath.Path(folder).expanduser() / 'weights')
+  problems = []
+  step = store.latest(problems.append)
+  if step is None:
+    raise UserError(f'{folder} holds no finished weights{": " + "; ".join(problems) if problems else ""}; run it to its end first')
+  return dict(dict(params={}, quant={}, model_state={}), **store.restore_named(step)), step
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A finished run, ready to predict. `data` is its data set, `network` its forward pass."""
+  config: config_lib.Config
+  data: object
+  network: object
+  weights: dict
+  hparams: dict
+
+  def logits(self, inputs, batch_size=None):
+    """f32[n, outputs] for raw inputs [n, ...] as the data set gives them; in regression, values in the target's units."""
+    import numpy as np
+
+    from lepton_jax.train import parallel
+    layout = parallel.make_parallel('jit', 1)
+    split = dict(inputs=(inputs, np.zeros(len(inputs), np.int32)))
+    holder = dataclasses.replace(self.data, splits=split)
+    outputs, _ = evaluation.predictions(layout.predict(self.network.predict), self.weights, self.hparams, holder, 'inputs',
+                             batch_size or self.config.data.batch_size, layout)
+    return outputs * self.network.target[1] + self.network.target[0] if self.network.loss == 'mse' else outputs
+
+
+def load(folder, **overrides):
+  """The Trained run in a folder; `overrides` replace configuration fields such as data_dir."""
+  import jax
+  import jax.numpy as jnp
+  config = read_config(folder).replace(**overrides).check()
+  data = assemble.load_data(config)
+  machine.start(config.run)
+  weights, _ = read_weights(folder)
+  network = assemble.make_network(config, data)
+  network = assemble.with_compression(network, weights['params'], weights['model_state'], data)
+  return Trained(config, data, network, jax.tree.map(jnp.asarray, weights), assemble.strengths(config, network))
