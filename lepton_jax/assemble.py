@@ -18,6 +18,7 @@ from lepton_jax.data import augment as augment_lib
 from lepton_jax.data import batches as batches_lib
 from lepton_jax.data import dataset as dataset_lib
 from lepton_jax.errors import UserError
+from lepton_jax.precision import at_least_single
 from lepton_jax.train import optim, schedules
 from lepton_jax.train import state as state_lib
 from lepton_jax.train import step as step_lib
@@ -50,7 +51,7 @@ class Network:
 
   def normalize(self, inputs):
     """Raw inputs[batch, ...] to zero mean and unit deviation in the compute precision."""
-    dtype = jnp.promote_types(self.config.architecture.dtype, jnp.float32)
+    dtype = at_least_single(self.config.architecture.dtype)
     return (inputs.astype(dtype) - self.mean.astype(dtype)) / self.std.astype(dtype)
 
   def normalize_batch(self, batch):
@@ -64,7 +65,7 @@ class Network:
 
   def forward(self, weights, model_state, inputs, hparams, training=None, key=None):
     """Logits f32[batch, outputs] and the new model_state, from weights that count already and normalised inputs."""
-    precision = jnp.promote_types(self.config.architecture.dtype, jnp.float32)
+    precision = at_least_single(self.config.architecture.dtype)
     call = functools.partial(self.module.apply, {'params': weights['params'], **model_state},
                              inputs.astype(self.config.architecture.dtype), training,
                              rngs=None if key is None else {'dropout': key},
@@ -271,7 +272,7 @@ def make_step(network, optimizer, frozen, num_classes, axis=None):
 
 def initial_state(config, network, params, model_state, optimizer, hparams, initial):
   """The TrainState before the first step. Activation ranges start at 0 and are calibrated by a hook."""
-  ranges = {f'{site}/{end}': jnp.zeros((), jnp.promote_types(config.architecture.dtype, jnp.float32)) for site in network.sites for end in ('low', 'high')}
+  ranges = {f'{site}/{end}': jnp.zeros((), at_least_single(config.architecture.dtype)) for site in network.sites for end in ('low', 'high')}
   trained = dict(params=params, quant=trees.nest(ranges))
   named = trees.named(params)
   state = state_lib.TrainState(

@@ -4,7 +4,7 @@ import flax.linen as nn
 
 from lepton_jax.errors import UserError
 from lepton_jax.layers.convolve import convolve
-from lepton_jax.layers.dense import param_dtype
+from lepton_jax.precision import at_least_single
 
 
 class Conv(nn.Module):
@@ -27,8 +27,8 @@ class Conv(nn.Module):
     if self.padding == 'VALID' and (height < self.kernel_size[0] or width < self.kernel_size[1]):
       raise UserError(f'{"/".join(self.path)}: a {self.kernel_size[0]}x{self.kernel_size[1]} convolution without padding '
                       f'got a {height}x{width} image; use larger images (--image_size) or another model')
-    kernel = self.param('kernel', self.kernel_init, (*self.kernel_size, x.shape[-1] // self.groups, self.features), param_dtype(x))
+    kernel = self.param('kernel', self.kernel_init, (*self.kernel_size, x.shape[-1] // self.groups, self.features), at_least_single(x.dtype))
     y = convolve(x, kernel.astype(x.dtype), (self.strides, self.strides), self.padding, self.groups)
     if self.use_bias:
-      y += self.param('bias', nn.initializers.zeros_init(), (self.features,), param_dtype(x)).astype(x.dtype)
+      y += self.param('bias', nn.initializers.zeros_init(), (self.features,), at_least_single(x.dtype)).astype(x.dtype)
     return y

@@ -1,12 +1,8 @@
 """Fully connected layer."""
 
 import flax.linen as nn
-import jax.numpy as jnp
 
-
-def param_dtype(x):
-  """Parameters keep at least single precision, whatever the compute dtype."""
-  return jnp.promote_types(x.dtype, jnp.float32)
+from lepton_jax.precision import at_least_single
 
 
 class Dense(nn.Module):
@@ -17,8 +13,8 @@ class Dense(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.features), param_dtype(x))
+    kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.features), at_least_single(x.dtype))
     y = x @ kernel.astype(x.dtype)
     if self.use_bias:
-      y += self.param('bias', nn.initializers.zeros_init(), (self.features,), param_dtype(x)).astype(x.dtype)
+      y += self.param('bias', nn.initializers.zeros_init(), (self.features,), at_least_single(x.dtype)).astype(x.dtype)
     return y

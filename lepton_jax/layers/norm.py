@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 
-from lepton_jax.layers.dense import param_dtype
+from lepton_jax.precision import at_least_single
 
 
 def _sums(x):
@@ -24,7 +24,7 @@ class BatchNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x, training):
-    dtype, shape = param_dtype(x), (x.shape[-1],)
+    dtype, shape = at_least_single(x.dtype), (x.shape[-1],)
     scale = self.param('scale', nn.initializers.ones_init(), shape, dtype)
     bias = self.param('bias', nn.initializers.zeros_init(), shape, dtype)
     running_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, dtype)
@@ -55,7 +55,7 @@ class GroupNorm(nn.Module):
   def __call__(self, x, training):
     del training
     groups = next(g for g in range(8, 0, -1) if x.shape[-1] % g == 0)
-    return nn.GroupNorm(groups, param_dtype=param_dtype(x), dtype=x.dtype)(x)
+    return nn.GroupNorm(groups, param_dtype=at_least_single(x.dtype), dtype=x.dtype)(x)
 
 
 class NoNorm(nn.Module):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lepton_jax import trees
+from lepton_jax.precision import at_least_single
 
 
 def straight_through(exact, rounded):
@@ -28,7 +29,7 @@ def affine(x, low, high, bits):
   Differentiable in x, low and high, as in LSQ+ (arXiv:2004.09576): a range learns from its rounding
   errors and from what it clips. x[batch, ...]; low, high, bits scalars.
   """
-  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  wide = x.astype(at_least_single(x.dtype))
   levels = 2.0 ** bits - 1
   # LSQ's gradient scale. Elements are counted per example, so that splitting a batch changes nothing.
   gain = lax.rsqrt(levels * max(x.size // x.shape[0], 1)).astype(wide.dtype)

@@ -6,6 +6,8 @@ Layers are reached by intercepting their calls, so a model needs no change, insi
 import flax.linen as nn
 import jax.numpy as jnp
 
+from lepton_jax.precision import at_least_single
+
 
 def intercept_inputs(transform):
   """A context in which `transform(path, x)` replaces the first argument of every module's call; path is 'block1/conv1'."""
@@ -31,7 +33,7 @@ def observe(forward, sites):
 
   def watch(path, x):
     if path in sites and jnp.issubdtype(x.dtype, jnp.floating):
-      wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+      wide = x.astype(at_least_single(x.dtype))
       low, high = jnp.min(wide), jnp.max(wide)
       if path in ranges:
         low, high = jnp.minimum(low, ranges[path]['low']), jnp.maximum(high, ranges[path]['high'])

@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# Runs an experiment in a virtual environment of its own, made on first use.
+#
+#   ./launch.sh                      train a small CNN on 5,000 real MNIST images
+#   ./launch.sh train --help         any script of experiments/, with its flags
+#   ./launch.sh test [pytest flags]  the test suite
+#
+# LEPTON_PLATFORM=cpu|cuda|tpu chooses the JAX to install and use; unset, it is detected.
+# LEPTON_VENV is the environment's folder (default: .venv beside this script).
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+venv=${LEPTON_VENV:-$root/.venv}
+
+detect_platform() {
+  if [ -e /dev/nvidiactl ] || command -v nvidia-smi >/dev/null 2>&1; then echo cuda
+  elif [ -e /dev/accel0 ] || [ -n "${TPU_NAME:-}${TPU_WORKER_ID:-}" ]; then echo tpu
+  else echo cpu; fi
+}
+
+platform=${LEPTON_PLATFORM:-$(detect_platform)}
+case $platform in
+  cpu) extra='' ;;
+  cuda) extra='jax[cuda13]' ;;
+  tpu) extra='jax[tpu]' ;;
+  *) echo "error: LEPTON_PLATFORM=$platform: allowed are cpu, cuda, tpu" >&2; exit 1 ;;
+esac
+
+find_python() {
+  for name in python3.12 python3.11 python3.13 python3.14 python3 python; do
+    if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then echo "$name"; return; fi
+  done
+  echo "error: no Python >= 3.11 on the PATH; install one, or uv (https://docs.astral.sh/uv)" >&2
+  return 1
+}
+
+# install STAMP REQUIREMENTS...: once per content of the requirement files and platform.
+install() {
+  local stamp="$venv/.lepton-$1-$platform"; shift
+  local wanted; wanted=$(cat "$root"/requirements*.txt "$root/pyproject.toml" && echo "$root")
+  [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && return
+  echo "installing into $venv for $platform" >&2
+  if command -v uv >/dev/null 2>&1; then
+    [ -x "$venv/bin/python" ] || uv venv --quiet --python '>=3.11' "$venv" >&2
+    uv pip install --quiet --python "$venv/bin/python" "$@" ${extra:+"$extra"} -e "$root" >&2
+  else
+    if [ ! -x "$venv/bin/python" ]; then
+      local python; python=$(find_python)
+      "$python" -m venv "$venv" >&2
+    fi
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@" ${extra:+"$extra"} -e "$root" >&2
+  fi
+  printf '%s\n' "$wanted" >"$stamp"
+}
+
+experiments() {
+  for file in "$root"/experiments/[a-z]*.py; do basename "$file" .py; done | tr '\n' ' '
+}
+
+command=${1:-}
+case $command in
+  '') set -- --augment_crop=2; command=train
+      echo "./launch.sh train $*" ;;
+  -*) command=train ;;
+  *) shift ;;
+esac
+
+if [ "$command" != test ] && [ ! -f "$root/experiments/$command.py" ]; then
+  echo "error: no experiment '$command'; there are: $(experiments)and test" >&2
+  exit 1
+fi
+
+case $platform in
+  cpu) export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu} ;;
+  cuda) export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu} ;;
+esac
+
+if [ "$command" = test ]; then
+  install dev -r "$root/requirements-dev.txt"
+  cd "$root"
+  exec "$venv/bin/python" -m pytest "$@"
+fi
+install run -r "$root/requirements.txt"
+exec "$venv/bin/python" -m "experiments.$command" "$@"

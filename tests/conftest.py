@@ -1,0 +1,36 @@
+"""Four virtual devices, strict promotion, and a home of their own for every test session's caches."""
+
+import os
+import pathlib
+import tempfile
+
+# Tests compile hundreds of programs and run each for milliseconds.
+os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update('jax_platforms', 'cpu')
+jax.config.update('jax_num_cpu_devices', 4)
+jax.config.update('jax_numpy_dtype_promotion', 'strict')
+
+# Shared by all workers of a session, so that data are decoded and programs compiled once.
+os.environ.setdefault('LEPTON_TEST_CACHE', tempfile.mkdtemp(prefix='lepton-test-'))
+os.environ['XDG_CACHE_HOME'] = os.environ['LEPTON_TEST_CACHE']
+os.environ.setdefault('MPLCONFIGDIR', os.environ['LEPTON_TEST_CACHE'])
+
+
+@pytest.fixture(scope='session')
+def tfds_dir():
+  """Prepared TFDS data beside the checkout; tests that read it are skipped elsewhere."""
+  folder = pathlib.Path(__file__).parents[2] / 'shared' / 'tfds'
+  if not (folder / 'mnist').is_dir():
+    pytest.skip(f'no prepared TFDS data in {folder}')
+  return str(folder)
+
+
+@pytest.fixture
+def small():
+  """A configuration whose run takes seconds: an MLP on 8x8 digits."""
+  from lepton_jax.config import Config
+  return Config().replace(model='mlp', dataset='digits', epochs=2, batch_size=32, tensorboard=False, pictures=False)

@@ -1,0 +1,114 @@
+import dataclasses
+import json
+
+import pytest
+from absl import flags as absl_flags
+
+from lepton_jax import config as config_lib
+from lepton_jax import flags, registry
+from lepton_jax.config import FIELDS, Config
+from lepton_jax.errors import UserError
+
+
+def parse(*arguments):
+  values = absl_flags.FlagValues()
+  flags.define(values)
+  values(['program', *arguments])
+  return flags.configuration(values)
+
+
+def test_no_flags_give_the_defaults():
+  assert parse() == Config()
+
+
+def test_every_field_is_a_flag_and_survives_json():
+  given = dict(model='resnet8', width=0.5, learning_rate=0.01, augment_flip=True, epochs=7, freeze='stage1')
+  config = parse(*(f'--{name}={value}' for name, value in given.items()))
+  assert {n: config.flat()[n] for n in given} == given
+  assert Config.from_json(config.to_json()) == config
+  assert all(field.metadata['help'] for _, field in FIELDS.values())
+
+
+def test_config_file_is_overridden_by_flags(tmp_path):
+  (tmp_path / 'config.json').write_text(Config().replace(model='mlp', epochs=3).to_json())
+  config = parse(f'--config={tmp_path}/config.json', '--epochs=5')
+  assert (config.architecture.model, config.training.epochs) == ('mlp', 5)
+
+
+@pytest.mark.parametrize('argument, words', [
+    ('--model=resnet9', ("'resnet9'", "did you mean 'resnet8'", 'lenet5')),
+    ('--optimizer=adan', ("did you mean 'adam'", 'sgd')),
+    ('--epoch=3', ('epoch', 'epochs')),
+    ('--epochs=0', ('must be at least 1',)),
+    ('--epochs=two', ("'two'", 'int')),
+    ('--dropout=1.5', ('at least 0 and at most 0.99',)),
+    ('--learning_rate=nan', ('must be at least 0',)),
+])
+def test_a_bad_flag_says_what_is_allowed(argument, words):
+  with pytest.raises(absl_flags.Error) as error:
+    parse(argument)
+  for word in words:
+    assert word in str(error.value)
+
+
+@pytest.mark.parametrize('values, words', [
+    (dict(quantize_weight_bits=1), '2 to 16'), (dict(prune_begin=0.9), 'prune_end'), (dict(folds=1), 'at least 2'),
+])
+def test_fields_that_contradict_each_other(values, words):
+  with pytest.raises(UserError, match=words):
+    Config().replace(**values).check()
+
+
+@pytest.mark.parametrize('text, words', [
+    ('{"architecture": {"modle": "lenet5"}}', "did you mean 'model'"), ('[1]', 'not the JSON'), ('{', 'not the JSON'),
+    ('{"training": {"epochs": "3"}}', 'must be of type int'), ('{"training": {"epochs": true}}', 'must be of type int'),
+])
+def test_a_damaged_config_file_is_named(text, words):
+  with pytest.raises(UserError, match=words):
+    Config.from_json(text, source='there')
+
+
+def test_identity_ignores_exactly_the_fields_that_cannot_change_a_result():
+  base = Config()
+  for name, (_, field) in FIELDS.items():
+    kind, _ = config_lib.value_type(name)
+    other = 'other' if kind is str else not field.default if kind is bool else kind((field.default or 0) + 1)
+    assert (base.replace(**{name: other}).identity() != base.identity()) == field.metadata['identity'], name
+
+
+def test_run_name_is_for_people_and_machines():
+  assert Config().name() == f'lenet5-mnist5k-{Config().identity()}'
+  assert Config().replace(dataset='folder:/data/cats-dogs/').name().startswith('lenet5-cats-dogs-')
+  assert Config().replace(dataset='csv:/data/prices.csv', model='linear').name().startswith('linear-prices-')
+
+
+def test_configurations_are_frozen():
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    Config().training.epochs = 3
+
+
+def test_registry_finds_names_without_importing_and_refuses_duplicates():
+  names = registry.Registry('model', 'MODELS', 'models').names()
+  assert {'lenet5', 'resnet20'} <= set(names)
+  fresh = registry.Registry('thing', 'NONE', 'losses')
+
+  def one():
+    pass
+  fresh.register(one)
+
+  def make():
+    def one():
+      pass
+    return one
+  with pytest.raises(ValueError, match='already registered'):
+    fresh.register(make())
+  with pytest.raises(UserError, match="did you mean 'one'"):
+    fresh.get('onee')
+
+
+def test_flags_help_shows_meaning_default_unit_and_choices():
+  values = absl_flags.FlagValues()
+  flags.define(values)
+  text = flags.help_text('Doc.', (), values)
+  assert '--epochs=20' in text and '[pixels]' in text and 'lenet5|' in text
+  assert json.loads(Config().to_json())['training']['epochs'] == 20

@@ -1,0 +1,79 @@
+"""The shape of the code: who may import whom, and what a light import must not drag in."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / 'lepton_jax'
+STANDARD = {'registry', 'config', 'errors'}
+LEAVES = STANDARD | {'trees', 'losses', 'metrics', 'precision'}
+# First-party modules that each part may import, besides itself.
+ALLOWED = {
+    'errors': set(), 'registry': {'errors'}, 'config': {'registry', 'errors'}, 'flags': STANDARD,
+    'precision': set(), 'trees': STANDARD, 'losses': STANDARD, 'metrics': STANDARD,
+    'layers': LEAVES, 'models': LEAVES | {'layers'}, 'data': LEAVES, 'regularize': LEAVES | {'layers'},
+    'compress': LEAVES | {'layers'}, 'train': LEAVES, 'machine': set(),
+}
+HEAVY = {'tensorflow_datasets', 'matplotlib', 'sklearn', 'mlxtend', 'tensorboardX', 'rich', 'tensorflow'}
+
+
+def modules():
+  return sorted(PACKAGE.rglob('*.py'))
+
+
+def imports(tree, top_only=False):
+  """Dotted names a module imports; `top_only` leaves out those inside functions."""
+  nodes = tree.body if top_only else ast.walk(tree)
+  for node in nodes:
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      yield node.module
+      yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+@pytest.mark.parametrize('path', modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_follow_the_layers(path):
+  part = path.relative_to(PACKAGE).parts[0].removesuffix('.py')
+  if part not in ALLOWED:
+    return  # what assembles the parts may import all of them
+  for name in imports(ast.parse(path.read_text())):
+    parts = name.split('.')
+    if parts[0] == 'lepton_jax' and len(parts) > 1 and (PACKAGE / parts[1]).exists() | (PACKAGE / f'{parts[1]}.py').exists():
+      assert parts[1] in ALLOWED[part] | {part}, f'{path.name} imports {name}'
+
+
+@pytest.mark.parametrize('path', modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_heavy_libraries_are_imported_where_they_are_used(path):
+  tops = {name.split('.')[0] for name in imports(ast.parse(path.read_text()), top_only=True)}
+  assert not tops & HEAVY
+
+
+def test_only_layers_and_models_define_flax_modules():
+  for path in modules():
+    if path.relative_to(PACKAGE).parts[0] not in ('layers', 'models'):
+      for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ClassDef):
+          assert not any('Module' in ast.unparse(base) for base in node.bases), path
+
+
+@pytest.mark.parametrize('script', sorted(p.stem for p in (ROOT / 'experiments').glob('[a-z]*.py')))
+def test_help_needs_no_numerical_library(script):
+  code = (f'import sys, runpy; sys.argv = ["experiments/{script}.py", "--help"]\n'
+          'try: runpy.run_module("experiments.' + script + '", run_name="__main__", alter_sys=True)\n'
+          'except SystemExit: pass\n'
+          'print(sorted(m for m in ("jax", "numpy", "flax", "tensorflow_datasets") if m in sys.modules))')
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+  assert done.stdout.splitlines()[-1] == '[]', done.stdout + done.stderr
+
+
+def test_experiments_are_thin_and_say_what_they_are_for():
+  for path in (ROOT / 'experiments').glob('[a-z]*.py'):
+    text = path.read_text()
+    assert len(text.splitlines()) < 150, path
+    for word in ('Question:', 'Command:', 'Expected:', 'Cost:'):
+      assert word in ast.get_docstring(ast.parse(text)), (path, word)

@@ -1,0 +1,68 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lepton_jax import layers, models, trees
+from lepton_jax.registry import MODELS
+
+# Trainable parameters: (input, outputs) the architecture is published for, and their number.
+GOLDEN = {
+    'linear': ((28, 28, 1), 10, 7_850), 'mlp': ((28, 28, 1), 10, 118_282), 'lenet_300_100': ((28, 28, 1), 10, 266_610),
+    'lenet5': ((28, 28, 1), 10, 431_080), 'cnn_mnist': ((28, 28, 1), 10, 421_642), 'cnn_cifar': ((32, 32, 3), 10, 122_570),
+    'cnn_64': ((64, 64, 3), 10, 3_938_570), 'cnn_binary': ((150, 150, 3), 1, 4_828_481),
+    'conv2': ((32, 32, 3), 10, 4_301_642), 'conv4': ((32, 32, 3), 10, 2_425_930), 'conv6': ((32, 32, 3), 10, 2_262_602),
+    'resnet8': ((32, 32, 3), 10, 78_186), 'resnet20': ((32, 32, 3), 10, 269_722), 'resnet32': ((32, 32, 3), 10, 464_154),
+    'resnet44': ((32, 32, 3), 10, 658_586), 'resnet56': ((32, 32, 3), 10, 853_018), 'resnet18': ((32, 32, 3), 10, 11_173_962),
+    'mobilenet_v1': ((224, 224, 3), 1000, 4_231_976), 'ds_cnn': ((49, 10, 1), 12, 23_756),
+}
+# Images as small as each architecture bears, so that gradients are quick.
+SMALL = {'lenet5': 16, 'cnn_cifar': 18, 'cnn_64': 8, 'cnn_binary': 22}
+
+
+def make(name, shape, outputs, **options):
+  module = MODELS.get(name)(outputs=outputs, **options)
+  return module, jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, *shape)), None))
+
+
+@pytest.mark.parametrize('name', MODELS.names())
+def test_every_model_has_its_golden_number_of_parameters(name):
+  shape, outputs, count = GOLDEN[name]
+  assert trees.count(make(name, shape, outputs)[1]['params']) == count
+
+
+def test_resnet18_for_large_images_is_the_published_one():
+  assert trees.count(make('resnet18', (224, 224, 3), 1000)[1]['params']) == 11_689_512
+
+
+def test_mobilenet_width_factor():
+  # arXiv:1704.04861 table 6: 0.5 MobileNet-224 has 1.3 million parameters.
+  assert trees.count(make('mobilenet_v1', (224, 224, 3), 1000, width=0.5)[1]['params']) == 1_331_592
+
+
+@pytest.mark.parametrize('name', MODELS.names())
+def test_every_parameter_gets_a_gradient_and_the_head_is_named(name):
+  side, outputs = SMALL.get(name, 8), 2
+  module = MODELS.get(name)(outputs=outputs)
+  x = jax.random.normal(jax.random.key(1), (4, side, side, 1))
+  variables = jax.jit(lambda: module.init(jax.random.key(0), x, None))()
+  training = layers.Training(example=jnp.arange(4))
+
+  def loss(params):
+    logits, _ = module.apply({**variables, 'params': params}, x, training, mutable=['batch_stats'])
+    return jnp.sum(jnp.sin(logits + jnp.arange(outputs, dtype=jnp.float32))), logits
+
+  gradient, logits = jax.jit(jax.grad(loss, has_aux=True))(variables['params'])
+  assert logits.shape == (4, outputs)
+  assert models.HEAD in variables['params']
+  # A bias before batch normalisation is cancelled by the mean; its gradient is zero but for rounding.
+  still = [n for n, g in trees.named(gradient).items() if not np.any(np.asarray(g) != 0)]
+  assert not still
+
+
+def test_options_change_the_architecture():
+  count = lambda name, **options: trees.count(make(name, (32, 32, 3), 10, **options)[1]['params'])
+  assert count('resnet20', depth=5) == count('resnet32')
+  assert count('mlp', depth=3) > count('mlp') > count('mlp', width=0.5)
+  names = trees.named(make('resnet8', (32, 32, 3), 10, norm='none')[1]['params'])
+  assert not any('norm' in n for n in names)
