@@ -59,7 +59,7 @@ experiments() {
 
 command=${1:-}
 case $command in
-  '') set -- --augment_crop=2; command=train
+  '') set -- --model=cnn_mnist --dropout=0.25 --augment_crop=2; command=train
       echo "./launch.sh train $*" ;;
   -*) command=train ;;
   *) shift ;;

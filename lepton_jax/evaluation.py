@@ -3,7 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 
+from lepton_jax import metrics
 from lepton_jax.data import batches
+from lepton_jax.errors import UserError
 
 
 def evaluate_split(network, predict, weights, hparams, data, split, batch_size, layout):
@@ -36,3 +38,20 @@ def measurements(network, logits, label, hparams):
     return dict(loss=loss, rmse=float(np.sqrt(np.mean(error ** 2))), mae=float(np.mean(np.abs(error))), score=-loss)
   accuracy = mean(network.measure(jnp.asarray(logits), batch))
   return dict(loss=loss, accuracy=accuracy, score=accuracy)
+
+
+def full_report(trained, split):
+  """(everything measured of a finished run on a split as plain numbers, confusion matrix or None).
+
+  `trained` is a folder.Trained. Raises UserError for an empty split.
+  """
+  if not trained.data.size(split):
+    raise UserError(f'{trained.data.name} has no {split} examples under this run\'s options')
+  inputs, label = trained.data.splits[split]
+  logits = trained.outputs(inputs)
+  basic = measurements(trained.network, logits, label, trained.hparams)
+  report = dict(name=trained.config.name(), split=split, examples=len(label), loss=basic['loss'])
+  if trained.network.loss == 'mse':
+    return dict(report, **metrics.regression_report(trained.predict(inputs), np.asarray(label))), None
+  report.update(metrics.classification_report(logits, label, trained.data.classes))
+  return report, report['confusion']

@@ -77,7 +77,7 @@ def help_text(doc, own, flag_values=flags.FLAGS):
   """What --help prints: the script's docstring, its own flags, then the configuration by concern."""
   lines = [doc.strip(), '']
   if own:
-    lines += ['This script:'] + [_flag_line(flag_values[name], flag_values[name].help) for name in own] + ['']
+    lines += ['Flags:', *(_flag_line(flag_values[name], flag_values[name].help) for name in own), '']
   if 'config' in flag_values:
     group = None
     for name, (concern, _) in config_lib.FIELDS.items():

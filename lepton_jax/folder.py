@@ -3,11 +3,15 @@
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from etils import epath
 
-from lepton_jax import assemble, evaluation, machine
+from lepton_jax import assemble, evaluation, machine, metrics
 from lepton_jax import config as config_lib
 from lepton_jax.errors import UserError
+from lepton_jax.train import checkpoint, parallel
 
 RESULT = 'result.json'
 
@@ -28,7 +32,6 @@ def read_config(folder):
 
 def read_weights(folder):
   """({'params', 'quant', 'model_state'}, step) of a finished run; raises UserError for anything else, damage included."""
-  from lepton_jax.train import checkpoint
   read_config(folder)
   store = checkpoint.Checkpoints(epath.Path(folder).expanduser() / 'weights')
   problems = []
@@ -47,23 +50,22 @@ class Trained:
   weights: dict
   hparams: dict
 
-  def logits(self, inputs, batch_size=None):
-    """f32[n, outputs] for raw inputs [n, ...] as the data set gives them; in regression, values in the target's units."""
-    import numpy as np
-
-    from lepton_jax.train import parallel
+  def outputs(self, inputs):
+    """The network's outputs f32[n, outputs], logits for classes, for raw inputs[n, ...] as the data set gives them."""
     layout = parallel.make_parallel('jit', 1)
-    split = dict(inputs=(inputs, np.zeros(len(inputs), np.int32)))
-    holder = dataclasses.replace(self.data, splits=split)
-    outputs, _ = evaluation.predictions(layout.predict(self.network.predict), self.weights, self.hparams, holder, 'inputs',
-                             batch_size or self.config.data.batch_size, layout)
-    return outputs * self.network.target[1] + self.network.target[0] if self.network.loss == 'mse' else outputs
+    data = dataclasses.replace(self.data, splits=dict(given=(inputs, np.zeros(len(inputs), np.int32))))
+    return evaluation.predictions(layout.predict(self.network.predict), self.weights, self.hparams, data, 'given', self.config.data.batch_size, layout)[0]
+
+  def predict(self, inputs):
+    """Class numbers int[n], or in regression values f64[n] in the target's units."""
+    outputs = self.outputs(inputs)
+    if self.network.loss == 'mse':
+      return outputs[:, 0].astype(np.float64) * self.network.target[1] + self.network.target[0]
+    return metrics.probabilities(outputs).argmax(-1)
 
 
 def load(folder, **overrides):
   """The Trained run in a folder; `overrides` replace configuration fields such as data_dir."""
-  import jax
-  import jax.numpy as jnp
   config = read_config(folder).replace(**overrides).check()
   data = assemble.load_data(config)
   machine.start(config.run)

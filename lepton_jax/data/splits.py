@@ -9,19 +9,6 @@ def _seeded(seed):
   return np.random.Generator(np.random.Philox(seed))
 
 
-def _interleaved(label, seed, by_class):
-  """All rows, shuffled, in an order whose every stretch holds the classes in their proportions."""
-  order = _seeded(seed).permutation(len(label))
-  if not by_class:
-    return order
-  shuffled = label[order]
-  place = np.empty(len(label))
-  for value in np.unique(label):
-    rows = np.flatnonzero(shuffled == value)
-    place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
-  return order[np.argsort(place, kind='stable')]
-
-
 def hold_out(label, fraction, seed, by_class=True):
   """(kept rows, held-out rows), each sorted; round(fraction * n) rows are held out, shared fairly over the classes.
 
@@ -47,5 +34,8 @@ def fold(label, folds, index, seed, by_class=True):
   """(kept rows, validation rows) of fold `index` of `folds`: disjoint over the folds, together all rows."""
   if folds > len(label):
     raise UserError(f'--folds={folds}: there are only {len(label)} examples')
-  held = np.sort(_interleaved(label, seed, by_class)[index::folds])
+  order = _seeded(seed).permutation(len(label))
+  if by_class:  # dealt out class after class, like cards
+    order = order[np.argsort(label[order], kind='stable')]
+  held = np.sort(order[index::folds])
   return np.setdiff1d(np.arange(len(label)), held), held

@@ -31,3 +31,18 @@ def result_rows(result):
   for name, value in result.get('coefficients', {}).items():
     rows.append((f'slope of {name}', f'{value:.6g}'))
   return rows
+
+
+def print_report(title, report):
+  """Prints a full evaluation: the numbers, then one row a class."""
+  from rich import box, console, table
+  numbers = [(name.replace('_', ' '), f'{value:.4f}' if isinstance(value, float) else str(value))
+             for name, value in report.items() if not isinstance(value, (list, str)) and value is not None]
+  print_table(title, numbers)
+  if 'per_class' in report:
+    grid = table.Table(title='per class', title_justify='left', box=box.ROUNDED if sys.stdout.isatty() else box.ASCII2)
+    for name in report['per_class'][0]:
+      grid.add_column(name, justify='left' if name == 'name' else 'right')
+    for row in report['per_class']:
+      grid.add_row(*(f'{v:.4f}' if isinstance(v, float) else str(v) for v in row.values()))
+    console.Console(highlight=False).print(grid)

@@ -78,7 +78,8 @@ def make_optimizer(options, schedule, frozen=frozenset()):
     if 'clip_norm' in hparams:
       norm = trees.global_norm(gradients)
       gradients = jax.tree.map(lambda g: g * jnp.minimum(1, hparams['clip_norm'] / jnp.maximum(norm, 1e-12)).astype(g.dtype), gradients)
-    updates, opt_state = rule(hparams).update(gradients, opt_state, trained)
+    with jax.numpy_dtype_promotion('standard'):  # optax raises floats to integer step counts
+      updates, opt_state = rule(hparams).update(gradients, opt_state, trained)
     rate = hparams.get('learning_rate', 0.0) * schedule(step)
     return trees.map_named(lambda name, u: jnp.zeros_like(u) if name in frozen else (-rate * u).astype(u.dtype), updates), opt_state
 

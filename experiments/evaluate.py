@@ -1,0 +1,52 @@
+"""Evaluates a finished run in full on one of its splits.
+
+Question: where is this network right, where is it wrong, and does it know which?
+Paper: calibration error as in arXiv:1706.04599; the other measures are scikit-learn's.
+Command: ./launch.sh evaluate --run=runs/lenet5-mnist5k-3f9a2c
+Expected: the test accuracy of the run's result.json, to the last digit.
+Cost: seconds.
+
+Writes evaluation-SPLIT.json, and for classes confusion-SPLIT.png, into the run folder.
+"""
+
+import json
+import sys
+
+from absl import flags as absl_flags
+
+from lepton_jax import flags
+from lepton_jax.errors import UserError
+
+OWN = ('run', 'split', 'json', 'data_dir')
+FLAGS = absl_flags.FLAGS
+
+
+def main(config):
+  del config
+  from etils import epath
+
+  from lepton_jax import evaluation, folder
+  from lepton_jax.report import pictures, tables
+  from lepton_jax.train import record
+  if not FLAGS.run:
+    raise UserError('--run=DIR is needed: the folder that training printed')
+  trained = folder.load(FLAGS.run, **({'data_dir': FLAGS.data_dir} if FLAGS.data_dir else {}))
+  report, confusion = evaluation.full_report(trained, FLAGS.split)
+  place = epath.Path(FLAGS.run).expanduser()
+  title = f'{trained.config.name()}, {FLAGS.split}'
+  record.write_atomically(place / f'evaluation-{FLAGS.split}.json', json.dumps(report, indent=2) + '\n')
+  if confusion:
+    pictures.confusion_matrix(confusion, trained.data.classes, place / f'confusion-{FLAGS.split}.png', title)
+  if FLAGS.json:
+    print(json.dumps(report))
+  else:
+    tables.print_report(title, report)
+  return 0
+
+
+if __name__ == '__main__':
+  absl_flags.DEFINE_string('run', '', 'run folder to evaluate')
+  absl_flags.DEFINE_enum('split', 'test', ['train', 'validation', 'test'], 'split to evaluate')
+  absl_flags.DEFINE_bool('json', False, 'print one JSON object as the last line instead of tables')
+  absl_flags.DEFINE_string('data_dir', '', "folder of prepared TFDS data; empty: the run's own")
+  sys.exit(flags.run(main, __doc__, OWN))
