@@ -231,14 +231,14 @@ def with_compression(network, params, model_state, dataset):
 
 
 def strengths(config, network):
-  """{name: f32[]} of the strengths that are not zero; what is absent is absent from the program."""
+  """{name: scalar} of the strengths that are not zero; what is absent is absent from the program."""
   values = {name: getattr(group, name) for group in (config.optimization, config.regularize) for name in STRENGTHS if hasattr(group, name)}
   default = inspect.signature(registry.MODELS.get(config.architecture.model)).parameters.get('dropout')
   dropout = config.architecture.dropout
   values['dropout'] = dropout if dropout is not None else default.default if default is not None else 0.0
   values['weight_bits'] = config.quantize.quantize_weight_bits if network.quantized else 0
   values['activation_bits'] = config.quantize.quantize_activation_bits if network.sites else 0
-  return {name: jnp.asarray(value, jnp.float32) for name, value in values.items() if value}
+  return {name: jnp.asarray(value, at_least_single(config.architecture.dtype)) for name, value in values.items() if value}
 
 
 def make_step(network, optimizer, frozen, num_classes, axis=None):

@@ -21,4 +21,4 @@ class Dropout(nn.Module):
     # 32-bit draws in every precision: a float64 run drops what a float32 run drops.
     draw = jax.vmap(lambda k: jax.random.uniform(k, x.shape[1:], jnp.float32))(keys)
     keep = 1 - training.dropout
-    return jnp.where(draw < keep, x / keep.astype(x.dtype), jnp.zeros_like(x))
+    return jnp.where(draw < keep.astype(jnp.float32), x / keep.astype(x.dtype), jnp.zeros_like(x))

@@ -80,7 +80,7 @@ def make_optimizer(options, schedule, frozen=frozenset()):
       gradients = jax.tree.map(lambda g: g * jnp.minimum(1, hparams['clip_norm'] / jnp.maximum(norm, 1e-12)).astype(g.dtype), gradients)
     with jax.numpy_dtype_promotion('standard'):  # optax raises floats to integer step counts
       updates, opt_state = rule(hparams).update(gradients, opt_state, trained)
-    rate = hparams.get('learning_rate', 0.0) * schedule(step)
+    rate = hparams['learning_rate'] * schedule(step).astype(hparams['learning_rate'].dtype) if 'learning_rate' in hparams else 0.0
     return trees.map_named(lambda name, u: jnp.zeros_like(u) if name in frozen else (-rate * u).astype(u.dtype), updates), opt_state
 
   return Optimizer(init, update)

@@ -55,5 +55,6 @@ def moving_average(state, trained, finish):
   """EMA of the trained arrays, faster over the first steps so that the initial weights are soon forgotten."""
   if not state.ema:
     return state.ema
-  decay = jnp.minimum(state.hparams['ema_decay'], (1 + state.step) / (10 + state.step))
+  step = state.step.astype(state.hparams['ema_decay'].dtype)
+  decay = jnp.minimum(state.hparams['ema_decay'], (1 + step) / (10 + step))
   return finish(jax.tree.map(lambda old, new: (old + (1 - decay) * (new - old)).astype(old.dtype), state.ema, trained), state)

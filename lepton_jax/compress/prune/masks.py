@@ -13,9 +13,9 @@ def global_masks(scores, count):
   first by name order and position go, so the count is exact under ties.
   """
   names = list(scores)
-  flat = jnp.concatenate([scores[n].astype(jnp.float32).ravel() for n in names])
+  flat = jnp.concatenate([scores[n].ravel() for n in names])
   order = jnp.argsort(flat, stable=True)
-  kept = jnp.zeros(flat.shape, jnp.bool_).at[order].set(jnp.arange(flat.size) >= count)
+  kept = jnp.zeros(flat.shape, jnp.bool_).at[order].set(jnp.arange(flat.size, dtype=jnp.int32) >= count)
   masks, start = {}, 0
   for n in names:
     masks[n] = kept[start:start + scores[n].size].reshape(scores[n].shape).astype(scores[n].dtype)

@@ -1,0 +1,115 @@
+"""jit, sharded and pmap give the same numbers, on virtual devices and from two processes."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from lepton_jax import assemble, trees
+from lepton_jax.config import Config
+from lepton_jax.errors import UserError
+from lepton_jax.registry import MODELS
+from lepton_jax.train import parallel
+from tests.test_models import GOLDEN
+
+# Batch norm, dropout, augmentation with mixing, pruning and quantisation, all at once.
+EVERYTHING = dict(model='resnet8', width=0.25, dataset='digits', dtype='float64', batch_size=16, epochs=1, dropout=0.3, optimizer='momentum',
+                  learning_rate=0.05, augment_crop=1, augment_mixup=0.5, weight_decay=1e-3, prune_sparsity=0.6, prune_begin=0.0, prune_end=0.1, prune_updates=3,
+                  quantize_weight_bits=4, quantize_activation_bits=8, quantize_calibration=2, ema_decay=0.9)
+
+
+def train(mode, steps=20, **options):
+  """{name: array} of the state after some steps in a parallel mode, and the logits of its weights."""
+  config = Config().replace(**(EVERYTHING | options))
+  data = assemble.load_data(config)
+  assembly = assemble.build(config, data)
+  layout = parallel.make_parallel(mode, config.data.batch_size)
+  state, step = layout.put_state(assembly.state), layout.step(assembly.train_step(layout.axis))
+  hooks = assembly.make_hooks(layout.put_examples, layout.rows, layout.predict)
+  for i in range(steps):
+    for hook in hooks:
+      state = hook(state, i)
+    state, _ = step(state, layout.put_batch(assembly.batches.at(i, layout.rows)))
+  inputs = data.splits['test'][0][:16][layout.rows]
+  logits = layout.predict(assembly.network.predict)(state.evaluated, layout.put_examples(inputs), state.hparams)
+  return {n: np.asarray(leaf) for n, leaf in trees.named(state).items()} | {'logits': np.asarray(logits)}
+
+
+def compare(one, other):
+  assert one.keys() == other.keys()
+  for name in one:
+    np.testing.assert_allclose(other[name], one[name], rtol=1e-8, atol=1e-9 if 'totals' not in name else 1e-4, err_msg=name)
+
+
+@pytest.fixture(scope='module')
+def reference():
+  with jax.enable_x64(True):
+    return train('jit')
+
+
+@pytest.mark.parametrize('mode', ('sharded', 'pmap'))
+def test_modes_agree_in_double_precision(mode, reference):
+  assert jax.device_count() == 4
+  with jax.enable_x64(True):
+    compare(reference, train(mode))
+
+
+def test_two_processes_agree_with_one(tmp_path, reference):
+  """Two real processes of two devices each, connected by jax.distributed on the loopback."""
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    port = probe.getsockname()[1]
+  code = ('import jax, json, sys, numpy as np\n'
+          "jax.config.update('jax_platforms', 'cpu'); jax.config.update('jax_num_cpu_devices', 2); jax.config.update('jax_enable_x64', True)\n"
+          f"jax.distributed.initialize('127.0.0.1:{port}', 2, int(sys.argv[1]))\n"
+          'from tests.test_parallel import train\n'
+          "for mode in ('sharded', 'pmap'):\n"
+          "  np.savez(f'{sys.argv[2]}/{mode}-{sys.argv[1]}.npz', **{n.replace('/', '|'): a for n, a in train(mode).items()})\n")
+  environment = dict(os.environ, PYTHONPATH=str(pathlib.Path(__file__).parents[1]))
+  workers = [subprocess.Popen([sys.executable, '-c', code, str(i), str(tmp_path)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+             for i in range(2)]
+  output = [w.communicate(timeout=300)[0] for w in workers]
+  assert [w.returncode for w in workers] == [0, 0], '\n'.join(output)
+  for mode in ('sharded', 'pmap'):
+    for i in range(2):
+      with np.load(tmp_path / f'{mode}-{i}.npz') as arrays:
+        compare(reference, {n.replace('|', '/'): arrays[n] for n in arrays})
+
+
+@pytest.mark.parametrize('batch, devices, sizes', [(30, 4, '28 or 32'), (3, 4, '4 or 8'), (9, 2, '8 or 10')])
+def test_a_batch_that_does_not_divide_names_the_sizes_that_do(batch, devices, sizes):
+  with pytest.raises(UserError, match=f'--batch_size={batch} .* {sizes}'):
+    parallel.make_parallel('sharded', batch, devices)
+
+
+def test_too_many_devices_is_an_error():
+  with pytest.raises(UserError, match='--devices=9: there are 4'):
+    parallel.make_parallel('pmap', 18, 9)
+
+
+@pytest.mark.parametrize('model', MODELS.names())
+def test_every_train_step_lowers_for_gpus_and_tpus(model):
+  shape, outputs, _ = GOLDEN[model]
+  from lepton_jax.data import dataset as dataset_lib
+  classes = tuple(map(str, range(max(outputs, 2))))
+  part = (np.zeros((4, *shape), np.uint8), np.zeros(4, np.int32))
+  ones = np.ones(shape[-1], np.float32)
+  data = dataset_lib.Dataset('shape', '1', dict(train=part), classes, (), ones, ones)
+  config = Config().replace(model=model, batch_size=4, weight_decay=1e-4, prune_sparsity=0.5, quantize_weight_bits=4, quantize_activation_bits=8,
+                            augment_flip=True, ema_decay=0.9)
+  built = []
+
+  def make_state():
+    built.append(assemble.build(config, data))
+    return built[0].state
+
+  state = jax.eval_shape(make_state)
+  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), built[0].batches.at(0))
+  lowered = jax.export.export(jax.jit(built[0].train_step(None)), platforms=['cuda', 'tpu'])(state, batch)
+  assert lowered.platforms == ('cuda', 'tpu')
+  assert [a.shape for a in lowered.out_avals[:-3]] == [leaf.shape for leaf in jax.tree.leaves(state)]
