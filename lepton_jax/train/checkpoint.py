@@ -22,7 +22,8 @@ class Checkpoints:
   """
 
   def __init__(self, folder, keep=2):
-    self._folder, self._keep = epath.Path(folder), keep
+    folder = epath.Path(folder)
+    self._folder, self._keep = folder if folder.is_absolute() else folder.resolve(), keep  # orbax takes no relative path
     self._manager = None
 
   def steps(self):

@@ -131,7 +131,7 @@ def fit(state, *, step_fn, batch_at, total_steps, steps_per_epoch, hooks, evalua
 
 def track_best(state, validation, selectable):
   """The state with `best` and `stale` brought up to date after an epoch's validation ({}: nothing to rank)."""
-  if not validation or not selectable:
+  if not validation or not selectable or not state.best:
     return state
   best = jax.device_get({k: state.best[k] for k in ('score', 'loss')})
   new = {k: np.float32(validation[k]) for k in ('score', 'loss')}

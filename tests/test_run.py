@@ -1,0 +1,225 @@
+"""Whole runs, as a user starts them."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from lepton_jax import folder as folder_lib
+from lepton_jax import run
+from lepton_jax.errors import UserError
+from lepton_jax.train import loop
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def script(name, *arguments, cwd):
+  environment = dict(os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS='cpu')
+  return subprocess.Popen([sys.executable, '-m', f'experiments.{name}', *arguments], cwd=cwd, env=environment, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_train_then_evaluate_from_any_folder(tmp_path):
+  done = script('train', '--model=mlp', '--dataset=digits', '--epochs=8', cwd=tmp_path)
+  output, errors = done.communicate()
+  assert done.returncode == 0, errors
+  folder, = (tmp_path / 'runs').iterdir()
+  result = json.loads((folder / 'result.json').read_text())
+  assert result['test_accuracy'] > 0.93 and f'{result["test_accuracy"]:.2%}' in output
+  for key in ('validation_accuracy', 'num_parameters', 'steps', 'train_seconds', 'examples_per_second', 'versions', 'device', 'git_revision', 'seed'):
+    assert key in result
+  assert result['steps'] == 8 * (1294 // 64) and result['num_parameters'] == 26_122 and result['sparsity'] == 0 and result['quantized_kernels'] == 0
+  rows = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+  assert [row['epoch'] for row in rows] == list(range(1, 9))
+  best = max(rows, key=lambda r: (r['validation_accuracy'], -r['validation_loss']))
+  assert result['selected_step'] == best['step'] and result['validation_accuracy'] == best['validation_accuracy']
+  assert PIL.Image.open(folder / 'learning_curves.png').size[0] > 500
+  assert list((folder / 'tensorboard').iterdir())
+
+  done = script('evaluate', f'--run={folder}', '--json', cwd=tmp_path)
+  output, errors = done.communicate()
+  assert done.returncode == 0, errors
+  report = json.loads(output.splitlines()[-1])
+  assert report['accuracy'] == result['test_accuracy'] and report['loss'] == pytest.approx(result['test_loss'], rel=1e-6)
+  assert np.trace(report['confusion']) / 359 == pytest.approx(report['accuracy']) and report['top5'] >= report['accuracy']
+  assert PIL.Image.open(folder / 'confusion-test.png').size[0] > 300
+
+
+def test_sigterm_saves_says_how_to_resume_and_resumes(tmp_path):
+  arguments = ('--model=mlp', '--dataset=digits', '--epochs=400', '--checkpoint_every=1000', '--patience=400')
+  process = script('train', *arguments, cwd=tmp_path)
+  for line in process.stdout:
+    if line.startswith('epoch   2'):
+      break
+  process.send_signal(signal.SIGTERM)
+  _, errors = process.communicate()
+  assert process.returncode == 130 and '--config=runs/mlp-digits-' in errors
+  folder, = (tmp_path / 'runs').iterdir()
+  step, = (int(p.name) for p in (folder / 'checkpoints').iterdir())
+  process = script('train', f'--config={folder}/config.json', cwd=tmp_path)
+  for line in process.stdout:
+    if line.startswith('resuming'):
+      assert line.split()[-1] == str(step)
+    if line.startswith('epoch'):
+      assert int(line.split()[1]) == step // 20 + 1
+      break
+  process.kill()
+  process.communicate()
+
+
+def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_the_last_checkpoint(tmp_path, small):
+  config = small.replace(runs_dir=str(tmp_path), epochs=3, optimizer='sgd', learning_rate=0.1)
+  original = run.assemble.build
+
+  def poisoned(config, data, initial=None):
+    import dataclasses
+    assembly = original(config, data, initial)
+
+    class Poison(type(assembly.batches)):
+      def at(self, step, rows=slice(None)):
+        batch = super().at(step, rows)
+        if step == 55:
+          batch['inputs'] = np.full(batch['inputs'].shape, np.nan, np.float32)
+        return batch
+    batches = Poison(*data.splits['train'], config.data.batch_size, config.training.seed)
+    return dataclasses.replace(assembly, batches=batches)
+
+  run.assemble.build = poisoned
+  try:
+    with pytest.raises(loop.NotFinite, match=r'loss = nan at step 55 \(epoch 2\).*last good checkpoint is step 40'):
+      run.train(config, quiet=True)
+  finally:
+    run.assemble.build = original
+  assert not (tmp_path / config.name() / 'result.json').exists()
+  assert (tmp_path / config.name() / 'checkpoints' / '40').is_dir()
+
+
+def test_divergence_exits_with_an_error(tmp_path):
+  process = script('train', '--model=mlp', '--dataset=digits', '--optimizer=sgd', '--learning_rate=1e30', cwd=tmp_path)
+  _, errors = process.communicate()
+  assert process.returncode == 2 and 'at step' in errors and 'no checkpoint had been written' in errors and 'Traceback' not in errors
+
+
+def test_patience_stops_and_the_best_weights_are_kept(tmp_path, small):
+  config = small.replace(runs_dir=str(tmp_path), epochs=60, patience=2, learning_rate=0.03, schedule='constant')
+  result = run.train(config, quiet=True)
+  rows = [json.loads(line) for line in (tmp_path / config.name() / 'metrics.jsonl').read_text().splitlines()]
+  assert len(rows) < 60 and result['selected_step'] == rows[-3]['step']
+  assert result['validation_accuracy'] == rows[-3]['validation_accuracy'] >= max(r['validation_accuracy'] for r in rows)
+  last = run.train(config.replace(select='last', patience=0, epochs=len(rows)), quiet=True)
+  assert last['selected_step'] == last['steps']
+
+
+def test_cross_validation(tmp_path, small):
+  config = small.replace(runs_dir=str(tmp_path), folds=3, train_limit=300)
+  result = run.train(config, quiet=True)
+  folders = [json.loads((tmp_path / config.name() / f'fold-{i}' / 'result.json').read_text()) for i in range(3)]
+  values = [r['validation_accuracy'] for r in folders]
+  assert result['validation_accuracy'] == pytest.approx(np.mean(values)) and result['validation_accuracy_sd'] == pytest.approx(np.std(values, ddof=1))
+  assert len({r['dataset_sha256'] for r in folders}) == 3
+
+
+def test_fine_tuning_replaces_a_head_of_another_size_and_freezes(tmp_path, small):
+  run.train(small.replace(runs_dir=str(tmp_path), epochs=1), quiet=True)
+  source, = tmp_path.iterdir()
+  pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 8, 8), np.uint8)
+  for c, name in enumerate(('even', 'odd')):
+    (tmp_path / 'set' / name).mkdir(parents=True)
+    for i in range(20):
+      PIL.Image.fromarray(pixels[c, i]).save(tmp_path / 'set' / name / f'{i}.png')
+  three_channels = small.replace(runs_dir=str(tmp_path), dataset=f'folder:{tmp_path}/set', image_size=8, init_from=str(source), batch_size=8, epochs=1)
+  with pytest.raises(UserError, match='dense1/kernel'):
+    run.train(three_channels, quiet=True)
+  same = small.replace(runs_dir=str(tmp_path), init_from=str(source), freeze='dense', epochs=1, seed=5, select='last')
+  run.train(same, quiet=True)
+  old, new = (folder_lib.read_weights(str(tmp_path / n))[0]['params'] for n in (source.name, same.name()))
+  assert np.array_equal(old['dense1']['kernel'], new['dense1']['kernel']) and not np.array_equal(old['head']['kernel'], new['head']['kernel'])
+  with pytest.raises(UserError, match='not a run folder'):
+    run.train(same.replace(init_from=str(tmp_path)), quiet=True)
+
+
+def test_head_is_replaced_whole():
+  from lepton_jax import assemble
+  mine = dict(body=dict(kernel=np.zeros((2, 2))), head=dict(kernel=np.zeros((2, 3)), bias=np.zeros(3)))
+  theirs = dict(params=dict(body=dict(kernel=np.ones((2, 2))), head=dict(kernel=np.ones((2, 5)), bias=np.ones(5))), model_state={})
+  params, _ = assemble.transplant(mine, {}, theirs)
+  assert np.all(params['body']['kernel'] == 1) and np.all(params['head']['kernel'] == 0) and params['head']['bias'].shape == (3,)
+
+
+def test_compression_from_a_dense_run(tmp_path, small):
+  run.train(small.replace(runs_dir=str(tmp_path), epochs=6), quiet=True)
+  source, = tmp_path.iterdir()
+  config = small.replace(runs_dir=str(tmp_path), init_from=str(source), epochs=4, learning_rate=0.01, prune_sparsity=0.9, quantize_weight_bits=4, quantize_activation_bits=8)
+  result = run.train(config, quiet=True)
+  weights, _ = folder_lib.read_weights(str(tmp_path / config.name()))
+  kernels = [weights['params'][n]['kernel'] for n in ('dense1', 'dense2', 'head')]
+  total = sum(k.size for k in kernels)
+  assert sum((k == 0).sum() for k in kernels) == round(0.9 * total)
+  assert result['sparsity'] == pytest.approx(0.9, abs=1 / total) and result['rounded_sparsity'] >= result['sparsity']
+  assert result['quantized_kernels'] == 3 and {row['weight_bits'] for row in result['kernels']} == {4}
+  assert result['test_accuracy'] > 0.8
+  assert result['selected_step'] > 0.6 * result['steps']  # never a network from before the target was reached
+  trained = folder_lib.load(str(tmp_path / config.name()))
+  assert np.mean(trained.predict(trained.data.splits['test'][0]) == trained.data.splits['test'][1]) == result['test_accuracy']
+
+
+def table(path, rows):
+  path.write_text('size,price\n' + ''.join(f'{x},{y}\n' for x, y in rows))
+  return f'csv:{path}'
+
+
+@pytest.mark.parametrize('solver', ('closed_form', 'gradient'))
+def test_linear_regression_known_answer(tmp_path, small, solver):
+  """(100, 8) (120, 9.5) (140, 11) (160, 12.5): intercept 0.5, slope 0.075, so 200 gives 15.5."""
+  dataset = table(tmp_path / 'prices.csv', [(100, 8), (120, 9.5), (140, 11), (160, 12.5)])
+  config = small.replace(runs_dir=str(tmp_path / 'runs'), model='linear', loss='mse', dataset=dataset, target='price', test_fraction=0.0, validation_fraction=0.0,
+                         batch_size=4, epochs=200, checkpoint_every=200, optimizer='sgd', learning_rate=0.3, schedule='constant', solver=solver)
+  result = run.train(config, quiet=True)
+  assert result['intercept'] == pytest.approx(0.5, abs=1e-4) and result['coefficients']['size'] == pytest.approx(0.075, abs=1e-6)
+  trained = folder_lib.load(str(tmp_path / 'runs' / config.name()))
+  np.testing.assert_allclose(trained.predict(np.array([[200.0]], np.float32)), [15.5], rtol=1e-5)
+
+
+def test_regression_measures_in_the_units_of_the_table(tmp_path, small):
+  rng = np.random.default_rng(0)
+  rows = [(x, 1000 + 50 * x + rng.normal() * 30) for x in rng.uniform(0, 10, 200)]
+  config = small.replace(runs_dir=str(tmp_path / 'runs'), model='linear', loss='mse', dataset=table(tmp_path / 't.csv', rows), target='price', solver='closed_form')
+  result = run.train(config, quiet=True)
+  assert 20 < result['test_rmse'] < 45 and result['coefficients']['size'] == pytest.approx(50, abs=3)
+  with pytest.raises(UserError, match='linear --loss=mse'):
+    run.train(config.replace(model='mlp'), quiet=True)
+
+
+def test_two_classes_train_one_sigmoid_logit(tmp_path, small):
+  rng = np.random.default_rng(0)
+  for c, name in enumerate(('dark', 'light')):
+    (tmp_path / 'set' / name).mkdir(parents=True)
+    for i in range(40):
+      PIL.Image.fromarray(rng.integers(100 * c, 100 * c + 100, (30, 30, 3), np.uint8)).save(tmp_path / 'set' / name / f'{i}.png')
+  config = small.replace(runs_dir=str(tmp_path / 'runs'), model='cnn_binary', width=0.1, dataset=f'folder:{tmp_path}/set', image_size=24, batch_size=8, epochs=6,
+                         augment_flip=True)
+  result = run.train(config, quiet=True)
+  assert result['test_accuracy'] == 1.0
+  trained = folder_lib.load(str(tmp_path / 'runs' / config.name()))
+  assert trained.outputs(trained.data.splits['test'][0]).shape == (16, 1)
+
+
+def test_launcher_lists_experiments_and_refuses_unknown_ones():
+  done = subprocess.run([ROOT / 'launch.sh', 'tarin'], capture_output=True, text=True)
+  assert done.returncode == 1 and "no experiment 'tarin'; there are: evaluate" in done.stderr and 'train' in done.stderr
+  done = subprocess.run([ROOT / 'launch.sh'], capture_output=True, text=True, env=dict(os.environ, LEPTON_PLATFORM='abacus'))
+  assert done.returncode == 1 and 'cpu, cuda, tpu' in done.stderr
+
+
+def test_time_is_measured_without_the_first_step(tmp_path, small):
+  began = time.monotonic()
+  result = run.train(small.replace(runs_dir=str(tmp_path)), quiet=True)
+  assert 0 < result['train_seconds'] < time.monotonic() - began
+  assert result['examples_per_second'] * result['train_seconds'] > result['steps'] * 32 * 0.5
