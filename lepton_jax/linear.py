@@ -17,8 +17,9 @@ def check(config):
 
 def solve(assembly, state):
   """The state with the least-squares solution on the training part (minimum norm where it is not unique)."""
+  check(assembly.config)
   network, (inputs, label) = assembly.network, assembly.dataset.splits['train']
-  x = (np.asarray(inputs, np.float64).reshape(len(label), -1) - np.tile(network.mean, np.prod(inputs.shape[1:-1], dtype=int))) / np.tile(network.std, np.prod(inputs.shape[1:-1], dtype=int))
+  x = ((np.asarray(inputs, np.float64) - network.mean) / network.std).reshape(len(label), -1)
   y = (np.asarray(label, np.float64) - network.target[0]) / network.target[1]
   solution = np.linalg.lstsq(np.concatenate([x, np.ones((len(x), 1))], 1), y, rcond=None)[0]
   head = state.params['head']

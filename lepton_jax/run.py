@@ -1,12 +1,20 @@
-"""One run from a configuration to a finished folder: train, resume, cross-validate, read back."""
+"""One run, from a configuration to a finished folder: train or resume, cross-validate, sum up."""
 
 import json
+import statistics
 import time
 
+import jax
+import numpy as np
 from etils import epath
 
 from lepton_jax import assemble, evaluation, linear, machine, trees
 from lepton_jax import folder as folder_lib
+from lepton_jax.compress.prune import masks
+from lepton_jax.compress.quantize import sites
+from lepton_jax.train import checkpoint, loop
+from lepton_jax.train import parallel as parallel_lib
+from lepton_jax.train import record as record_lib
 
 
 def train(config, quiet=False):
@@ -16,8 +24,6 @@ def train(config, quiet=False):
   result.json last. Raises UserError on bad input, train.loop.NotFinite and train.loop.Interrupted.
   """
   folder = epath.Path(config.run.runs_dir).expanduser() / config.name()
-  if config.run.rerun and folder.exists() and not config.data.folds:
-    folder.rmtree()
   finished = folder_lib.read_result(folder)
   if finished is not None and not config.run.rerun:
     return finished
@@ -27,100 +33,108 @@ def train(config, quiet=False):
 
 
 def train_one(config, folder, quiet=False):
-  """Trains one split in `folder`, from its newest whole checkpoint if there is one."""
+  """Trains one split in `folder`, from its newest whole checkpoint if there is one; returns the result."""
   data = assemble.load_data(config)
   machine.start(config.run)
-  import jax
-
-  from lepton_jax.train import checkpoint, loop
-  from lepton_jax.train import parallel as parallel_lib
-  from lepton_jax.train import record as record_lib
-
   first = jax.process_index() == 0
   quiet = quiet or not first
-  tell = (lambda text: None) if quiet else print
   initial = folder_lib.read_weights(config.training.init_from)[0] if config.training.init_from else None
   assembly = assemble.build(config, data, initial)
-  closed = config.optimization.solver == 'closed_form'
-  if closed:
-    linear.check(config)
   layout = parallel_lib.make_parallel(config.run.parallel, config.data.batch_size, config.run.devices)
-  state = layout.put_state(assembly.state)
-  hparams = layout.put_state(assemble.strengths(config, assembly.network))  # the state's own are given up at each step
-
   if first:
+    if config.run.rerun and folder.exists():
+      folder.rmtree()
     folder.mkdir(parents=True, exist_ok=True)
     record_lib.write_atomically(folder / 'config.json', config.to_json())
-  checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', config.run.keep_checkpoints)
-  at = checkpoints.latest(tell)
-  if first:
-    checkpoints.discard_after(at)
-  if at is not None:
-    state = checkpoints.restore(at, state)
-    tell(f'resuming {folder} at step {at}')
-  step_fn = layout.step(assembly.train_step(layout.axis))
-  predict = layout.predict(assembly.network.predict)
-  record = record_lib.Record(folder, at or 0, config.run.tensorboard and not quiet, quiet=not first)
   if not quiet:
-    print(describe(config, assembly, layout), flush=True)
-  progress = record_lib.Progress(assembly.total_steps, at or 0, config.name(), quiet)
+    print(describe(config, assembly), flush=True)
 
-  def measure(state_or_weights, split):
-    weights = getattr(state_or_weights, 'evaluated', state_or_weights)
+  state, checkpoints = resume(assembly, layout, folder, config.run.keep_checkpoints, (lambda text: None) if quiet else print)
+  hparams = layout.put_state(assemble.strengths(config, assembly.network))  # the state's own are given up at each step
+  predict = layout.predict(assembly.network.predict)
+
+  def measure(weights, split):
+    if not data.size(split):
+      return {}
     return evaluation.evaluate_split(assembly.network, predict, weights, hparams, data, split, config.data.batch_size, layout)
 
-  def validate(state):
-    return measure(state, 'validation') if data.size('validation') else {}
-
+  record = record_lib.Record(folder, int(state.step), config.run.tensorboard and not quiet, quiet=not first)
+  progress = record_lib.Progress(assembly.total_steps, int(state.step), config.name(), quiet)
   began = time.monotonic()
   try:
-    with loop.StopSignal() as stop:
-      if closed:
-        state, seconds, timed = linear.solve(assembly, state), 0.0, 0
-      else:
-        state, seconds, timed = loop.fit(
-            state, step_fn=step_fn, batch_at=lambda step: layout.put_batch(assembly.batches.at(step, layout.rows)),
-            total_steps=assembly.total_steps, steps_per_epoch=assembly.batches.steps_per_epoch,
-            hooks=assembly.make_hooks(layout.put_examples, layout.rows, layout.predict), evaluate=validate,
-            selectable_from=assembly.selectable_from, patience=config.training.patience,
-            save=lambda s: checkpoints.save(int(s.step), s), save_every=config.run.checkpoint_every,
-            record=record, progress=progress, describe=lambda s: describe_state(assembly.network, s), stop=stop)
-  except loop.NotFinite as error:
-    last = checkpoints.latest(lambda text: None)
-    kept = f'the last good checkpoint is step {last}' if last is not None else 'no checkpoint had been written yet'
-    raise loop.NotFinite(f'{error}: training stopped; {kept}. A lower --learning_rate or --clip_norm=1 may help') from None
+    if config.optimization.solver == 'closed_form':
+      state = linear.solve(assembly, state)
+    else:
+      state = fit(assembly, layout, state, checkpoints, record, progress, lambda s: measure(s.evaluated, 'validation'))
   finally:
     progress.close()
     record.close()
     checkpoints.close()
 
-  use_best = config.training.select == 'best' and state.best and int(state.best['step'])
+  use_best = bool(config.training.select == 'best' and state.best and int(state.best['step']))
   weights = state.best['weights'] if use_best else state.evaluated
-  checkpoint.Checkpoints(folder / 'weights', 2).save(int(state.step), weights)
+  checkpoint.Checkpoints(folder / 'weights').save(int(state.step), weights)
   result = dict(
-      name=config.name(), **{f'test_{k}': v for k, v in (measure(weights, 'test') if data.size('test') else {}).items() if k != 'score'},
-      **{f'validation_{k}': v for k, v in (measure(weights, 'validation') if data.size('validation') else {}).items() if k != 'score'},
-      num_parameters=trees.count(state.params), steps=int(state.step), epochs=int(state.step) / assembly.batches.steps_per_epoch,
-      selected_step=int(state.best['step']) if use_best else int(state.step),
-      train_seconds=record.rows[-1]['seconds'] if record.rows else time.monotonic() - began,
-      examples_per_second=timed * config.data.batch_size / seconds if seconds else None,
+      name=config.name(), **named('test', measure(weights, 'test')), **named('validation', measure(weights, 'validation')),
+      **count_steps(assembly, state, use_best, record.rows, time.monotonic() - began),
       **describe_compression(assembly.network, weights, hparams),
       **(linear.coefficients(assembly.network, data, weights) if config.architecture.model == 'linear' and data.task == 'regression' else {}),
       parameters_sha256=trees.digest(state.trained), seed=config.training.seed, dataset_sha256=data.fingerprint(), **machine.facts())
   if first:
-    if config.run.pictures:
+    if config.run.pictures and record.rows:
       from lepton_jax.report import pictures
-      if record.rows:
-        pictures.learning_curves(record.rows, folder / 'learning_curves.png', config.name())
+      pictures.learning_curves(record.rows, folder / 'learning_curves.png', config.name())
     record_lib.write_atomically(folder / folder_lib.RESULT, json.dumps(result, indent=2) + '\n')
   return result
 
 
+def resume(assembly, layout, folder, keep, tell):
+  """(state, Checkpoints): the initial state, or that of the newest whole checkpoint in the run folder."""
+  checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', keep)
+  state, at = layout.put_state(assembly.state), checkpoints.latest(tell)
+  if jax.process_index() == 0:
+    checkpoints.discard_after(at)
+  if at is not None:
+    state = checkpoints.restore(at, state)
+    tell(f'resuming {folder} at step {at}')
+  return state, checkpoints
+
+
+def fit(assembly, layout, state, checkpoints, record, progress, validate):
+  """Compiles the step and trains to the end; returns the last state."""
+  config = assembly.config
+  try:
+    with loop.StopSignal() as stop:
+      return loop.fit(
+          state, step_fn=layout.step(assembly.train_step(layout.axis)),
+          batch_at=lambda step: layout.put_batch(assembly.batches.at(step, layout.rows)),
+          batch_size=config.data.batch_size, total_steps=assembly.total_steps, steps_per_epoch=assembly.batches.steps_per_epoch,
+          hooks=assembly.make_hooks(layout.put_examples, layout.rows, layout.predict), evaluate=validate,
+          selectable_from=assembly.selectable_from, patience=config.training.patience,
+          save=lambda s: checkpoints.save(int(s.step), s), save_every=config.run.checkpoint_every,
+          record=record, progress=progress, describe=lambda s: describe_state(assembly.network, s), stop=stop)
+  except loop.NotFinite as error:
+    last = checkpoints.latest(lambda text: None)
+    kept = f'the last good checkpoint is step {last}' if last is not None else 'no checkpoint had been written yet'
+    raise loop.NotFinite(f'{error}: training stopped; {kept}. A lower --learning_rate or --clip_norm=1 may help') from None
+
+
+def named(split, measured):
+  """{'test_loss': ...} without the score that only ranks epochs."""
+  return {f'{split}_{name}': value for name, value in measured.items() if name != 'score'}
+
+
+def count_steps(assembly, state, use_best, rows, elapsed):
+  """How far and how fast a run went; the rate is the median epoch's, without evaluation and compilation."""
+  rates = [row['examples_per_second'] for row in rows if row.get('examples_per_second')]
+  return dict(
+      num_parameters=trees.count(state.params), steps=int(state.step), epochs=int(state.step) / assembly.batches.steps_per_epoch,
+      selected_step=int(state.best['step']) if use_best else int(state.step),
+      train_seconds=rows[-1]['seconds'] if rows else elapsed, examples_per_second=statistics.median(rates) if rates else None)
+
+
 def cross_validate(config, folder, quiet=False):
   """Trains every fold in a folder of its own and returns mean and standard deviation of their measurements."""
-  import numpy as np
-
-  from lepton_jax.train import record as record_lib
   results = []
   for fold in range(config.data.folds):
     one = config.replace(fold=fold, runs_dir=str(folder))
@@ -141,7 +155,6 @@ def cross_validate(config, folder, quiet=False):
 
 def describe_state(network, state):
   """More columns for an epoch's row."""
-  from lepton_jax.compress.prune import masks
   return dict(sparsity=masks.sparsity(state.params, network.prunable)) if network.prunable else {}
 
 
@@ -151,8 +164,6 @@ def describe_compression(network, weights, hparams):
   `sparsity` counts zeros of the trained kernels; `rounded_sparsity` after quantisation, which rounds
   small weights to zero as well.
   """
-  from lepton_jax.compress.prune import masks
-  from lepton_jax.compress.quantize import sites
   config, kernels = network.config, trees.kernels(weights['params'])
   prunable = network.prunable or kernels
   excluded = trees.matching(config.quantize.quantize_exclude, kernels, 'quantize_exclude')
@@ -163,13 +174,9 @@ def describe_compression(network, weights, hparams):
               quantized_kernels=sum('reason' not in row for row in rows), kernels=rows)
 
 
-def describe(config, assembly, layout):
+def describe(config, assembly):
   """The line that opens a run."""
-  import jax
   data = assembly.dataset
   sizes = ' / '.join(f'{data.size(s):,}' for s in ('train', 'validation', 'test'))
-  del layout
   return (f'{config.name()}: {trees.count(assembly.state.params):,} parameters, {data.name} {sizes} examples, '
           f'{assembly.total_steps:,} steps, {config.run.parallel} on {jax.device_count()} {jax.default_backend()} device(s)')
-
-

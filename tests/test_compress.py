@@ -19,7 +19,6 @@ from lepton_jax.registry import MODELS
 from tests.test_models import SMALL
 from tests.test_train import assert_same, run_steps
 
-
 # pruning
 
 @settings(max_examples=30, deadline=None)

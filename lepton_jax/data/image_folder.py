@@ -28,7 +28,7 @@ def read(folder, cache_root, image_size):
   if len(classes) < 2:
     raise UserError(f'--dataset=folder:{folder}: found {len(classes)} class sub-folders in {split_folders["train"]}; at least 2 are needed')
   files = {split: [(file, c) for c, name in enumerate(classes) for file in _images(root / name)] for split, root in split_folders.items()}
-  for split, root in split_folders.items():
+  for root in split_folders.values():
     strangers = {p.name for p in _folders(root)} - set(classes)
     if strangers:
       raise UserError(f'{root}: classes {", ".join(sorted(strangers))} are not in {split_folders["train"]}')

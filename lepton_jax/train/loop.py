@@ -47,9 +47,9 @@ class StopSignal:
       signal.signal(number, handler)
 
 
-def fit(state, *, step_fn, batch_at, total_steps, steps_per_epoch, hooks, evaluate, selectable_from, patience,
+def fit(state, *, step_fn, batch_at, batch_size, total_steps, steps_per_epoch, hooks, evaluate, selectable_from, patience,
         save, save_every, record, progress, describe=lambda state: {}, stop=None):
-  """Trains to `total_steps` or until patience runs out; returns (state, seconds, steps timed).
+  """Trains to `total_steps` or until patience runs out; returns the last state.
 
   Everything that decides what happens next is in `state`, so continuing from any saved state gives
   the same result as never having stopped.
@@ -57,7 +57,7 @@ def fit(state, *, step_fn, batch_at, total_steps, steps_per_epoch, hooks, evalua
   Args:
     state: a TrainState; its step says where to begin.
     step_fn: (state, batch) -> (state, measurements), compiled.
-    batch_at: step -> batch, on the device.
+    batch_at: step -> batch, on the device; batch_size is for the rate that rows report.
     hooks: each (state, step) -> state, called before the step, in order.
     evaluate: state -> {measurement: float} on validation; {} without validation examples. 'score' ranks
       (higher is better, then lower 'loss').
@@ -74,8 +74,8 @@ def fit(state, *, step_fn, batch_at, total_steps, steps_per_epoch, hooks, evalua
     Interrupted: after saving, when `stop` was asked for.
   """
   start, pending = int(state.step), collections.deque()
-  seconds, timed, clock = 0.0, 0, time.monotonic()
-  began, since = clock, start  # the stretch being timed: when and at which step it began
+  clock = began = time.monotonic()
+  since = start  # the stretch being timed began at this step
   earlier = record.rows[-1]['seconds'] if record.rows else 0.0
 
   def look(limit):
@@ -90,7 +90,7 @@ def fit(state, *, step_fn, batch_at, total_steps, steps_per_epoch, hooks, evalua
       progress.step(number + 1, float(measured['loss']))
 
   if patience and int(state.stale) >= patience:
-    return state, seconds, timed
+    return state
   for step in range(start, total_steps):
     for hook in hooks:
       state = hook(state, step)
@@ -102,7 +102,7 @@ def fit(state, *, step_fn, batch_at, total_steps, steps_per_epoch, hooks, evalua
       began, since = time.monotonic(), step + 1
     if (step + 1) % steps_per_epoch == 0 or step + 1 == total_steps:
       look(0)
-      seconds, timed = seconds + time.monotonic() - began, timed + step + 1 - since
+      rate = (step + 1 - since) * batch_size / (time.monotonic() - began)
       epoch = (step + 1) // steps_per_epoch
       totals = {name: float(total) for name, total in jax.device_get(state.totals).items()}
       validation = evaluate(state)
@@ -111,7 +111,7 @@ def fit(state, *, step_fn, batch_at, total_steps, steps_per_epoch, hooks, evalua
       state = track_best(state, validation, step + 1 >= selectable_from)
       row = dict(epoch=epoch, step=step + 1, **{f'train_{name}': totals[name] / totals['steps'] for name in state_lib.MEASUREMENTS},
                  **{f'validation_{name}': value for name, value in validation.items() if name != 'score'}, **describe(state))
-      row['seconds'] = earlier + time.monotonic() - clock
+      row.update(examples_per_second=rate or None, seconds=earlier + time.monotonic() - clock)
       record.add(row)
       progress.line(format_row(row))
       state = state.replace(totals=jax.tree.map(jnp.zeros_like, state.totals))
@@ -126,7 +126,7 @@ def fit(state, *, step_fn, batch_at, total_steps, steps_per_epoch, hooks, evalua
       look(0)
       save(state)
       raise Interrupted(stop.arrived)
-  return state, seconds, timed
+  return state
 
 
 def track_best(state, validation, selectable):

@@ -1,0 +1,90 @@
+"""Trains the rows of the README's accuracy table and writes them to a CSV file, one line a run.
+
+Question: how accurate are the networks that people compare with, dense and compressed, on a laptop CPU?
+Papers: LeNet-5 as in Caffe; pruning arXiv:1710.01878; quantisation arXiv:1806.08342, arXiv:1902.08153.
+Command: ./launch.sh accuracy_table --data_dir=DIR --rows=quick,mnist
+Expected: experiments/results/accuracy.csv as committed, times apart.
+Cost: 20 minutes on 2 cores for the rows `quick` and `mnist`.
+
+Finished lines are kept: a row is trained only for the seeds that the file lacks.
+"""
+
+import csv
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+from absl import flags as absl_flags
+
+from lepton_jax import flags
+from lepton_jax.errors import UserError
+
+FLAGS = absl_flags.FLAGS
+OWN = ('rows', 'seeds', 'data_dir', 'output')
+RESULTS = pathlib.Path(__file__).parent / 'results' / 'accuracy.csv'
+COLUMNS = ('row', 'seed', 'test_accuracy', 'validation_accuracy', 'num_parameters', 'sparsity', 'rounded_sparsity', 'quantized_kernels',
+           'steps', 'selected_step', 'train_seconds', 'device', 'jax', 'git_revision', 'finished', 'flags')
+MNIST = ('--model=lenet5', '--dataset=mnist', '--epochs=9', '--augment_crop=2')
+COMPRESSED = ('--prune_sparsity=0.9', '--quantize_weight_bits=4', '--quantize_activation_bits=8')
+ROWS = {
+    'quick': {'cnn_mnist on mnist5k': ('--model=cnn_mnist', '--dropout=0.25', '--augment_crop=2')},
+    'mnist': {'lenet5 on MNIST': MNIST, 'lenet5 on MNIST, 90 % sparse, W4 A8': (*MNIST, *COMPRESSED)},
+}
+
+
+def main(config):
+  del config
+  groups = FLAGS.rows.split(',')
+  if not set(groups) <= set(ROWS):
+    raise UserError(f'--rows={FLAGS.rows}: allowed are {", ".join(ROWS)}')
+  output = pathlib.Path(FLAGS.output)
+  lines = read(output)
+  done = {(line['row'], line['seed'], line['flags']) for line in lines}
+  for group in groups:
+    for row, arguments in ROWS[group].items():
+      for seed in FLAGS.seeds.split(','):
+        if (row, seed, ' '.join(arguments)) not in done:
+          lines.append(train(row, arguments, seed))
+          write(output, lines)
+  return 0
+
+
+def read(path):
+  """The lines of a table, as dictionaries of strings; none if there is no file."""
+  if not path.exists():
+    return []
+  with path.open(newline='') as file:
+    return list(csv.DictReader(file))
+
+
+def write(path, lines):
+  """Writes the table by way of a draft, so that a stop leaves the old one."""
+  draft = path.with_suffix('.draft')
+  with draft.open('w', newline='') as file:
+    writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(sorted(lines, key=lambda line: (line['row'], int(line['seed']))))
+  draft.replace(path)
+
+
+def train(row, arguments, seed):
+  """One line: the run is a process of its own, as a user would start it."""
+  from lepton_jax import folder
+  given = dict(a.removeprefix('--').split('=', 1) for a in arguments) | {'seed': seed, 'data_dir': FLAGS.data_dir}
+  with tempfile.TemporaryDirectory() as runs:
+    command = [sys.executable, '-m', 'experiments.train', f'--runs_dir={runs}', *(f'--{n}={v}' for n, v in given.items())]
+    print('+', ' '.join(command[1:]), flush=True)
+    subprocess.run(command, check=True)
+    place, = pathlib.Path(runs).iterdir()
+    result = folder.read_result(str(place))
+  found = result | dict(row=row, jax=result['versions']['jax'], flags=' '.join(arguments))
+  return {column: str(found[column]) for column in COLUMNS}
+
+
+if __name__ == '__main__':
+  absl_flags.DEFINE_string('rows', 'quick', 'groups of rows, comma-separated <quick|mnist>')
+  absl_flags.DEFINE_string('seeds', '0,1,2', 'seeds, comma-separated')
+  absl_flags.DEFINE_string('data_dir', '', 'folder of prepared TFDS data')
+  absl_flags.DEFINE_string('output', str(RESULTS), 'CSV file to extend')
+  sys.exit(flags.run(main, __doc__, OWN))
