@@ -35,11 +35,12 @@ ROWS = {
 
 def main(config):
   del config
+  from lepton_jax.report import markdown
   groups = FLAGS.rows.split(',')
   if not set(groups) <= set(ROWS):
     raise UserError(f'--rows={FLAGS.rows}: allowed are {", ".join(ROWS)}')
   output = pathlib.Path(FLAGS.output)
-  lines = read(output)
+  lines = markdown.rows(output) if output.exists() else []
   done = {(line['row'], line['seed'], line['flags']) for line in lines}
   for group in groups:
     for row, arguments in ROWS[group].items():
@@ -48,14 +49,6 @@ def main(config):
           lines.append(train(row, arguments, seed))
           write(output, lines)
   return 0
-
-
-def read(path):
-  """The lines of a table, as dictionaries of strings; none if there is no file."""
-  if not path.exists():
-    return []
-  with path.open(newline='') as file:
-    return list(csv.DictReader(file))
 
 
 def write(path, lines):

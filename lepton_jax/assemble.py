@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lepton_jax import layers, losses, metrics, models, registry, trees
+from lepton_jax import layers, linear, losses, metrics, models, registry, trees
 from lepton_jax.compress.prune import masks as prune_masks
 from lepton_jax.compress.prune import schedule as prune_schedule
 from lepton_jax.compress.quantize import quantizers
@@ -23,9 +23,8 @@ from lepton_jax.train import optim, schedules
 from lepton_jax.train import state as state_lib
 from lepton_jax.train import step as step_lib
 
-MODEL_OPTIONS = ('width', 'depth', 'activation', 'norm', 'dropout')
-# Penalties are the registered ones; each is a field of config.Regularize by the same name.
-STRENGTHS = ('learning_rate', 'weight_decay', 'clip_norm', 'ema_decay', 'label_smoothing', 'l1', 'l2')
+MODEL_OPTIONS = ('width', 'depth', 'hidden', 'embedding', 'activation', 'norm', 'pooling', 'tied', 'dropout', 'recurrent_dropout')
+STRENGTHS = ('learning_rate', 'weight_decay', 'clip_norm', 'ema_decay', 'label_smoothing')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +34,7 @@ class Network:
   Attributes:
     module: the Flax module.
     loss: name of the objective.
+    class_weights: f32[classes], mean 1 over the training examples, or None.
     prunable: names of the kernels that pruning ranks; empty when it is off.
     quantized: names of the kernels that are rounded; empty when quantisation is off.
     sites: paths of the layers whose inputs are rounded; empty when activations are not.
@@ -45,12 +45,15 @@ class Network:
   mean: np.ndarray
   std: np.ndarray
   target: tuple
+  class_weights: np.ndarray | None = None
   prunable: tuple = ()
   quantized: tuple = ()
   sites: tuple = ()
 
   def normalize(self, inputs):
-    """Raw inputs[batch, ...] to zero mean and unit deviation in the compute precision."""
+    """Raw inputs[batch, ...] to zero mean and unit deviation, in single precision at least; tokens stay as they are."""
+    if inputs.dtype == jnp.int32:
+      return inputs
     dtype = at_least_single(self.config.architecture.dtype)
     return (inputs.astype(dtype) - self.mean.astype(dtype)) / self.std.astype(dtype)
 
@@ -65,27 +68,37 @@ class Network:
 
   def forward(self, weights, model_state, inputs, hparams, training=None, key=None):
     """Logits f32[batch, outputs] and the new model_state, from weights that count already and normalised inputs."""
-    precision = at_least_single(self.config.architecture.dtype)
-    call = functools.partial(self.module.apply, {'params': weights['params'], **model_state},
-                             inputs.astype(self.config.architecture.dtype), training,
-                             rngs=None if key is None else {'dropout': key},
-                             mutable=list(model_state) if training is not None else False)
+    return self._with_rounding(weights, model_state, inputs, hparams, training, key, ())
+
+  def _with_rounding(self, weights, model_state, inputs, hparams, training, key, collect):
     if not self.sites:
-      result = call()
-    else:
-      ranges = trees.named(weights['quant'])
-      if self.config.quantize.quantize_ranges == 'calibrated':
-        ranges = jax.lax.stop_gradient(ranges)
+      return self._apply(weights, model_state, inputs, training, key, collect)
+    limits = trees.named(weights['quant'])
+    if self.config.quantize.quantize_ranges == 'calibrated':
+      limits = jax.lax.stop_gradient(limits)
 
-      def rounded(path, x):
-        if path not in self.sites:
-          return x
-        return quantizers.affine(x, ranges[f'{path}/low'], ranges[f'{path}/high'], hparams['activation_bits'])
+    def rounded(path, x):
+      return quantizers.affine(x, limits[f'{path}/low'], limits[f'{path}/high'], hparams['activation_bits']) if path in self.sites else x
 
-      with quantize_sites.intercept_inputs(rounded):
-        result = call()
-    logits, model_state = result if training is not None else (result, model_state)
-    return logits.astype(precision), model_state
+    with quantize_sites.intercept_inputs(rounded):
+      return self._apply(weights, model_state, inputs, training, key, collect)
+
+  def observe(self, weights, model_state, inputs, sites, training=None):
+    """{site: {'low', 'high'}}, the extremes of the layers' inputs in one unrounded pass."""
+    with quantize_sites.watch_inputs(sites):
+      _, seen = self._apply(weights, model_state, inputs, training, None, collect=('intermediates',))
+    return quantize_sites.ranges(seen['intermediates'], sites)
+
+  def _apply(self, weights, model_state, inputs, training, key, collect=()):
+    """The module on normalised inputs; collections in `collect` come back with the model_state."""
+    precision = at_least_single(self.config.architecture.dtype)
+    if jnp.issubdtype(inputs.dtype, jnp.floating):
+      inputs = inputs.astype(self.config.architecture.dtype)
+    mutable = [*(model_state if training is not None else ()), *collect]
+    result = self.module.apply({'params': weights['params'], **model_state}, inputs, training,
+                               rngs=None if key is None else {'dropout': key}, mutable=mutable or False)
+    logits, changed = result if mutable else (result, {})
+    return logits.astype(precision), {**model_state, **changed}
 
   def round_kernels(self, weights, hparams):
     """Weights with the quantised kernels on their levels."""
@@ -93,17 +106,53 @@ class Network:
       return weights
     return dict(weights, params=quantizers.quantize_kernels(weights['params'], hparams['weight_bits'], self.quantized))
 
+  def continue_text(self, weights, carry, inputs, hparams):
+    """(logits f32[batch, time, characters], carry) of more of each row's text; nothing is trained."""
+    counted = self.round_kernels(weights, hparams)
+    state = dict(weights['model_state'], carry=carry)
+    logits, changed = self._with_rounding(counted, state, inputs, hparams, None, None, ('carry',))
+    return logits, changed['carry']
+
+  def carry(self, batch_size):
+    """The empty state of `batch_size` rows of running text."""
+    inputs = jnp.zeros((1, 1), jnp.int32)
+    shapes = jax.eval_shape(lambda: self.module.init(jax.random.key(0), inputs, None))['carry']
+    return fresh_carry(shapes, batch_size)
+
   def predict(self, weights, inputs, hparams):
     """Logits f32[batch, outputs] of raw inputs, from {'params', 'quant', 'model_state'} as a run saves them."""
     counted = self.round_kernels(weights, hparams)
     return self.forward(counted, weights['model_state'], self.normalize(inputs), hparams)[0]
 
+  def predict_stream(self, weights, carry, batch, hparams):
+    """(sum of losses, count of right answers, count of characters, carry) of a piece of running text."""
+    logits, carry = self.continue_text(weights, carry, batch['inputs'], hparams)
+    exists = batch['label'] >= 0
+    count = jnp.sum(exists)
+    per_row = jnp.sum(exists, -1).astype(logits.dtype)
+    total = jnp.sum(self.loss_per_example(logits, batch, {}) * per_row)
+    right = jnp.sum(metrics.correct(logits, batch['label']).astype(logits.dtype) * per_row)
+    return total, right, count, carry
+
+  def training_loss(self, logits, batch, hparams):
+    """Loss per example, with the weight of its class where --class_weights asks for it."""
+    loss = self.loss_per_example(logits, batch, hparams)
+    if self.class_weights is None:
+      return loss
+    label, weights = batch['label'], jnp.asarray(self.class_weights, loss.dtype)
+    return loss * (weights[label] if jnp.issubdtype(label.dtype, jnp.integer) else label.astype(loss.dtype) @ weights)
+
   def loss_per_example(self, logits, batch, hparams):
     return registry.LOSSES.get(self.loss)(logits, batch['label'], hparams.get('label_smoothing'))
 
+  @property
+  def measured(self):
+    """Names of what a step reports."""
+    return ('loss', 'gradient_norm') if self.loss == 'mse' else ('loss', 'accuracy', 'gradient_norm')
+
   def measure(self, logits, batch):
-    """f32[batch]: 1 where the class is right; squared error in regression."""
-    return losses.mse(logits, batch['label']) if self.loss == 'mse' else metrics.correct(logits, batch['label'])
+    """{'accuracy': f32[batch]}; nothing in regression, where the loss says it all."""
+    return {} if self.loss == 'mse' else dict(accuracy=metrics.correct(logits, batch['label']))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,37 +177,62 @@ class Assembly:
 
 
 def load_data(config):
-  """The data set; done before anything heavy is imported or compiled, so that its errors come at once."""
+  """The data set; done before anything is compiled, so that its errors come at once."""
   return dataset_lib.load(config.data, config.optimization.loss)
 
 
 def build(config, dataset, initial=None):
   """The Assembly of a configuration on a data set.
 
-  `initial` holds weights to start from, {'params', 'quant', 'model_state'} of another run. Raises
+  `initial` holds weights to start from, {'params', 'model_state', ...} of another run; activation ranges
+  are calibrated anew. Raises
   UserError where options do not fit the model, the data or each other.
   """
+  if config.optimization.solver == 'closed_form':
+    linear.check(config)
   network = make_network(config, dataset)
   key = jax.random.key(config.training.seed)
   variables = init_variables(network, dataset, key)
-  params, model_state = variables['params'], {k: v for k, v in variables.items() if k != 'params'}
+  params, model_state = variables['params'], {k: v for k, v in variables.items() if k not in ('params', 'carry')}
   if initial is not None:
     params, model_state = transplant(params, model_state, initial)
-  network = with_compression(network, params, model_state, dataset)
   frozen = trees.matching(config.training.freeze, list(trees.named(params)), 'freeze')
+  network = with_compression(network, params, model_state, dataset, frozen)
   hparams = strengths(config, network)
 
-  batches = batches_lib.Batches(*dataset.splits['train'], config.data.batch_size, config.training.seed,
-                                pairs=bool(config.augment.augment_mixup or config.augment.augment_cutmix))
+  batches = make_batches(config, dataset)
   total_steps = batches.steps_per_epoch * config.training.epochs
   schedule = schedules.make_schedule(config.optimization, total_steps, batches.steps_per_epoch)
   optimizer = optim.make_optimizer(config.optimization, schedule, {f'params/{n}' for n in frozen})
   train_step = functools.partial(make_step, network, optimizer, frozen, len(dataset.classes))
-  state = initial_state(config, network, params, model_state, optimizer, hparams, initial)
+  if 'carry' in variables:
+    model_state['carry'] = fresh_carry(variables['carry'], config.data.batch_size)
+  state = initial_state(config, network, params, model_state, optimizer, hparams)
   prune_steps = prune_schedule.update_steps(total_steps, config.prune.prune_begin, config.prune.prune_end, config.prune.prune_updates)
   make_hooks = functools.partial(hooks, network, batches, prune_steps)
   return Assembly(config, dataset, network, state, batches, total_steps, train_step, make_hooks,
                   selectable_from=prune_steps[-1] + 1 if network.prunable else 0)
+
+
+def fresh_carry(carry, batch_size):
+  """The state of recurrent layers before the first step of each of `batch_size` rows."""
+  return jax.tree.map(lambda c: jnp.zeros((batch_size, *c.shape[1:]), c.dtype), carry)
+
+
+def make_batches(config, dataset):
+  """Batches of the training part: by length for text, with partners where augmentation mixes examples."""
+  common = (*dataset.splits['train'], config.data.batch_size, config.training.seed)
+  if dataset.stream:
+    return batches_lib.StreamBatches(dataset.splits['train'][0], config.data.batch_size, config.data.sequence_length)
+  on = [name for name, value in dataclasses.asdict(config.augment).items() if value]
+  mixing = bool({'augment_mixup', 'augment_cutmix'} & set(on))
+  if on and (dataset.vocabulary or len(dataset.input_shape) != 3):
+    raise UserError(f'--{on[0]} changes images; {dataset.name} has none')
+  if mixing and dataset.task == 'regression':
+    raise UserError(f'--augment_mixup and --augment_cutmix mix classes; {dataset.name} has none')
+  if dataset.vocabulary:
+    return batches_lib.BucketBatches(*common, config.data.buckets)
+  return batches_lib.Batches(*common, pairs=mixing)
 
 
 def make_network(config, dataset):
@@ -180,14 +254,42 @@ def make_network(config, dataset):
     if name not in parameters:
       allowed = ', '.join(f'--{n}' for n in MODEL_OPTIONS if n in parameters) or 'none'
       raise UserError(f'--{name} does not apply to model {architecture.model}; it takes: {allowed}')
-  module = function(outputs=losses.outputs_for(loss, len(dataset.classes)), **chosen)
-  return Network(config, module, loss, dataset.mean, dataset.std, (dataset.target_mean, dataset.target_std))
+  if bool(dataset.vocabulary) != ('vocabulary' in parameters) and (dataset.vocabulary or parameters['vocabulary'].default is inspect.Parameter.empty):
+    fault = 'reads no text' if dataset.vocabulary else 'reads only text'
+    raise UserError(f'{architecture.model} {fault}, and {dataset.name} is {"" if dataset.vocabulary else "not "}text')
+  if 'vocabulary' in parameters:
+    chosen['vocabulary'] = len(dataset.vocabulary)
+  module = function(outputs=losses.outputs_for(loss, len(dataset.classes), dataset.splits['train'][1][0].size), **chosen)
+  return Network(config, module, loss, dataset.mean, dataset.std, (dataset.target_mean, dataset.target_std), class_weights(config, dataset))
+
+
+def example_inputs(config, dataset):
+  """One normalised input of zeros, to learn shapes from."""
+  if dataset.stream:
+    return jnp.zeros((1, config.data.sequence_length), jnp.int32)
+  return jnp.zeros((1, *dataset.input_shape), jnp.int32 if dataset.vocabulary else config.architecture.dtype)
+
+
+def class_weights(config, dataset):
+  """Inverse frequency of each class in the training part, 1 on the average example; None unless asked for."""
+  if config.optimization.class_weights == 'none':
+    return None
+  if not dataset.classes or dataset.stream:
+    raise UserError(f'--class_weights applies to classification; {dataset.name} has no classes to weigh')
+  counts = np.bincount(dataset.splits['train'][1], minlength=len(dataset.classes))
+  return (dataset.size('train') / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
 
 
 def init_variables(network, dataset, key):
   """Freshly initialised {'params', 'batch_stats', ...}."""
-  inputs = jnp.zeros((1, *dataset.input_shape), network.config.architecture.dtype)
-  return jax.jit(lambda k: network.module.init(k, inputs, None))(key)
+  inputs = example_inputs(network.config, dataset)
+  try:
+    return jax.jit(lambda k: network.module.init(k, inputs, None))(key)
+  except UserError:
+    raise
+  except (TypeError, ValueError, IndexError) as error:
+    raise UserError(f'{network.config.architecture.model} cannot read {dataset.name}, whose inputs have shape {dataset.input_shape}; '
+                    f'choose another --model ({str(error).splitlines()[0]})') from error
 
 
 def transplant(params, model_state, initial):
@@ -208,13 +310,13 @@ def transplant(params, model_state, initial):
   return take(params, initial['params']), take(model_state, initial['model_state'])
 
 
-def with_compression(network, params, model_state, dataset):
-  """The Network with the kernels and layers that the pruning and quantisation flags reach."""
+def with_compression(network, params, model_state, dataset, frozen=frozenset()):
+  """The Network with the kernels and layers that the pruning and quantisation flags reach; frozen kernels are not pruned."""
   config, kernels = network.config, trees.kernels(params)
   dense = trees.matching(config.prune.prune_exclude, kernels, 'prune_exclude')
-  prunable = tuple(n for n in kernels if n not in dense) if config.prune.prune_sparsity else ()
+  prunable = tuple(n for n in kernels if n not in dense | frozen) if config.prune.prune_sparsity else ()
   if config.prune.prune_sparsity and not prunable:
-    raise UserError(f'--prune_exclude={config.prune.prune_exclude!r} leaves no kernel to prune')
+    raise UserError(f'--prune_exclude={config.prune.prune_exclude!r} --freeze={config.training.freeze!r} leave no kernel to prune')
   floating = trees.matching(config.quantize.quantize_exclude, kernels, 'quantize_exclude')
   wanted = tuple(n for n in kernels if n not in floating)
   weight_bits, activation_bits = config.quantize.quantize_weight_bits, config.quantize.quantize_activation_bits
@@ -223,19 +325,21 @@ def with_compression(network, params, model_state, dataset):
   called = ()
   if activation_bits:
     owners = {quantize_sites.owner(n) for n in wanted}
-    inputs = jax.ShapeDtypeStruct((1, *dataset.input_shape), jnp.float32)
-    ranges = jax.eval_shape(lambda x: quantize_sites.observe(
-        lambda: network.forward(dict(params=params, quant={}), model_state, x, {}), owners), inputs)
-    called = tuple(sorted(ranges))
+    inputs = example_inputs(config, dataset)
+    if dataset.stream:
+      model_state = dict(model_state, carry=network.carry(1))
+    called = tuple(sorted(jax.eval_shape(lambda x: network.observe(dict(params=params), model_state, x, owners), inputs)))
   return dataclasses.replace(network, prunable=prunable, quantized=wanted if weight_bits else (), sites=called)
 
 
 def strengths(config, network):
   """{name: scalar} of the strengths that are not zero; what is absent is absent from the program."""
-  values = {name: getattr(group, name) for group in (config.optimization, config.regularize) for name in STRENGTHS if hasattr(group, name)}
-  default = inspect.signature(registry.MODELS.get(config.architecture.model)).parameters.get('dropout')
-  dropout = config.architecture.dropout
-  values['dropout'] = dropout if dropout is not None else default.default if default is not None else 0.0
+  flat = config.flat()  # a penalty's strength is the field of config.Regularize by its name
+  values = {name: flat[name] for name in (*STRENGTHS, *registry.PENALTIES.names())}
+  parameters = inspect.signature(registry.MODELS.get(config.architecture.model)).parameters
+  for name in ('dropout', 'recurrent_dropout'):
+    given = getattr(config.architecture, name)
+    values[name] = given if given is not None else parameters[name].default if name in parameters else 0.0
   values['weight_bits'] = config.quantize.quantize_weight_bits if network.quantized else 0
   values['activation_bits'] = config.quantize.quantize_activation_bits if network.sites else 0
   return {name: jnp.asarray(value, at_least_single(config.architecture.dtype)) for name, value in values.items() if value}
@@ -250,8 +354,13 @@ def make_step(network, optimizer, frozen, num_classes, axis=None):
     return batch if augment is None else augment(batch, key)
 
   def apply_fn(weights, model_state, batch, hparams, key, axis):
-    training = layers.Training(example=batch['example'], dropout=hparams.get('dropout'), axis=axis)
-    return network.forward(weights, model_state, batch['inputs'], hparams, training, key)
+    training = layers.Training(example=batch['example'], dropout=hparams.get('dropout'), recurrent_dropout=hparams.get('recurrent_dropout'), axis=axis)
+    if axis is None or 'carry' not in model_state:
+      return network.forward(weights, model_state, batch['inputs'], hparams, training, key)
+    # Under pmap the carry is whole on every device; each continues its own rows and all share the result.
+    mine = dict(model_state, carry=jax.tree.map(lambda c: c[batch['example']], model_state['carry']))
+    logits, changed = network.forward(weights, mine, batch['inputs'], hparams, training, key)
+    return logits, dict(changed, carry=jax.lax.all_gather(changed['carry'], axis, tiled=True))
 
   def effective(trained, state):
     params = trees.map_named(lambda n, leaf: jax.lax.stop_gradient(leaf) if n in frozen else leaf, trained['params'])
@@ -266,20 +375,20 @@ def make_step(network, optimizer, frozen, num_classes, axis=None):
     return dict(trained, params=prune_masks.apply_masks(trained['params'], state.masks))
 
   terms = [functools.partial(penalty, name) for name in registry.PENALTIES.names() if getattr(network.config.regularize, name)]
-  return step_lib.make_train_step(apply_fn, optimizer, network.loss_per_example, network.measure, prepare=prepare,
+  return step_lib.make_train_step(apply_fn, optimizer, network.training_loss, network.measure, prepare=prepare,
                                   effective=effective, terms=terms, finish=finish, axis=axis)
 
 
-def initial_state(config, network, params, model_state, optimizer, hparams, initial):
+def initial_state(config, network, params, model_state, optimizer, hparams):
   """The TrainState before the first step. Activation ranges start at 0 and are calibrated by a hook."""
   ranges = {f'{site}/{end}': jnp.zeros((), at_least_single(config.architecture.dtype)) for site in network.sites for end in ('low', 'high')}
   trained = dict(params=params, quant=trees.nest(ranges))
   named = trees.named(params)
   state = state_lib.TrainState(
       step=jnp.zeros((), jnp.int32), **trained, model_state=model_state, opt_state=optimizer.init(trained, hparams),
-      masks={n: jnp.ones_like(named[n]) for n in network.prunable},
+      masks=first_masks(network.prunable, named, config.training.init_from and config.prune.keep_zeros),
       ema=jax.tree.map(jnp.copy, trained) if config.optimization.ema_decay else {},
-      best={}, stale=jnp.zeros((), jnp.int32), totals=state_lib.zero_totals(), hparams=hparams,
+      best={}, stale=jnp.zeros((), jnp.int32), totals=state_lib.zero_totals(network.measured), hparams=hparams,
       key=jax.random.key_data(jax.random.fold_in(jax.random.key(config.training.seed), 1)))
   if config.training.select == 'best' or config.training.patience:
     state = state.replace(best=dict(score=jnp.full((), -jnp.inf, jnp.float32), loss=jnp.full((), jnp.inf, jnp.float32),
@@ -287,16 +396,30 @@ def initial_state(config, network, params, model_state, optimizer, hparams, init
   return state
 
 
+def first_masks(prunable, kernels, keep_zeros):
+  """Masks before pruning begins: of all prunable kernels, and with `keep_zeros` of every kernel that has zeros, which stay."""
+  if not keep_zeros:
+    return {n: jnp.ones_like(kernels[n]) for n in prunable}
+  sparse = [n for n, leaf in kernels.items() if trees.is_kernel(n) and (n in prunable or not np.all(np.asarray(leaf)))]
+  return {n: (kernels[n] != 0).astype(kernels[n].dtype) for n in sparse}
+
+
 def hooks(network, batches, prune_steps, put_examples, rows, compiled):
   """What happens before a step: calibrating activation ranges, renewing masks. Each is (state, step) -> state."""
   config, found = network.config, []
+
+  def restart(state, step):
+    if step % batches.steps_per_epoch or 'carry' not in state.model_state:
+      return state
+    return state.replace(model_state=dict(state.model_state, carry=jax.tree.map(jnp.zeros_like, state.model_state['carry'])))
+
+  found.append(restart)
   if network.sites:
     def observe(state, batch):
       training = layers.Training(example=batch['example'])
       weights = network.round_kernels(dict(state.trained, params=prune_masks.apply_masks(state.params, state.masks)), state.hparams)
       inputs = network.normalize_batch(batch)['inputs']
-      plain = dataclasses.replace(network, sites=())
-      return quantize_sites.observe(lambda: plain.forward(weights, state.model_state, inputs, state.hparams, training), network.sites)
+      return network.observe(weights, state.model_state, inputs, network.sites, training)
 
     observe = compiled(observe)
 
@@ -318,8 +441,9 @@ def hooks(network, batches, prune_steps, put_examples, rows, compiled):
         return state
       named = trees.named(state.params)
       total = sum(named[n].size for n in network.prunable)
-      count = round(prune_schedule.cubic(step, prune_steps, config.prune.prune_sparsity) * total)
-      masks = prune_masks.remask(score({n: named[n] for n in network.prunable}), np.int32(count))
+      gone = sum(int((state.masks[n] == 0).sum()) for n in network.prunable)  # zeros that a run began with never come back
+      count = max(gone, round(prune_schedule.cubic(step, prune_steps, config.prune.prune_sparsity) * total))
+      masks = {**state.masks, **prune_masks.remask(score({n: named[n] for n in network.prunable}), np.int32(count))}
       ema = dict(state.ema, params=prune_masks.apply_masks(state.ema['params'], masks)) if state.ema else {}
       return state.replace(masks=masks, params=prune_masks.apply_masks(state.params, masks), ema=ema)
 

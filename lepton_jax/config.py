@@ -31,8 +31,13 @@ class Architecture:
   width: float | None = option(None, 'factor on the number of channels or hidden units', low=0.01, high=100)
   depth: int | None = option(None, 'hidden layers, or blocks per stage', low=1, high=1000)
   activation: str | None = option(None, 'non-linearity', choices=('relu', 'gelu', 'silu', 'tanh', 'sigmoid', 'elu', 'leaky_relu'))
-  norm: str | None = option(None, 'normalisation layer', choices=('batch', 'group', 'none'))
+  norm: str | None = option(None, 'normalisation layer', choices=('batch', 'group', 'layer', 'none'))
   dropout: float | None = option(None, 'dropout rate', low=0, high=0.99)
+  recurrent_dropout: float | None = option(None, 'dropout rate of the state, one mask a sequence', low=0, high=0.99)
+  hidden: int | None = option(None, 'units of a recurrent layer', low=1, high=65536)
+  embedding: int | None = option(None, 'size of a word vector', low=1, high=65536)
+  tied: bool | None = option(None, 'language model: the embedding is the output layer as well')
+  pooling: str | None = option(None, 'how a recurrent network sums up its steps', choices=('last', 'mean', 'max'))
   dtype: str = option('float32', 'precision of activations and compute; parameters are float32 at least',
                       choices=('float32', 'bfloat16', 'float64'))
 
@@ -40,7 +45,7 @@ class Architecture:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
   """Where examples come from and how they are split. Test examples never take part in a choice."""
-  dataset: str = option('mnist5k', "embedded set, TFDS name (mnist, cifar10, ...), 'folder:/path' or 'csv:/path'")
+  dataset: str = option('mnist5k', "embedded set, TFDS name (mnist, cifar10, ...), 'folder:/path', 'csv:/path', 'text:/path' or 'series:/path'")
   data_dir: str = option('', 'folder of prepared TFDS data; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets', identity=False)
   manual_dir: str = option('', 'folder of raw mnist, fashion_mnist or cifar10 files, read without TensorFlow', identity=False)
   cache_dir: str = option('', 'decoded arrays are kept here; empty: ~/.cache/lepton_jax/data', identity=False)
@@ -49,9 +54,21 @@ class Data:
   test_fraction: float = option(0.2, 'share held out for test where the source has no test split', low=0, high=0.9)
   train_limit: int = option(0, 'train on a stratified subset of this many examples; 0 takes all', unit='examples', low=0)
   split_seed: int = option(0, 'seed of the splits', low=0)
-  folds: int = option(0, 'k-fold cross-validation over training + validation examples; 0: one split', low=0, high=100)
-  fold: int = option(0, 'which fold validates when folds > 0 (set by the cross-validation itself)', low=0)
-  target: str = option('', 'csv: name of the target column')
+  folds: int = option(0, 'k-fold cross-validation over training + validation examples; 0: off. '
+                         'Unless --select=last, each best epoch is chosen on its own fold', low=0, high=100)
+  fold: int | None = option(None, 'train this fold alone; unset: all of them', low=0)
+  target: str = option('', 'csv: name of the target column; series: one or more, comma-separated')
+  time_column: str = option('date', 'series: name of the time column')
+  window: int = option(96, 'series: past steps the network sees', unit='steps', low=1)
+  horizon: int = option(1, 'series: future steps it predicts', unit='steps', low=1)
+  season: int = option(24, 'series: steps of the season that the naive forecast repeats', unit='steps', low=1, identity=False)
+  text_column: str = option('', 'csv, tsv: name of the column that holds text; makes it a text data set')
+  skip_bad_rows: bool = option(False, 'csv, tsv: leave out rows that cannot be read, and say how many')
+  vocabulary_size: int = option(20_000, 'words kept, most frequent first, <pad> and <unk> among them', unit='words', low=3)
+  vocabulary_min_count: int = option(1, 'words rarer than this in the training part become <unk>', low=1)
+  sequence_length: int = option(128, 'running text: steps that are backpropagated through at once', unit='characters', low=1)
+  max_length: int = option(256, 'longer texts are cut here', unit='words', low=1)
+  buckets: int = option(4, 'padded lengths that batches of text come in', low=1, high=64)
   task: str | None = option(None, 'csv: what the target is; unset: regression if the loss is mse', choices=('classification', 'regression'))
   batch_size: int = option(64, 'examples a training step, over all devices', low=1)
 
@@ -84,6 +101,7 @@ class Optimization:
   weight_decay: float = option(0.0, 'decoupled decay a step, times the learning rate; kernels only (arXiv:1711.05101)', low=0)
   clip_norm: float = option(0.0, 'clip the global norm of the gradient; 0: off', low=0)
   loss: str | None = option(None, 'objective; unset: by task and model', choices=registry.LOSSES)
+  class_weights: str = option('none', 'weigh training losses by inverse class frequency, for imbalance', choices=('none', 'balanced'))
   ema_decay: float = option(0.0, 'evaluate an exponential moving average of the weights with this decay; 0: off', low=0, high=0.999999)
   solver: str = option('gradient', "closed_form solves --model=linear --loss=mse by least squares", choices=('gradient', 'closed_form'))
 
@@ -104,6 +122,7 @@ class Prune:
   prune_begin: float = option(0.1, 'share of the run at which pruning starts', low=0, high=1)
   prune_end: float = option(0.6, 'share of the run at which the target is reached (cubic, arXiv:1710.01878)', low=0, high=1)
   prune_updates: int = option(20, 'mask updates between begin and end', low=1)
+  keep_zeros: bool = option(True, 'with --init_from: kernel entries that are exactly zero there stay so')
   prune_exclude: str = option('', 'kernels whose path matches this regular expression stay dense')
 
 
@@ -126,14 +145,14 @@ class Training:
   select: str = option('best', "weights to report: 'best' on validation, or 'last'", choices=('best', 'last'))
   patience: int = option(0, 'stop after this many epochs without a better validation; 0: never', unit='epochs', low=0)
   init_from: str = option('', 'run folder to take weights from; a head of another size starts anew')
-  freeze: str = option('', 'parameters whose path matches this regular expression stay as they are')
+  freeze: str = option('', 'parameters whose path matches this regular expression stay as they are (running averages still follow the data)')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
   """Where and how the run executes. None of these changes a result."""
   runs_dir: str = option('runs', 'run folders are made here (a local path or gs://...)', identity=False)
-  rerun: bool = option(False, 'start over even if the run folder is finished', identity=False)
+  rerun: bool = option(False, 'start over if the run folder is finished', identity=False)
   parallel: str = option('jit', 'one device, or the batch split over all by sharding or by pmap', choices=('jit', 'sharded', 'pmap'), identity=False)
   devices: int = option(0, 'devices to use in sharded and pmap; 0: all', low=0, identity=False)
   cpu_devices: int = option(0, 'virtual CPU devices to make; 0: one', low=0, high=256, identity=False)
@@ -204,7 +223,7 @@ class Config:
       check_value(name, value)
     if self.prune.prune_begin > self.prune.prune_end:
       raise UserError(f'--prune_begin={self.prune.prune_begin} is after --prune_end={self.prune.prune_end}')
-    if self.data.folds == 1 or self.data.fold >= max(self.data.folds, 1):
+    if self.data.folds == 1 or (self.data.fold is not None and self.data.fold >= self.data.folds):
       raise UserError(f'--folds={self.data.folds} --fold={self.data.fold}: folds is 0 or at least 2, and fold is below it')
     for bits in ('quantize_weight_bits', 'quantize_activation_bits'):
       if getattr(self.quantize, bits) == 1:

@@ -1,25 +1,40 @@
 """Predictions over whole splits, and what they measure."""
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 
 from lepton_jax import metrics
-from lepton_jax.data import batches
+from lepton_jax.data import batches, series
 from lepton_jax.errors import UserError
 
 
 def evaluate_split(network, predict, weights, hparams, data, split, batch_size, layout):
   """{measurement: float} of weights on a whole split, every example counted once; 'score' ranks epochs."""
+  if data.stream:
+    return stream_measurements(network, predict, weights, hparams, data.splits[split][0], batch_size, layout)
   logits, label = predictions(predict, weights, hparams, data, split, batch_size, layout)
   return measurements(network, logits, label, hparams)
+
+
+def stream_measurements(network, predict, weights, hparams, stream, batch_size, layout):
+  """Loss in nats and bits a character, perplexity and accuracy of running text, its rows read in parallel, each from an empty state."""
+  carry = layout.put_state(network.carry(batch_size))
+  sums = np.zeros(3)
+  for batch in batches.stream_passes(stream, batch_size, network.config.data.sequence_length, layout.rows):
+    *measured, carry = predict(weights, carry, layout.put_examples(batch), hparams)
+    sums += np.array([float(m) for m in measured])
+  loss = float(sums[0] / sums[2])
+  return dict(loss=loss, bits_per_character=loss / math.log(2), perplexity=math.exp(min(loss, 700)), accuracy=float(sums[1] / sums[2]), score=-loss)
 
 
 def predictions(predict, weights, hparams, data, split, batch_size, layout):
   """Logits f32[n, outputs] and labels [n] of a split, in its order."""
   inputs, label = data.splits[split]
   parts = []
-  for batch in batches.passes(inputs, label, batch_size, layout.rows):
-    parts.append(predict(weights, layout.put_examples(batch['inputs']), hparams))
+  for batch in batches.passes(inputs, batch_size, layout.rows):
+    parts.append(predict(weights, layout.put_examples(batch), hparams))
     if len(parts) > 8:
       parts[-9] = np.asarray(parts[-9])  # a few batches stay in flight, the rest need not stay on the device
   return np.concatenate([np.asarray(p) for p in parts])[:len(label)], np.asarray(label)
@@ -34,9 +49,9 @@ def measurements(network, logits, label, hparams):
   plain = {k: v for k, v in hparams.items() if k != 'label_smoothing'}
   loss = mean(network.loss_per_example(jnp.asarray(logits), batch, plain))
   if network.loss == 'mse':
-    error = np.asarray(logits[:, 0], np.float64) * network.target[1] + network.target[0] - label
+    error = np.asarray(logits, np.float64) * network.target[1] + network.target[0] - np.reshape(label, logits.shape)
     return dict(loss=loss, rmse=float(np.sqrt(np.mean(error ** 2))), mae=float(np.mean(np.abs(error))), score=-loss)
-  accuracy = mean(network.measure(jnp.asarray(logits), batch))
+  accuracy = mean(network.measure(jnp.asarray(logits), batch)['accuracy'])
   return dict(loss=loss, accuracy=accuracy, score=accuracy)
 
 
@@ -48,10 +63,20 @@ def full_report(trained, split):
   if not trained.data.size(split):
     raise UserError(f'{trained.data.name} has no {split} examples under this run\'s options')
   inputs, label = trained.data.splits[split]
+  if trained.data.stream:
+    return dict(name=trained.config.name(), split=split, examples=len(label) - 1, **trained.measure_stream(split)), None
   logits = trained.outputs(inputs)
   basic = measurements(trained.network, logits, label, trained.hparams)
   report = dict(name=trained.config.name(), split=split, examples=len(label), loss=basic['loss'])
   if trained.network.loss == 'mse':
-    return dict(report, **metrics.regression_report(trained.predict(inputs), np.asarray(label))), None
+    report.update(metrics.regression_report(trained.predict(inputs), np.asarray(label)))
+    if trained.data.targets:
+      naive = series.baselines(inputs, label, trained.data.targets, trained.config.data.season)
+      report['baselines'] = {name: metrics.regression_report(prediction, label) for name, prediction in naive.items()}
+    return report, None
   report.update(metrics.classification_report(logits, label, trained.data.classes))
+  if len(trained.data.classes) == 2 and trained.data.size('validation'):
+    held_out, held_label = trained.data.splits['validation']
+    threshold = metrics.best_threshold(metrics.probabilities(trained.outputs(held_out))[:, 1], held_label)
+    report['at_threshold_from_validation'] = metrics.at_threshold(metrics.probabilities(logits)[:, 1], label, threshold)
   return report, report['confusion']

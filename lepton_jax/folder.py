@@ -13,13 +13,26 @@ from lepton_jax import config as config_lib
 from lepton_jax.errors import UserError
 from lepton_jax.train import checkpoint, parallel
 
-RESULT = 'result.json'
+RESULT, DATA = 'result.json', 'data.json'
 
 
 def read_result(folder):
   """The result of a finished run folder, or None."""
   path = epath.Path(folder) / RESULT
   return json.loads(path.read_text()) if path.exists() else None
+
+
+def begun_on(folder):
+  """The version of the data that the run in a folder was begun on; None where no run was."""
+  path = epath.Path(folder) / DATA
+  return json.loads(path.read_text())['version'] if path.exists() else None
+
+
+def check_data(folder, version):
+  """Raises UserError if the run in a folder was begun on another version of its data."""
+  begun = begun_on(folder)
+  if begun not in (None, version):
+    raise UserError(f'{folder} was begun on other data (version {begun}, now {version}); --rerun starts over')
 
 
 def read_config(folder):
@@ -37,6 +50,8 @@ def read_weights(folder):
   problems = []
   step = store.latest(problems.append)
   if step is None:
+    if (epath.Path(folder).expanduser() / 'fold-0').exists():
+      raise UserError(f'{folder} is a cross-validation; name one of its folds, such as {folder}/fold-0')
     raise UserError(f'{folder} holds no finished weights{": " + "; ".join(problems) if problems else ""}; run it to its end first')
   return dict(dict(params={}, quant={}, model_state={}), **store.restore_named(step)), step
 
@@ -56,11 +71,19 @@ class Trained:
     data = dataclasses.replace(self.data, splits=dict(given=(inputs, np.zeros(len(inputs), np.int32))))
     return evaluation.predictions(layout.predict(self.network.predict), self.weights, self.hparams, data, 'given', self.config.data.batch_size, layout)[0]
 
+  def measure_stream(self, split):
+    """Measurements of running text, as after training."""
+    layout = parallel.make_parallel('jit', 1)
+    measured = evaluation.evaluate_split(self.network, layout.predict(self.network.predict_stream), self.weights, self.hparams, self.data, split,
+                                         self.config.data.batch_size, layout)
+    return {name: value for name, value in measured.items() if name != 'score'}
+
   def predict(self, inputs):
-    """Class numbers int[n], or in regression values f64[n] in the target's units."""
+    """Class numbers int[n], or in regression values f64[n] or f64[n, targets] in the target's units."""
     outputs = self.outputs(inputs)
     if self.network.loss == 'mse':
-      return outputs[:, 0].astype(np.float64) * self.network.target[1] + self.network.target[0]
+      values = outputs.astype(np.float64) * self.network.target[1] + self.network.target[0]
+      return values[:, 0] if values.shape[1] == 1 else values
     return metrics.probabilities(outputs).argmax(-1)
 
 
@@ -69,7 +92,7 @@ def load(folder, **overrides):
   config = read_config(folder).replace(**overrides).check()
   data = assemble.load_data(config)
   machine.start(config.run)
-  weights, _ = read_weights(folder)
+  weights = jax.tree.map(jnp.asarray, read_weights(folder)[0])
   network = assemble.make_network(config, data)
   network = assemble.with_compression(network, weights['params'], weights['model_state'], data)
-  return Trained(config, data, network, jax.tree.map(jnp.asarray, weights), assemble.strengths(config, network))
+  return Trained(config, data, network, weights, assemble.strengths(config, network))

@@ -10,14 +10,14 @@ def check(config):
   """Raises UserError unless least squares is what the options describe."""
   if config.architecture.model != 'linear' or config.optimization.loss != 'mse':
     raise UserError('--solver=closed_form solves --model=linear --loss=mse only')
-  for name in ('l1', 'l2', 'prune_sparsity', 'quantize_weight_bits', 'quantize_activation_bits'):
-    if config.flat()[name]:
+  defaults = type(config)().flat()
+  for name in ('l1', 'l2', 'weight_decay', 'ema_decay', 'freeze', 'init_from', 'prune_sparsity', 'quantize_weight_bits', 'quantize_activation_bits'):
+    if config.flat()[name] != defaults[name]:
       raise UserError(f'--solver=closed_form knows no --{name}')
 
 
 def solve(assembly, state):
   """The state with the least-squares solution on the training part (minimum norm where it is not unique)."""
-  check(assembly.config)
   network, (inputs, label) = assembly.network, assembly.dataset.splits['train']
   x = ((np.asarray(inputs, np.float64) - network.mean) / network.std).reshape(len(label), -1)
   y = (np.asarray(label, np.float64) - network.target[0]) / network.target[1]

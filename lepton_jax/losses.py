@@ -1,4 +1,8 @@
-"""Objectives: logits and labels to one loss per example."""
+"""Objectives: outputs and labels to one loss per example.
+
+Labels are class numbers, or probabilities where examples were mixed. A network that answers at every
+step has outputs [batch, time, ...] and labels [batch, time], of which -1 marks a step that does not exist.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -9,30 +13,44 @@ from lepton_jax.registry import LOSSES
 
 @LOSSES.register
 def cross_entropy(logits, label, smoothing=None):
-  """Softmax cross-entropy in nats. logits f32[batch, classes]; label int32[batch] or f32[batch, classes] -> f32[batch]."""
-  if label.ndim == 1:
+  """Softmax cross-entropy in nats. logits f32[batch, (time,) classes]; label int32[batch, (time)] or f32[batch, classes] -> f32[batch]."""
+  exists = _exists(label)
+  if jnp.issubdtype(label.dtype, jnp.integer):
     label = jax.nn.one_hot(label, logits.shape[-1], dtype=logits.dtype)
   if smoothing is not None:
     label = optax.smooth_labels(label, smoothing)
-  return optax.softmax_cross_entropy(logits, label)
+  return over_steps(optax.softmax_cross_entropy(logits, label), exists)
 
 
 @LOSSES.register
 def binary(logits, label, smoothing=None):
-  """Sigmoid cross-entropy in nats. logits f32[batch, 1]; label int32[batch] in {0, 1}, or f32[batch, 2] -> f32[batch]."""
-  positive = label.astype(logits.dtype) if label.ndim == 1 else label[:, 1]
+  """Sigmoid cross-entropy in nats. logits f32[batch, (time,) 1]; label int32[batch, (time)] in {0, 1}, or f32[batch, 2] -> f32[batch]."""
+  exists = _exists(label)
+  positive = label.astype(logits.dtype) if jnp.issubdtype(label.dtype, jnp.integer) else label[:, 1]
   if smoothing is not None:
     positive = positive * (1 - smoothing) + smoothing / 2
-  return optax.sigmoid_binary_cross_entropy(logits[:, 0], positive)
+  return over_steps(optax.sigmoid_binary_cross_entropy(logits[..., 0], positive), exists)
 
 
 @LOSSES.register
 def mse(outputs, label, smoothing=None):
-  """Squared error. outputs f32[batch, 1]; label f32[batch] -> f32[batch]."""
+  """Squared error, averaged over the outputs. outputs f32[batch, n]; label f32[batch] or f32[batch, n] -> f32[batch]."""
   del smoothing  # targets are not classes
-  return jnp.square(outputs[:, 0] - label)
+  return jnp.mean(jnp.square(outputs - label.reshape(outputs.shape).astype(outputs.dtype)), -1)
 
 
-def outputs_for(loss, num_classes):
+def _exists(label):
+  """bool like label: which steps count."""
+  return label >= 0 if jnp.issubdtype(label.dtype, jnp.integer) else None
+
+
+def over_steps(values, exists):
+  """[batch] values as they are; [batch, time] values averaged over the steps that exist."""
+  if values.ndim == 1:
+    return values
+  return jnp.sum(jnp.where(exists, values, jnp.zeros_like(values)), -1) / jnp.maximum(jnp.sum(exists, -1), 1).astype(values.dtype)
+
+
+def outputs_for(loss, num_classes, targets=1):
   """How many outputs a network needs under a loss."""
-  return num_classes if loss == 'cross_entropy' else 1
+  return {'cross_entropy': num_classes, 'binary': 1, 'mse': targets}[loss]

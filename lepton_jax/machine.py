@@ -26,7 +26,7 @@ def start(options):
 def facts():
   """Versions, device, git revision and time, for result.json."""
   import jax
-  return dict(versions={p: importlib.metadata.version(p) for p in PACKAGES}, device=jax.devices()[0].device_kind, devices=jax.device_count(),
+  return dict(versions={p: importlib.metadata.version(p) for p in PACKAGES}, device=jax.devices()[0].device_kind,
               git_revision=_git_revision(), finished=datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'))
 
 
@@ -34,6 +34,7 @@ def _git_revision():
   """The commit of this source, with '-dirty' if files differ from it; None outside git."""
   here = pathlib.Path(__file__).parent
   try:
-    return subprocess.run(['git', '-C', str(here), 'describe', '--always', '--dirty', '--abbrev=12'], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    command = ['git', '-C', str(here), 'describe', '--always', '--dirty', '--abbrev=12']
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
   except (OSError, subprocess.SubprocessError):
     return None

@@ -26,8 +26,10 @@ def train(config, quiet=False):
   folder = epath.Path(config.run.runs_dir).expanduser() / config.name()
   finished = folder_lib.read_result(folder)
   if finished is not None and not config.run.rerun:
+    if folder_lib.begun_on(folder) is not None:
+      folder_lib.check_data(folder, assemble.load_data(config).version)
     return finished
-  if config.data.folds and not config.data.fold:
+  if config.data.folds and config.data.fold is None:
     return cross_validate(config, folder, quiet)
   return train_one(config, folder, quiet)
 
@@ -42,16 +44,13 @@ def train_one(config, folder, quiet=False):
   assembly = assemble.build(config, data, initial)
   layout = parallel_lib.make_parallel(config.run.parallel, config.data.batch_size, config.run.devices)
   if first:
-    if config.run.rerun and folder.exists():
-      folder.rmtree()
-    folder.mkdir(parents=True, exist_ok=True)
-    record_lib.write_atomically(folder / 'config.json', config.to_json())
+    open_folder(config, folder, data.version)
   if not quiet:
-    print(describe(config, assembly), flush=True)
+    print(describe(config, assembly, layout), flush=True)
 
   state, checkpoints = resume(assembly, layout, folder, config.run.keep_checkpoints, (lambda text: None) if quiet else print)
   hparams = layout.put_state(assemble.strengths(config, assembly.network))  # the state's own are given up at each step
-  predict = layout.predict(assembly.network.predict)
+  predict = layout.predict(assembly.network.predict_stream if data.stream else assembly.network.predict)
 
   def measure(weights, split):
     if not data.size(split):
@@ -79,13 +78,24 @@ def train_one(config, folder, quiet=False):
       **count_steps(assembly, state, use_best, record.rows, time.monotonic() - began),
       **describe_compression(assembly.network, weights, hparams),
       **(linear.coefficients(assembly.network, data, weights) if config.architecture.model == 'linear' and data.task == 'regression' else {}),
-      parameters_sha256=trees.digest(state.trained), seed=config.training.seed, dataset_sha256=data.fingerprint(), **machine.facts())
+      parameters_sha256=trees.digest(state.trained), seed=config.training.seed, dataset_sha256=data.fingerprint(), **machine.facts(), devices=layout.devices)
   if first:
     if config.run.pictures and record.rows:
       from lepton_jax.report import pictures
       pictures.learning_curves(record.rows, folder / 'learning_curves.png', config.name())
     record_lib.write_atomically(folder / folder_lib.RESULT, json.dumps(result, indent=2) + '\n')
   return result
+
+
+def open_folder(config, folder, data_version):
+  """Makes the run folder with its config.json, or finds it; raises UserError if it was begun on other data."""
+  if config.run.rerun and folder.exists() and (folder_lib.read_result(folder) is not None or folder_lib.begun_on(folder) != data_version):
+    folder.rmtree()
+  folder.mkdir(parents=True, exist_ok=True)
+  # The order to start over is for now: whoever repeats this configuration means the run, not its removal.
+  record_lib.write_atomically(folder / 'config.json', config.replace(rerun=False).to_json())
+  folder_lib.check_data(folder, data_version)
+  record_lib.write_atomically(folder / folder_lib.DATA, json.dumps(dict(version=data_version)) + '\n')
 
 
 def resume(assembly, layout, folder, keep, tell):
@@ -135,20 +145,22 @@ def count_steps(assembly, state, use_best, rows, elapsed):
 
 def cross_validate(config, folder, quiet=False):
   """Trains every fold in a folder of its own and returns mean and standard deviation of their measurements."""
+  folder.mkdir(parents=True, exist_ok=True)
+  record_lib.write_atomically(folder / 'config.json', config.replace(rerun=False).to_json())
   results = []
   for fold in range(config.data.folds):
     one = config.replace(fold=fold, runs_dir=str(folder))
     inside = folder / f'fold-{fold}'
-    done = None if config.run.rerun else folder_lib.read_result(inside)
-    results.append(done or train_one(one, inside, quiet))
+    done = folder_lib.read_result(inside)
+    results.append(done if done and not config.run.rerun else train_one(one, inside, quiet))
   summary = dict(name=config.name(), folds=config.data.folds)
   for name in results[0]:
     if name.startswith(('test_', 'validation_')):
       values = np.array([r[name] for r in results], np.float64)
       summary.update({name: float(values.mean()), f'{name}_sd': float(values.std(ddof=1))})
-  summary.update({name: results[0][name] for name in ('num_parameters', 'seed', 'versions', 'device', 'git_revision')})
+  same = ('num_parameters', 'steps', 'examples_per_second', 'seed', 'versions', 'device', 'devices', 'git_revision')
+  summary.update({name: results[0][name] for name in same})
   summary['train_seconds'] = sum(r['train_seconds'] for r in results)
-  record_lib.write_atomically(folder / 'config.json', config.to_json())
   record_lib.write_atomically(folder / folder_lib.RESULT, json.dumps(summary, indent=2) + '\n')
   return summary
 
@@ -171,12 +183,12 @@ def describe_compression(network, weights, hparams):
                       network.sites, config.quantize.quantize_exclude)
   rounded = network.round_kernels(weights, hparams)
   return dict(sparsity=masks.sparsity(weights['params'], prunable), rounded_sparsity=masks.sparsity(rounded['params'], prunable),
-              quantized_kernels=sum('reason' not in row for row in rows), kernels=rows)
+              quantized_kernels=sum('weight_bits' in row for row in rows), kernels=rows)
 
 
-def describe(config, assembly):
+def describe(config, assembly, layout):
   """The line that opens a run."""
   data = assembly.dataset
   sizes = ' / '.join(f'{data.size(s):,}' for s in ('train', 'validation', 'test'))
   return (f'{config.name()}: {trees.count(assembly.state.params):,} parameters, {data.name} {sizes} examples, '
-          f'{assembly.total_steps:,} steps, {config.run.parallel} on {jax.device_count()} {jax.default_backend()} device(s)')
+          f'{assembly.total_steps:,} steps, {config.run.parallel} on {layout.devices} {jax.default_backend()} device(s)')

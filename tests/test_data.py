@@ -102,12 +102,11 @@ def test_a_batch_larger_than_the_data_is_an_error():
     batches.Batches(np.arange(3), np.arange(3), 4, 0)
 
 
-def test_passes_weigh_every_example_once():
+def test_passes_visit_every_example_once_in_equal_batches():
   inputs = np.arange(23)
-  seen = list(batches.passes(inputs, inputs, 10))
-  assert [len(b['inputs']) for b in seen] == [10, 10, 10]
-  weight = np.concatenate([b['weight'] for b in seen])
-  assert weight.sum() == 23 and np.array_equal(np.concatenate([b['inputs'] for b in seen])[:23], inputs)
+  seen = list(batches.passes(inputs, 10))
+  assert [len(b) for b in seen] == [10, 10, 10]
+  assert np.array_equal(np.concatenate(seen)[:23], inputs) and set(seen[2]) <= set(inputs)
 
 
 def test_a_damaged_cache_is_made_again(tmp_path):
@@ -152,9 +151,24 @@ def test_raw_mnist_files(tmp_path):
   data = load(**options)
   assert np.array_equal(data.splits['test'][0][..., 0], images['test']) and data.classes[9] == 'Ankle boot'
   file = tmp_path / 'train-images-idx3-ubyte.gz'
-  file.write_bytes(file.read_bytes()[:-50])
-  with pytest.raises(UserError, match='train-images-idx3-ubyte.gz is damaged'):
-    load(**options)
+  content, refused = file.read_bytes(), 0
+  for damaged in (content[:-50], *(content[:i] + bytes([content[i] ^ 64]) + content[i + 1:] for i in range(0, len(content), 997))):
+    file.write_bytes(damaged)
+    try:
+      load(**options)
+    except UserError as error:
+      assert 'train-images-idx3-ubyte.gz is damaged' in str(error)
+      refused += 1
+  assert refused > 10
+
+
+def test_tfrecord_is_refused_with_the_command_that_helps(tmp_path):
+  folder = tmp_path / 'mnist' / '3.0.1'
+  folder.mkdir(parents=True)
+  (folder / 'features.json').write_text('{}')
+  (folder / 'dataset_info.json').write_text('{"fileFormat": "tfrecord"}')
+  with pytest.raises(UserError, match='prepared as tfrecord(.|\n)*array_record'):
+    load(dataset='mnist', data_dir=str(tmp_path))
 
 
 def test_raw_cifar_archive(tmp_path):

@@ -60,11 +60,6 @@ def test_max_pool_equals_flax_in_values_and_gradients(batch, height, width, chan
   np.testing.assert_array_equal(jax.grad(weigh(layers.max_pool))(x), jax.grad(weigh(reference))(x))
 
 
-def test_avg_pool_is_the_mean_of_windows():
-  x = normal(3, 2, 7, 6, 3)
-  np.testing.assert_allclose(layers.avg_pool(x), x[:, :6].reshape(2, 3, 2, 3, 2, 3).mean((2, 4)), rtol=1e-5)
-
-
 @pytest.mark.parametrize('shape', [(8, 5, 5, 3), (16, 7)])
 def test_batch_norm_equals_flax(shape):
   x = normal(4, *shape) * 3 + 10

@@ -14,11 +14,11 @@ LEAVES = STANDARD | {'trees', 'losses', 'metrics', 'precision'}
 # First-party modules that each part may import, besides itself.
 ALLOWED = {
     'errors': set(), 'registry': {'errors'}, 'config': {'registry', 'errors'}, 'flags': STANDARD,
-    'precision': set(), 'trees': STANDARD, 'losses': STANDARD, 'metrics': STANDARD,
+    'precision': set(), 'trees': STANDARD, 'losses': STANDARD, 'metrics': STANDARD | {'losses'},
     'layers': LEAVES, 'models': LEAVES | {'layers'}, 'data': LEAVES, 'regularize': LEAVES | {'layers'},
     'compress': LEAVES | {'layers'}, 'train': LEAVES, 'machine': set(),
 }
-HEAVY = {'tensorflow_datasets', 'matplotlib', 'sklearn', 'mlxtend', 'tensorboardX', 'rich', 'tensorflow'}
+HEAVY = {'tensorflow_datasets', 'matplotlib', 'sklearn', 'mlxtend', 'tensorboardX', 'rich', 'tensorflow', 'orbax', 'optuna'}
 
 
 def modules():

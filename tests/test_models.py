@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lepton_jax import layers, models, trees
+from lepton_jax.data import dataset as dataset_lib
 from lepton_jax.registry import MODELS
 
 # Trainable parameters: (input, outputs) the architecture is published for, and their number.
@@ -15,14 +16,43 @@ GOLDEN = {
     'resnet8': ((32, 32, 3), 10, 78_186), 'resnet20': ((32, 32, 3), 10, 269_722), 'resnet32': ((32, 32, 3), 10, 464_154),
     'resnet44': ((32, 32, 3), 10, 658_586), 'resnet56': ((32, 32, 3), 10, 853_018), 'resnet18': ((32, 32, 3), 10, 11_173_962),
     'mobilenet_v1': ((224, 224, 3), 1000, 4_231_976), 'ds_cnn': ((49, 10, 1), 12, 23_756),
+    'elman_classifier': ((28, 28, 1), 10, 21_386), 'gru_classifier': ((28, 28, 1), 10, 61_962), 'lstm_classifier': ((28, 28, 1), 10, 81_674),
+    'bilstm_classifier': ((28, 28, 1), 10, 163_338), 'elman_tagger': ((28, 28, 1), 10, 21_386), 'gru_tagger': ((28, 28, 1), 10, 61_962),
+    'lstm_tagger': ((28, 28, 1), 10, 81_674), 'bilstm_tagger': ((28, 28, 1), 10, 163_338), 'elman_regressor': ((28, 28, 1), 1, 20_225),
+    'gru_regressor': ((28, 28, 1), 1, 60_801), 'lstm_regressor': ((28, 28, 1), 1, 80_513), 'bilstm_regressor': ((28, 28, 1), 1, 161_025),
+    'text_cnn': ((40,), 2, 1_434_502), 'lstm_lm': ((40,), 65, 349_569),
 }
+# Models that read tokens, and how many words they know.
+VOCABULARY = {'text_cnn': 10_000, 'lstm_lm': 65}
 # Images as small as each architecture bears, so that gradients are quick.
 SMALL = {'lenet5': 16, 'cnn_cifar': 18, 'cnn_64': 8, 'cnn_binary': 22}
 
 
 def make(name, shape, outputs, **options):
+  if name in VOCABULARY:
+    options['vocabulary'] = VOCABULARY[name]
   module = MODELS.get(name)(outputs=outputs, **options)
-  return module, jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, *shape)), None))
+  x = jnp.zeros((1, *shape), jnp.int32 if name in VOCABULARY else jnp.float32)
+  return module, jax.eval_shape(lambda: module.init(jax.random.key(0), x, None))
+
+
+def tiny_dataset(name, shape, classes, count=8):
+  """A Dataset of random examples that a model can read: images of `shape`, tokens, or running text."""
+  rng = np.random.default_rng(0)
+  names, unit = tuple(map(str, range(classes))), np.ones(1, np.float32)
+  label = np.arange(count, dtype=np.int32) % classes
+  common = dict(name='tiny', version='1', classes=names, columns=(), mean=np.full(shape[-1:], 128, np.float32), std=np.full(shape[-1:], 70, np.float32))
+  if name == 'lstm_lm':
+    stream = rng.integers(0, classes, 400).astype(np.int32)
+    parts, common = (stream, stream), common | dict(mean=unit, std=unit, vocabulary=names, stream=True)
+  elif name in VOCABULARY:
+    parts, common = (rng.integers(1, 20, (count, 12), np.int32), label), common | dict(mean=unit, std=unit, vocabulary=tuple(map(str, range(20))))
+  elif name.endswith('_regressor'):
+    parts, common = (rng.integers(0, 256, (count, *shape), np.uint8), rng.normal(size=count).astype(np.float32)), common | dict(classes=())
+  else:
+    labels = np.repeat(label[:, None], shape[0], 1) if name.endswith('_tagger') else label
+    parts = (rng.integers(0, 256, (count, *shape), np.uint8), labels)
+  return dataset_lib.Dataset(splits=dict.fromkeys(('train', 'validation', 'test'), parts), **common)
 
 
 @pytest.mark.parametrize('name', MODELS.names())
@@ -43,17 +73,18 @@ def test_mobilenet_width_factor():
 @pytest.mark.parametrize('name', MODELS.names())
 def test_every_parameter_gets_a_gradient_and_the_head_is_named(name):
   side, outputs = SMALL.get(name, 8), 2
-  module = MODELS.get(name)(outputs=outputs)
-  x = jax.random.normal(jax.random.key(1), (4, side, side, 1))
+  tokens = name in VOCABULARY
+  module = MODELS.get(name)(outputs=outputs, **({'vocabulary': 6} if tokens else {}))
+  x = jnp.arange(32, dtype=jnp.int32).reshape(4, 8) % 6 if tokens else jax.random.normal(jax.random.key(1), (4, side, side, 1))
   variables = jax.jit(lambda: module.init(jax.random.key(0), x, None))()
   training = layers.Training(example=jnp.arange(4))
 
   def loss(params):
-    logits, _ = module.apply({**variables, 'params': params}, x, training, mutable=['batch_stats'])
-    return jnp.sum(jnp.sin(logits + jnp.arange(outputs, dtype=jnp.float32))), logits
+    logits, _ = module.apply({**variables, 'params': params}, x, training, mutable=['batch_stats', 'carry'])
+    return jnp.sum(jnp.sin(logits + jnp.arange(logits.shape[-1], dtype=jnp.float32))), logits
 
   gradient, logits = jax.jit(jax.grad(loss, has_aux=True))(variables['params'])
-  assert logits.shape == (4, outputs)
+  assert logits.shape == {'tagger': (4, side, outputs), 'lm': (4, 8, 6)}.get(name.rpartition('_')[2], (4, outputs))
   assert models.HEAD in variables['params']
   # A bias before batch normalisation is cancelled by the mean; its gradient is zero but for rounding.
   still = [n for n, g in trees.named(gradient).items() if not np.any(np.asarray(g) != 0)]

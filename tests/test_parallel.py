@@ -15,7 +15,7 @@ from lepton_jax.config import Config
 from lepton_jax.errors import UserError
 from lepton_jax.registry import MODELS
 from lepton_jax.train import parallel
-from tests.test_models import GOLDEN
+from tests.test_models import GOLDEN, tiny_dataset
 
 # Batch norm, dropout, augmentation with mixing, pruning and quantisation, all at once.
 EVERYTHING = dict(model='resnet8', width=0.25, dataset='digits', dtype='float64', batch_size=16, epochs=1, dropout=0.3, optimizer='momentum',
@@ -95,13 +95,9 @@ def test_too_many_devices_is_an_error():
 @pytest.mark.parametrize('model', MODELS.names())
 def test_every_train_step_lowers_for_gpus_and_tpus(model):
   shape, outputs, _ = GOLDEN[model]
-  from lepton_jax.data import dataset as dataset_lib
-  classes = tuple(map(str, range(max(outputs, 2))))
-  part = (np.zeros((4, *shape), np.uint8), np.zeros(4, np.int32))
-  ones = np.ones(shape[-1], np.float32)
-  data = dataset_lib.Dataset('shape', '1', dict(train=part), classes, (), ones, ones)
+  data = tiny_dataset(model, shape, max(outputs, 2) if model != 'lstm_lm' else 65, 4)
   config = Config().replace(model=model, batch_size=4, weight_decay=1e-4, prune_sparsity=0.5, quantize_weight_bits=4, quantize_activation_bits=8,
-                            augment_flip=True, ema_decay=0.9)
+                            augment_flip=len(shape) == 3, ema_decay=0.9, sequence_length=16, buckets=1)
   built = []
 
   def make_state():

@@ -40,7 +40,8 @@ class Stopped(loop.StopSignal):
 
 
 def rows_without_times(folder):
-  return [{k: v for k, v in json.loads(line).items() if k not in ('seconds', 'examples_per_second')} for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+  rows = map(json.loads, (folder / 'metrics.jsonl').read_text().splitlines())
+  return [{k: v for k, v in row.items() if k not in ('seconds', 'examples_per_second')} for row in rows]
 
 
 @pytest.fixture(scope='module')
@@ -140,6 +141,16 @@ def test_a_damaged_checkpoint_costs_an_epoch_not_the_result(uninterrupted, tmp_p
   assert rows_without_times(copy) == rows_without_times(folder)
 
 
+def test_final_weights_without_a_seal_are_written_again(uninterrupted, tmp_path):
+  config, whole, folder = uninterrupted
+  copy = tmp_path / folder.name
+  shutil.copytree(folder, copy)
+  (copy / 'result.json').unlink()
+  next((copy / 'weights').rglob(checkpoint.SEAL)).unlink()
+  assert run.train(config.replace(runs_dir=str(tmp_path)), quiet=True)['test_loss'] == whole['test_loss']
+  assert not checkpoint.Checkpoints(copy / 'weights').problem(120)
+
+
 def test_damaged_final_weights_are_named(uninterrupted, tmp_path):
   from lepton_jax.errors import UserError
   copy = tmp_path / 'copy'
@@ -167,10 +178,11 @@ def test_twenty_kills_at_random_moments_end_in_the_same_parameters(uninterrupted
   deadline = time.monotonic() + 240
   while kills < 20:
     assert time.monotonic() < deadline
+    before = unsealed(folder)  # left by an earlier kill: no sign of a save of this process
     process = context.Process(target=worker, args=(config, os.environ['XDG_CACHE_HOME']))
     process.start()
     if kills % 2:  # in a save: as soon as one begins, or some milliseconds into it
-      while process.is_alive() and not saving(folder):
+      while process.is_alive() and not unsealed(folder) - before:
         time.sleep(0.0002)
       time.sleep(rng.uniform(0, 0.03))
     else:
@@ -179,7 +191,7 @@ def test_twenty_kills_at_random_moments_end_in_the_same_parameters(uninterrupted
       os.kill(process.pid, signal.SIGKILL)
       process.join()
       kills += 1
-      in_save += saving(folder)
+      in_save += bool(unsealed(folder) - before)
     elif (folder / 'result.json').exists():  # it was done before its kill: begin again
       assert process.exitcode == 0
       check_same(folder, whole)
@@ -191,12 +203,13 @@ def test_twenty_kills_at_random_moments_end_in_the_same_parameters(uninterrupted
   check_same(folder, whole)
 
 
-def saving(folder):
-  """True while a checkpoint is being written: a temporary folder, or one without its seal."""
-  try:
-    return any(not p.name.isdigit() or not (p / checkpoint.SEAL).exists() for p in (folder / 'checkpoints').iterdir())
-  except FileNotFoundError:
-    return False
+def unsealed(folder):
+  """Saves that were begun and not finished, of checkpoints or of final weights: temporary folders, or ones without a seal."""
+  found = set()
+  for part in ('checkpoints', 'weights'):
+    if (folder / part).exists():
+      found |= {(p.name, p.stat().st_ino) for p in (folder / part).iterdir() if not p.name.isdigit() or not (p / checkpoint.SEAL).exists()}
+  return found
 
 
 def check_same(folder, whole):

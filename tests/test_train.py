@@ -104,7 +104,7 @@ def test_optimizers_equal_optax(name):
   my_state, reference_state = mine.init(trained, rate), REFERENCES[name].init(trained)
   my_weights = reference_weights = trained
   for i in range(4):
-    gradient = lambda w: jax.tree.map(lambda x: jnp.cos(x) + i, w)
+    gradient = lambda w, i=i: jax.tree.map(lambda x: jnp.cos(x) + i, w)
     updates, my_state = mine.update(gradient(my_weights), my_state, my_weights, jnp.int32(i), rate)
     my_weights = jax.tree.map(jnp.add, my_weights, updates)
     with jax.numpy_dtype_promotion('standard'):
@@ -132,6 +132,13 @@ def test_clipping_bounds_the_gradient():
 
 
 # the step
+
+@pytest.mark.parametrize('name', PENALTIES.names())
+def test_every_registered_penalty_is_a_flag_that_adds_to_the_gradient(small, name):
+  plain, _, _ = run_steps(small.replace(optimizer='sgd'), 1)
+  on, _, _ = run_steps(small.replace(optimizer='sgd', **{name: 0.1}), 1)
+  assert trees.digest(on.params) != trees.digest(plain.params)
+
 
 def test_l2_gradient_is_twice_strength_times_kernel():
   kernels = dict(a=jnp.array([1.0, -2.0]))

@@ -7,6 +7,12 @@ import numpy as np
 from lepton_jax.errors import UserError
 
 
+@functools.lru_cache(maxsize=8)
+def shuffled(size, seed, stream):
+  """A permutation of 0 to size - 1, of its own for each (seed, stream)."""
+  return np.random.Generator(np.random.Philox(key=[seed, stream])).permutation(size)
+
+
 class Batches:
   """Training batches of one split.
 
@@ -22,9 +28,8 @@ class Batches:
     self.batch_size, self._seed, self._pairs = batch_size, seed, pairs
     self.steps_per_epoch = len(label) // batch_size
 
-  @functools.lru_cache(maxsize=4)
   def _order(self, epoch, stream):
-    return np.random.Generator(np.random.Philox(key=[self._seed, 2 * epoch + stream])).permutation(len(self._label))
+    return shuffled(len(self._label), self._seed, 2 * epoch + stream)
 
   def at(self, step, rows=slice(None)):
     """The batch of a step, or the given rows of it (a process's share).
@@ -42,13 +47,72 @@ class Batches:
     return batch
 
 
-def passes(inputs, label, batch_size, rows=slice(None)):
-  """Yields one pass over a split in order, in equal batches whose last is padded; `weight` f32[b] is 0 on padding.
+class BucketBatches:
+  """Training batches of token sequences, each cut to one of a few padded lengths.
 
-  Padding repeats the first examples, so that no layer ever sees an input out of range.
+  Which length a step has depends on the step alone, which examples on the seed, so that trials with
+  different seeds run through the same shapes. The examples of a bucket that do not fill a batch sit
+  an epoch out.
   """
-  for start in range(0, len(label), batch_size):
-    index = np.arange(start, start + batch_size)
-    weight = (index < len(label)).astype(np.float32)
-    chosen = (index % len(label))[rows]
-    yield dict(inputs=inputs[chosen], label=label[chosen], weight=weight[rows])
+
+  def __init__(self, inputs, label, batch_size, seed, buckets):
+    length = (inputs > 0).sum(1)
+    # Equal shares of the examples a bucket; multiples of 8 keep the number of programs small.
+    edges = np.unique(np.minimum(-(-np.quantile(length, np.arange(1, buckets + 1) / buckets).astype(int) // 8) * 8, inputs.shape[1]))
+    place = np.searchsorted(edges, length)
+    self._widths, self._members = edges, [np.flatnonzero(place == b) for b in range(len(edges))]
+    self._plan = np.repeat(np.arange(len(edges)), [len(m) // batch_size for m in self._members])
+    if not len(self._plan):
+      raise UserError(f'--batch_size={batch_size} --buckets={buckets}: of {len(label)} training examples no bucket fills a batch; make one of them smaller')
+    self._inputs, self._label, self.batch_size, self._seed = inputs, label, batch_size, seed
+    self.steps_per_epoch = len(self._plan)
+
+  def at(self, step, rows=slice(None)):
+    """As in Batches; inputs is int32[b, width of the step's bucket]."""
+    epoch, place = divmod(step, self.steps_per_epoch)
+    order = self._plan[shuffled(len(self._plan), 0, epoch)]
+    bucket = order[place]
+    turn = int(np.sum(order[:place] == bucket))
+    members = self._members[bucket]
+    drawn = shuffled(len(members), self._seed, epoch * len(self._members) + int(bucket))
+    chosen = members[drawn[turn * self.batch_size:(turn + 1) * self.batch_size]][rows]
+    return dict(inputs=self._inputs[chosen, :self._widths[bucket]], label=self._label[chosen], example=np.arange(self.batch_size, dtype=np.int32)[rows])
+
+
+class StreamBatches:
+  """Training batches of running text for truncated backpropagation: row i of a batch continues row i of the last."""
+
+  def __init__(self, stream, batch_size, length):
+    self._row = (len(stream) - 1) // batch_size  # characters of a row; what is left over at the end sits out
+    self.steps_per_epoch, self._length = self._row // length, length
+    if not self.steps_per_epoch:
+      raise UserError(f'--batch_size={batch_size} --sequence_length={length}: a step takes {batch_size * length + 1} characters; there are {len(stream)}')
+    self._stream, self.batch_size = stream, batch_size
+
+  def at(self, step, rows=slice(None)):
+    """inputs int32[b, length] and label int32[b, length], the next characters."""
+    example = np.arange(self.batch_size, dtype=np.int32)[rows]
+    start = example[:, None] * self._row + step % self.steps_per_epoch * self._length + np.arange(self._length)[None]
+    return dict(inputs=self._stream[start], label=self._stream[start + 1], example=example)
+
+
+def stream_passes(stream, batch_size, length, rows=slice(None)):
+  """Yields one pass over a stream, row i continuing row i; label is -1 after the end, so that each next character counts once."""
+  row = -(-(len(stream) - 1) // batch_size)
+  example = np.arange(batch_size)[rows]
+  for begin in range(0, row, length):
+    within = begin + np.arange(length)[None]
+    place = example[:, None] * row + within
+    exists = (within < row) & (place + 1 < len(stream))
+    place = np.where(exists, place, 0)
+    yield dict(inputs=stream[place], label=np.where(exists, stream[place + 1], -1).astype(np.int32))
+
+
+def passes(inputs, batch_size, rows=slice(None)):
+  """Yields inputs[b, ...] of one pass over a split in order; the last batch is filled up with the first examples.
+
+  Equal batches need one program, and padding with real examples shows no layer what it never sees.
+  Whoever collects the answers drops those past the end.
+  """
+  for start in range(0, len(inputs), batch_size):
+    yield inputs[(np.arange(start, start + batch_size) % len(inputs))[rows]]

@@ -28,9 +28,10 @@ def cached(root, key, make):
     sizes = {}
     for split, (inputs, label) in source.splits.items():
       for part, array in (('inputs', inputs), ('label', label)):
-        np.save(draft / f'{split}-{part}.npy', array, allow_pickle=False)
+        np.save(draft / f'{split}-{part}.npy', _pack(array), allow_pickle=False)
         sizes[f'{split}-{part}.npy'] = (draft / f'{split}-{part}.npy').stat().st_size
-    meta = dict(version=source.version, splits=list(source.splits), classes=source.classes, columns=source.columns, sizes=sizes)
+    meta = dict(version=source.version, splits=list(source.splits), classes=source.classes, columns=source.columns, sizes=sizes,
+                text=source.splits['train'][0].dtype == object)
     (draft / 'source.json').write_text(json.dumps(meta))
     if folder.exists():  # damaged, or finished by another process meanwhile
       if (found := _load(folder)) is not None:
@@ -54,6 +55,17 @@ def _load(folder):
       return None
     splits = {s: tuple(np.load(folder / f'{s}-{part}.npy', mmap_mode='r', allow_pickle=False) for part in ('inputs', 'label'))
               for s in meta['splits']}
+    if meta['text']:
+      splits = {s: (_unpack(inputs), label) for s, (inputs, label) in splits.items()}
     return Source(meta['version'], splits, tuple(meta['classes']), tuple(meta['columns']))
   except (OSError, ValueError, KeyError):
     return None
+
+
+def _pack(array):
+  """Texts as one run of UTF-8 bytes with zeros between them; other arrays as they are."""
+  return np.frombuffer('\0'.join(t.replace('\0', ' ') for t in array).encode(), np.uint8) if array.dtype == object else array
+
+
+def _unpack(content):
+  return np.array(content.tobytes().decode().split('\0'), object)

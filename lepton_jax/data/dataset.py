@@ -11,7 +11,7 @@ from lepton_jax.data import splits
 from lepton_jax.errors import UserError
 from lepton_jax.registry import DATASETS
 
-PREFIXES = ('folder', 'csv')
+PREFIXES = ('folder', 'csv', 'text', 'series')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,15 +20,19 @@ class Source:
 
   Attributes:
     version: changes when the content may.
-    splits: {'train': (inputs, label), ...} with 'train' always there. inputs uint8[n, h, w, c] images
-      or f32[n, columns]; label int32[n] classes or f32[n] values.
+    splits: {'train': (inputs, label), ...} with 'train' always there. inputs uint8[n, h, w, c] images,
+      f32[n, columns] or object[n] of str; label int32[n] classes or f32[n] values.
     classes: names of the classes; empty for regression.
     columns: names of the input columns of a table; empty for images.
+    stream: True for running text, whose inputs and labels are one int32[n] of characters.
+    targets: in a series, the places of the predicted columns.
   """
   version: str
   splits: dict
   classes: tuple = ()
   columns: tuple = ()
+  stream: bool = False
+  targets: tuple = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +42,8 @@ class Dataset:
   Attributes:
     splits: {'train' | 'validation' | 'test': (inputs[n, ...], label[n])}; the last two may be empty.
     mean, std: f32[channels or columns] of the training inputs; std is 1 where an input is constant.
-    target_mean, target_std: of the training labels in regression; 0 and 1 otherwise.
+    target_mean, target_std: f32[] or f32[targets] of the training labels in regression; 0 and 1 otherwise.
+    vocabulary: words by their numbers; empty unless inputs are int32[n, time] tokens.
   """
   name: str
   version: str
@@ -47,8 +52,11 @@ class Dataset:
   columns: tuple
   mean: np.ndarray
   std: np.ndarray
-  target_mean: float = 0.0
-  target_std: float = 1.0
+  target_mean: np.ndarray = np.float32(0)
+  target_std: np.ndarray = np.float32(1)
+  vocabulary: tuple = ()
+  stream: bool = False
+  targets: tuple = ()
 
   @property
   def task(self):
@@ -78,53 +86,70 @@ def load(options, loss=None):
   missing file, or a split that leaves no training examples.
   """
   source = _read(options, loss)
-  parts = dict(source.splits)
-  for split in parts:
-    if split not in ('train', 'validation', 'test'):
-      raise ValueError(f'{options.dataset}: a source may not have a split {split!r}')
-  label = parts['train'][1]
-  by_class = bool(source.classes)
+  if source.stream:
+    return Dataset(options.dataset, source.version, dict(source.splits), source.classes, (), np.zeros(1, np.float32), np.ones(1, np.float32),
+                   vocabulary=source.classes, stream=True)
+  parts, vocabulary = split(dict(source.splits), options, by_class=bool(source.classes)), ()
+  if not len(parts['train'][1]):
+    raise UserError(f'{options.dataset}: the splits leave no training example')
+  if parts['train'][0].dtype == object:
+    from lepton_jax.data import text
+    parts, vocabulary = text.encode_splits(parts, options)
+  inputs, label = parts['train']
+  mean, std = (np.zeros(1, np.float32), np.ones(1, np.float32)) if vocabulary else _moments(inputs)
+  scale = (np.float32(0), np.float32(1)) if source.classes else _target_moments(label)
+  return Dataset(options.dataset, source.version, parts, source.classes, source.columns, mean, std, *scale, vocabulary,
+                 targets=source.targets)
+
+
+def split(parts, options, by_class):
+  """{'train', 'validation', 'test'} from the splits that a source has, by `config.Data` options.
+
+  What is missing is held out of the training part, with the seed, stratified where there are classes.
+  """
+  def divide(name, rows):
+    kept, held = rows
+    parts['train'], parts[name] = _take(parts['train'], kept), _take(parts['train'], held)
+
+  if 'test' not in parts and 'validation' in parts:
+    # Where the test labels are hidden, results are published on validation: it is the test, and validation is held out anew.
+    parts['test'] = parts.pop('validation')
   if 'test' not in parts:
-    # A source with only a validation split publishes results on it: it is the test, and validation is held out anew.
-    if 'validation' in parts:
-      parts['test'] = parts.pop('validation')
-    else:
-      keep, held = splits.hold_out(label, options.test_fraction, options.split_seed, by_class)
-      parts['train'], parts['test'] = _take(parts['train'], keep), _take(parts['train'], held)
+    divide('test', splits.hold_out(parts['train'][1], options.test_fraction, options.split_seed, by_class))
   if options.folds:
     if 'validation' in parts:
       parts['train'] = tuple(np.concatenate(pair) for pair in zip(parts['train'], parts['validation']))
-    keep, held = splits.fold(parts['train'][1], options.folds, options.fold, options.split_seed, by_class)
-    parts['train'], parts['validation'] = _take(parts['train'], keep), _take(parts['train'], held)
+    divide('validation', splits.fold(parts['train'][1], options.folds, options.fold, options.split_seed, by_class))
   elif 'validation' not in parts:
-    keep, held = splits.hold_out(parts['train'][1], options.validation_fraction, options.split_seed + 1, by_class)
-    parts['train'], parts['validation'] = _take(parts['train'], keep), _take(parts['train'], held)
+    divide('validation', splits.hold_out(parts['train'][1], options.validation_fraction, options.split_seed + 1, by_class))
   if options.train_limit:
-    if options.train_limit > len(parts['train'][1]):
-      raise UserError(f'--train_limit={options.train_limit}: {options.dataset} has {len(parts["train"][1])} training examples')
-    _, chosen = splits.hold_out(parts['train'][1], options.train_limit / len(parts['train'][1]), options.split_seed + 2, by_class)
+    available = len(parts['train'][1])
+    if options.train_limit > available:
+      raise UserError(f'--train_limit={options.train_limit}: {options.dataset} has {available} training examples')
+    _, chosen = splits.hold_out(parts['train'][1], options.train_limit / available, options.split_seed + 2, by_class)
     parts['train'] = _take(parts['train'], chosen)
-  inputs, label = parts['train']
-  if len(label) < 1:
-    raise UserError(f'{options.dataset}: the splits leave no training example')
-  mean, std = _moments(inputs)
-  scale = (0.0, 1.0) if by_class else (float(np.mean(label, dtype=np.float64)), float(np.std(label, dtype=np.float64)) or 1.0)
-  return Dataset(options.dataset, source.version, parts, source.classes, source.columns, mean, std, *scale)
+  return parts
 
 
 def _read(options, loss):
-  from lepton_jax.data import csv_table, image_folder, tfds_images
+  from lepton_jax.data import characters, csv_table, image_folder, series, tfds_sets
   kind, _, path = options.dataset.partition(':')
+  if not path and kind in PREFIXES:
+    raise UserError(f"--dataset={options.dataset}: a path must follow, as in '{kind}:/path'")
   if path and kind not in PREFIXES:
-    raise UserError(f"--dataset={options.dataset}: a path follows 'folder:' or 'csv:'")
+    raise UserError(f"--dataset={options.dataset}: a path follows 'folder:', 'csv:', 'text:' or 'series:'")
   if kind == 'folder' and path:
     return image_folder.read(pathlib.Path(path).expanduser(), cache_root(options), options.image_size or 64)
   if kind == 'csv' and path:
     task = options.task or ('regression' if loss == 'mse' else 'classification')
-    return csv_table.read(pathlib.Path(path).expanduser(), options.target, task)
+    return csv_table.read(pathlib.Path(path).expanduser(), options.target, task, options.text_column, options.skip_bad_rows)
+  if kind == 'series' and path:
+    return series.read(pathlib.Path(path).expanduser(), options)
+  if kind == 'text' and path:
+    return characters.read(pathlib.Path(path).expanduser(), options.validation_fraction, options.test_fraction)
   if kind in DATASETS.names():
     return DATASETS.get(kind)(cache_root(options), options.image_size)
-  return tfds_images.read(options.dataset, options.data_dir, options.manual_dir, cache_root(options), options.image_size)
+  return tfds_sets.read(options.dataset, options.data_dir, options.manual_dir, cache_root(options), options.image_size)
 
 
 def cache_root(options):
@@ -148,3 +173,9 @@ def _moments(inputs):
     axes = tuple(range(inputs.ndim - 1))
     mean, variance = inputs.mean(axes, dtype=np.float64), inputs.var(axes, dtype=np.float64)
   return mean.astype(np.float32), np.where(variance > 0, np.sqrt(variance), 1.0).astype(np.float32)
+
+
+def _target_moments(label):
+  """Mean and standard deviation of each target, f32; a constant one gets deviation 1."""
+  deviation = np.std(label, 0, dtype=np.float64)
+  return np.mean(label, 0, dtype=np.float64).astype(np.float32), np.where(deviation > 0, deviation, 1.0).astype(np.float32)

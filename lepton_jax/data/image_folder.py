@@ -22,7 +22,9 @@ def read(folder, cache_root, image_size):
     raise UserError(f'--dataset=folder:{folder}: no such folder')
   below = _folders(folder)
   split_folders = {SPLIT_FOLDERS[p.name]: p for p in below if p.name in SPLIT_FOLDERS}
-  if 'train' not in split_folders:
+  if split_folders and 'train' not in split_folders:
+    raise UserError(f'--dataset=folder:{folder}: it has {", ".join(sorted(p.name for p in split_folders.values()))} but no train sub-folder')
+  if not split_folders:
     split_folders = {'train': folder}
   classes = tuple(p.name for p in _folders(split_folders['train']))
   if len(classes) < 2:

@@ -20,10 +20,8 @@ def resize_all(images, size):
   return np.stack([resize(PIL.Image.fromarray(i[..., 0] if grey else i), size) for i in images])
 
 
-def stack(images, size, what):
-  """A list of uint8[h, w, c] of any sizes to one array; without `size` they must agree."""
-  if size:
-    return np.stack([resize_all(i[None], size)[0] for i in images])
+def stack(images, what):
+  """A list of uint8[h, w, c] as one array; raises UserError where their sizes differ."""
   shapes = {i.shape for i in images}
   if len(shapes) > 1:
     raise UserError(f'{what}: images have different sizes, such as {sorted(shapes)[:3]}; pass --image_size')

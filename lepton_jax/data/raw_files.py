@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import tarfile
+import zlib
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def _idx(path):
   """The array in a gzipped IDX file of unsigned bytes (yann.lecun.com/exdb/mnist)."""
   try:
     content = gzip.decompress(path.read_bytes())
-  except (OSError, EOFError, ValueError) as error:
+  except (OSError, EOFError, ValueError, zlib.error) as error:
     raise UserError(f'{path} is damaged: {error}') from None
   dimensions = content[3] if len(content) > 3 and content[:3] == b'\0\0\x08' else 0
   shape = tuple(int.from_bytes(content[4 + 4 * i:8 + 4 * i], 'big') for i in range(dimensions))
@@ -67,7 +68,7 @@ def _cifar10(folder):
         stem = member.name.rpartition('/')[2]
         if member.isfile() and stem.endswith('.bin'):
           parts['test' if stem == 'test_batch.bin' else 'train'].append(np.frombuffer(archive.extractfile(member).read(), np.uint8))
-  except (tarfile.TarError, OSError, EOFError) as error:
+  except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
     raise UserError(f'{folder / CIFAR_ARCHIVE} is damaged: {error}') from None
   splits = {}
   for split, blocks in parts.items():

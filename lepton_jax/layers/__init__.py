@@ -4,8 +4,9 @@ from lepton_jax.layers.activation import ACTIVATIONS
 from lepton_jax.layers.conv import Conv
 from lepton_jax.layers.dense import Dense
 from lepton_jax.layers.dropout import Dropout
+from lepton_jax.layers.embed import Embed
 from lepton_jax.layers.mode import Training
 from lepton_jax.layers.norm import make_norm
-from lepton_jax.layers.pool import avg_pool, global_avg_pool, max_pool
+from lepton_jax.layers.pool import global_avg_pool, max_pool
 
-__all__ = ('ACTIVATIONS', 'Conv', 'Dense', 'Dropout', 'Training', 'avg_pool', 'global_avg_pool', 'make_norm', 'max_pool')
+__all__ = ('ACTIVATIONS', 'Conv', 'Dense', 'Dropout', 'Embed', 'Training', 'global_avg_pool', 'make_norm', 'max_pool')

@@ -10,11 +10,12 @@ class Dense(nn.Module):
   features: int
   use_bias: bool = True
   kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
+  bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
 
   @nn.compact
   def __call__(self, x):
     kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.features), at_least_single(x.dtype))
     y = x @ kernel.astype(x.dtype)
     if self.use_bias:
-      y += self.param('bias', nn.initializers.zeros_init(), (self.features,), at_least_single(x.dtype)).astype(x.dtype)
+      y += self.param('bias', self.bias_init, (self.features,), at_least_single(x.dtype)).astype(x.dtype)
     return y

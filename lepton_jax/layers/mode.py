@@ -11,8 +11,10 @@ class Training:
   Attributes:
     example: int32[batch], each example's position in the global batch, whichever device holds it.
     dropout: f32[] dropout rate, or None where there is none.
+    recurrent_dropout: the same for the state of recurrent layers.
     axis: name of the device axis under pmap, over which batch statistics are averaged, or None.
   """
   example: jax.Array
   dropout: jax.Array | None = None
+  recurrent_dropout: jax.Array | None = None
   axis: str | None = flax.struct.field(pytree_node=False, default=None)

@@ -58,6 +58,15 @@ class GroupNorm(nn.Module):
     return nn.GroupNorm(groups, param_dtype=at_least_single(x.dtype), dtype=x.dtype)(x)
 
 
+class LayerNorm(nn.Module):
+  """Layer normalisation over the last axis (arXiv:1607.06450)."""
+
+  @nn.compact
+  def __call__(self, x, training):
+    del training
+    return nn.LayerNorm(param_dtype=at_least_single(x.dtype), dtype=x.dtype)(x)
+
+
 class NoNorm(nn.Module):
   """The identity, so that models read the same with and without normalisation."""
 
@@ -66,9 +75,9 @@ class NoNorm(nn.Module):
     return x
 
 
-NORMS = dict(batch=BatchNorm, group=GroupNorm, none=NoNorm)
+NORMS = dict(batch=BatchNorm, group=GroupNorm, layer=LayerNorm, none=NoNorm)
 
 
 def make_norm(kind, name=None):
-  """A normalisation layer `f(x, training)` of the kind 'batch', 'group' or 'none'."""
+  """A normalisation layer `f(x, training)` of the kind 'batch', 'group', 'layer' or 'none'."""
   return NORMS[kind](name=name)

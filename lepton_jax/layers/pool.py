@@ -27,11 +27,6 @@ def max_pool(x, size=2):
   return functools.reduce(lambda best, view: jnp.where(view > best, view, best), _windows(x, size))
 
 
-def avg_pool(x, size=2):
-  """Mean of each size x size window, without overlap."""
-  return functools.reduce(jnp.add, _windows(x, size)) / (size * size)
-
-
 def global_avg_pool(x):
   """Mean over all positions; [b, h, w, c] -> [b, c]."""
   return jnp.mean(x, (1, 2))

@@ -35,6 +35,7 @@ def learning_curves(rows, path, title):
       if points:
         axis.plot(*zip(*points), label=split, color=colour, marker=marker, markersize=3)
     axis.set(xlabel='epoch', ylabel=measure if measure != 'loss' else 'loss (nats)' if second == 'accuracy' else 'loss')
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
   if any('sparsity' in row for row in rows):
     other = axes[1].twinx()

@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-import os
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
 
 from lepton_jax import trees
@@ -32,16 +30,20 @@ class Checkpoints:
 
   def save(self, step, state):
     """Writes and seals the state of a step; one that is there already stays."""
+    folder = self._folder / str(step)
+    if not self.problem(step):
+      return
+    if folder.exists():  # of an earlier process that was killed before it could seal it
+      folder.rmtree()
     if self._manager is None:
+      import orbax.checkpoint as ocp
       policy = ocp.checkpoint_managers.LatestN(self._keep)
       self._manager = ocp.CheckpointManager(self._folder, options=ocp.CheckpointManagerOptions(
           preservation_policy=policy, enable_async_checkpointing=False, create=True))
-    if not self.problem(step):
-      return
-    self._manager.save(step, args=ocp.args.StandardSave(_flat(state)), force=True)
+      self._arguments = ocp.args.StandardSave
+    self._manager.save(step, args=self._arguments(_flat(state)), force=True)
     self._manager.wait_until_finished()
     if jax.process_index() == 0:
-      folder = self._folder / str(step)
       draft = folder / f'{SEAL}.draft'
       draft.write_text(json.dumps(_hashes(folder)))
       draft.rename(folder / SEAL)
@@ -60,7 +62,7 @@ class Checkpoints:
       if sealed.get(file) != found.get(file):
         state = 'is missing' if file not in found else 'does not belong there' if file not in sealed else 'is damaged'
         return f'{folder / file} {state}'
-    return '' if isinstance(sealed, dict) else f'{folder / SEAL} is damaged'
+    return '' if isinstance(sealed, dict) and sealed else f'{folder / SEAL} is damaged'
 
   def latest(self, report=print):
     """The newest whole checkpoint's step, or None; `report` is told of each that is passed over."""
@@ -79,6 +81,7 @@ class Checkpoints:
 
   def restore(self, step, template):
     """The state saved at `step`, with the structure, dtypes and placement of `template`'s arrays."""
+    import orbax.checkpoint as ocp
     wanted = _flat(template)
     with ocp.StandardCheckpointer() as reader:
       saved = reader.restore(self._folder / str(step) / 'default', jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted))
@@ -86,6 +89,7 @@ class Checkpoints:
 
   def restore_named(self, step):
     """What was saved at `step`, a tree of dictionaries of numpy arrays, without knowing its shape beforehand."""
+    import orbax.checkpoint as ocp
     with ocp.StandardCheckpointer() as reader:
       saved = reader.restore(self._folder / str(step) / 'default')
     return trees.nest({name.replace('.', '/'): np.asarray(leaf) for name, leaf in saved.items()})
@@ -100,12 +104,12 @@ def _flat(tree):
   return {name.replace('/', '.'): leaf for name, leaf in trees.named(tree).items()}
 
 
-def _hashes(folder):
-  """{relative path: sha256} of every file below a folder but the seal."""
+def _hashes(folder, prefix=''):
+  """{relative path: sha256} of every file below a folder, local or remote, but the seal."""
   hashes = {}
-  for root, _, files in os.walk(folder):
-    for file in files:
-      if not file.startswith(SEAL):
-        path = os.path.join(root, file)
-        hashes[os.path.relpath(path, folder)] = hashlib.sha256(epath.Path(path).read_bytes()).hexdigest()
+  for path in folder.iterdir():
+    if path.is_dir():
+      hashes.update(_hashes(path, f'{prefix}{path.name}/'))
+    elif not path.name.startswith(SEAL):
+      hashes[prefix + path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
   return hashes

@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lepton_jax.train import state as state_lib
-
 # Measurements are looked at this many steps late, so that the device always has work queued.
 LAG = 2
 
@@ -109,7 +107,7 @@ def fit(state, *, step_fn, batch_at, batch_size, total_steps, steps_per_epoch, h
       if validation and not math.isfinite(validation['loss']):
         raise NotFinite(f'validation loss = {validation["loss"]} after step {step} (epoch {epoch})')
       state = track_best(state, validation, step + 1 >= selectable_from)
-      row = dict(epoch=epoch, step=step + 1, **{f'train_{name}': totals[name] / totals['steps'] for name in state_lib.MEASUREMENTS},
+      row = dict(epoch=epoch, step=step + 1, **{f'train_{name}': total / totals['steps'] for name, total in totals.items() if name != 'steps'},
                  **{f'validation_{name}': value for name, value in validation.items() if name != 'score'}, **describe(state))
       row.update(examples_per_second=rate or None, seconds=earlier + time.monotonic() - clock)
       record.add(row)

@@ -16,12 +16,14 @@ class Parallel(typing.NamedTuple):
   """How a run is laid out.
 
   Attributes:
+    devices: how many share a batch.
     axis: name of the device axis that the step must average over, or None (pmap only).
     rows: the slice of a global batch that this process feeds.
     step: compiles `(state, batch) -> (state, measurements)`; the old state is given up.
     predict: compiles `(state, batch) -> outputs[batch, ...]`, whole on every process.
     put_state, put_batch, put_examples: move host arrays to where `step` and `predict` want them.
   """
+  devices: int
   axis: str | None
   rows: slice
   step: typing.Callable
@@ -37,10 +39,12 @@ def make_parallel(mode, batch_size, devices=0):
   Raises UserError if the batch does not divide by the devices, naming the nearest sizes that do.
   """
   if mode == 'jit':
+    if devices > 1:
+      raise UserError(f'--devices={devices}: --parallel=jit uses one; pass --parallel=sharded or pmap')
     if jax.process_count() > 1:
       raise UserError('--parallel=jit uses one device of one process; with several processes pass --parallel=sharded or pmap')
     put = functools.partial(jax.device_put, device=jax.devices()[0])
-    return Parallel(None, slice(None), functools.partial(jax.jit, donate_argnums=0), jax.jit, put, put, put)
+    return Parallel(1, None, slice(None), functools.partial(jax.jit, donate_argnums=0), jax.jit, put, put, put)
   chosen = _choose(devices)
   local = sum(d.process_index == jax.process_index() for d in chosen)
   check_divides(batch_size, len(chosen))
@@ -61,7 +65,7 @@ def make_parallel(mode, batch_size, devices=0):
   predict = functools.partial(jax.jit, out_shardings=whole)
   if mode == 'sharded':
     step = functools.partial(jax.jit, donate_argnums=0, out_shardings=whole)
-    return Parallel(None, rows, step, predict, put_state, put_sharded, put_sharded)
+    return Parallel(len(chosen), None, rows, step, predict, put_state, put_sharded, put_sharded)
 
   def span(array):  # several processes: pmap's result is each process's own; the same buffers as one array over all
     return jax.make_array_from_single_device_arrays(array.shape, whole, [shard.data for shard in array.addressable_shards])
@@ -72,7 +76,7 @@ def make_parallel(mode, batch_size, devices=0):
     mapped = jax.pmap(function, AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=0)
     return lambda state, batch: jax.tree.map(span, mapped(state, batch))
 
-  return Parallel(AXIS, rows, step, predict, put_state, put_stacked, put_sharded)
+  return Parallel(len(chosen), AXIS, rows, step, predict, put_state, put_stacked, put_sharded)
 
 
 def _choose(devices):

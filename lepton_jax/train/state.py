@@ -13,7 +13,7 @@ class TrainState:
     step: int32[], updates made so far.
     params: trained weights.
     quant: trained activation ranges {site: {low, high}}; empty without quantisation.
-    model_state: batch statistics.
+    model_state: batch statistics; for running text the carried state of recurrent layers.
     opt_state: the optimizer's.
     masks: {kernel name: 0 or 1}; empty without pruning.
     ema: moving average of `trained`; empty when off.
@@ -43,13 +43,14 @@ class TrainState:
 
   @property
   def evaluated(self):
-    """What is evaluated and kept: the moving average where there is one, with the batch statistics."""
-    return dict(self.ema or self.trained, model_state=self.model_state)
+    """What is evaluated and kept: the moving average where there is one, with the batch statistics.
+
+    A carry is left out: it belongs to the text being read, not to the network.
+    """
+    lasting = {name: value for name, value in self.model_state.items() if name != 'carry'}
+    return dict(self.ema or self.trained, model_state=lasting)
 
 
-MEASUREMENTS = ('loss', 'accuracy', 'gradient_norm')
-
-
-def zero_totals():
-  """Sums of measurements at the start of an epoch."""
-  return {name: jnp.zeros((), jnp.float32) for name in (*MEASUREMENTS, 'steps')}
+def zero_totals(measurements):
+  """Sums of the named measurements at the start of an epoch, and the count of steps."""
+  return {name: jnp.zeros((), jnp.float32) for name in (*measurements, 'steps')}

@@ -17,7 +17,7 @@ def make_train_step(apply_fn, optimizer, loss_fn, measure, *, prepare, effective
     apply_fn: (weights, model_state, batch, hparams, key, axis) -> (logits, new model_state).
     optimizer: `init(trained)` and `update(gradients, opt_state, trained, step, hparams)`.
     loss_fn: (logits, batch, hparams) -> f32[batch].
-    measure: (logits, batch) -> f32[batch], averaged as 'accuracy'.
+    measure: (logits, batch) -> {name: f32[batch]}, averaged and reported beside the loss.
     prepare: (batch, key) -> batch; normalises and augments.
     effective: (trained, state) -> weights that count: frozen, masked, fake-quantised.
     terms: each (weights, hparams) -> scalar, added to the loss.
@@ -33,15 +33,15 @@ def make_train_step(apply_fn, optimizer, loss_fn, measure, *, prepare, effective
       logits, model_state = apply_fn(weights, state.model_state, batch, state.hparams, model_key, axis)
       loss = jnp.mean(loss_fn(logits, batch, state.hparams))
       total = loss + sum(term(weights, state.hparams) for term in terms)
-      return total, (loss, jnp.mean(measure(logits, batch)), model_state)
+      return total, (loss, jax.tree.map(jnp.mean, measure(logits, batch)), model_state)
 
-    gradients, (loss, accuracy, model_state) = jax.grad(objective, has_aux=True)(state.trained)
+    gradients, (loss, measured, model_state) = jax.grad(objective, has_aux=True)(state.trained)
     if axis is not None:
-      gradients, loss, accuracy = lax.pmean((gradients, loss, accuracy), axis)
+      gradients, loss, measured = lax.pmean((gradients, loss, measured), axis)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.trained, state.step, state.hparams)
     trained = finish(jax.tree.map(jnp.add, state.trained, updates), state)
     measurements = jax.tree.map(lambda m: m.astype(jnp.float32), dict(
-        loss=loss, accuracy=accuracy, gradient_norm=trees.global_norm(gradients)))
+        loss=loss, **measured, gradient_norm=trees.global_norm(gradients)))
     return state.replace(
         step=state.step + 1, **trained, model_state=model_state, opt_state=opt_state,
         ema=moving_average(state, trained, finish),

@@ -33,12 +33,14 @@ def affine(x, low, high, bits):
   levels = 2.0 ** bits - 1
   # LSQ's gradient scale. Elements are counted per example, so that splitting a batch changes nothing.
   gain = lax.rsqrt(levels * max(x.size // x.shape[0], 1)).astype(wide.dtype)
-  low, high = (lax.stop_gradient(r) + (r - lax.stop_gradient(r)) * gain for r in (jnp.minimum(low, 0), jnp.maximum(high, 0)))
+  low, high = (lax.stop_gradient(r) + (r - lax.stop_gradient(r)) * gain for r in (jnp.where(low <= 0, low, 0), jnp.where(high >= 0, high, 0)))
   scale = jnp.maximum(high - low, jnp.finfo(wide.dtype).eps) / levels
   zero = -low / scale
   zero = straight_through(zero, jnp.round(zero))
   place = wide / scale
-  place = jnp.clip(straight_through(place, jnp.round(place)) + zero, 0, levels)
+  place = straight_through(place, jnp.round(place)) + zero
+  # Selected, not clipped: the gradient of a clip is halved for all that round to the outermost levels.
+  place = jnp.where(place < 0, 0, jnp.where(place > levels, levels, place))
   return ((place - zero) * scale).astype(x.dtype)
 
 

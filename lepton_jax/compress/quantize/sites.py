@@ -6,6 +6,7 @@ Layers are reached by intercepting their calls, so a model needs no change, insi
 import flax.linen as nn
 import jax.numpy as jnp
 
+from lepton_jax import trees
 from lepton_jax.precision import at_least_single
 
 
@@ -24,42 +25,42 @@ def owner(kernel_name):
   return kernel_name.rpartition('/')[0]
 
 
-def observe(forward, sites):
-  """Runs `forward()` and returns {site: {'low': f32[], 'high': f32[]}}, the extremes of each site's input.
+def watch_inputs(sites):
+  """A context in which the named layers sow the extremes of their inputs into 'intermediates'.
 
-  A site called several times keeps its widest range; one never called is left out.
+  A scan stacks what its layers sow, so the states of recurrent layers are seen at every step.
   """
-  ranges = {}
+  def interceptor(next_function, args, kwargs, context):
+    module = context.module
+    if context.method_name == '__call__' and args and '/'.join(module.path) in sites and jnp.issubdtype(args[0].dtype, jnp.floating):
+      wide = args[0].astype(at_least_single(args[0].dtype))
+      module.sow('intermediates', 'low', jnp.min(wide))
+      module.sow('intermediates', 'high', jnp.max(wide))
+    return next_function(*args, **kwargs)
 
-  def watch(path, x):
-    if path in sites and jnp.issubdtype(x.dtype, jnp.floating):
-      wide = x.astype(at_least_single(x.dtype))
-      low, high = jnp.min(wide), jnp.max(wide)
-      if path in ranges:
-        low, high = jnp.minimum(low, ranges[path]['low']), jnp.maximum(high, ranges[path]['high'])
-      ranges[path] = dict(low=low, high=high)
-    return x
+  return nn.intercept_methods(interceptor)
 
-  with intercept_inputs(watch):
-    forward()
-  return ranges
+
+def ranges(intermediates, sites):
+  """{site: {'low': f32[], 'high': f32[]}} over all calls that sowed; a site that was never called is left out."""
+  found = {}
+  for name, leaf in trees.named(intermediates).items():
+    site, _, end = name.rpartition('/')[0].rpartition('/')  # 'conv1/low/0'
+    if site in sites and end in ('low', 'high'):
+      extreme = jnp.min(leaf) if end == 'low' else jnp.max(leaf)
+      known = found.setdefault(site, {})
+      known[end] = extreme if end not in known else (jnp.minimum if end == 'low' else jnp.maximum)(known[end], extreme)
+  return found
 
 
 def report(kernels, weight_bits, activation_bits, excluded, sites, pattern):
-  """One dictionary a kernel: its bits, or the reason it has none."""
-  rows = []
-  for name in kernels:
+  """One dictionary a kernel: the bits of its weights and of its layer's input, or the reason either has none."""
+  def describe(name):
     if name in excluded:
-      rows.append(dict(kernel=name, reason=f'excluded by --quantize_exclude={pattern}'))
-    elif not weight_bits and not activation_bits:
-      rows.append(dict(kernel=name, reason='no bits were asked for'))
-    else:
-      row = dict(kernel=name)
-      if weight_bits:
-        row['weight_bits'] = weight_bits
-      if activation_bits and owner(name) in sites:
-        row['activation_bits'] = activation_bits
-      elif activation_bits:
-        row['activation_reason'] = 'its layer has no floating-point input'
-      rows.append(row)
-  return rows
+      return dict(reason=f'excluded by --quantize_exclude={pattern}')
+    row = dict(weight_bits=weight_bits) if weight_bits else dict(reason='no weight bits were asked for')
+    if activation_bits and owner(name) in sites:
+      return row | dict(activation_bits=activation_bits)
+    return row | dict(activation_reason='its layer has no floating-point input' if activation_bits else 'no activation bits were asked for')
+
+  return [dict(kernel=name, **describe(name)) for name in kernels]

@@ -1,0 +1,67 @@
+"""Running text as a stream of characters: any text file, tiny_shakespeare, or the standard library's own sources."""
+
+import hashlib
+import pathlib
+import sysconfig
+
+import numpy as np
+
+from lepton_jax.data.dataset import Source
+from lepton_jax.errors import UserError
+from lepton_jax.registry import DATASETS
+
+# Modules that every Python has and that rarely change; read in this order they are about a million characters.
+MODULES = ('argparse', 'ast', 'bdb', 'calendar', 'cgitb', 'codecs', 'configparser', 'copy', 'csv', 'dataclasses', 'datetime', 'decimal', 'difflib', 'dis',
+           'doctest', 'enum', 'fractions', 'ftplib', 'functools', 'gettext', 'heapq', 'imaplib', 'inspect', 'ipaddress', 'locale', 'mailbox', 'nntplib',
+           'optparse', 'os', 'pathlib', 'pdb', 'pickle', 'pickletools', 'platform', 'plistlib', 'posixpath', 'pstats', 'pydoc', 'random', 'selectors',
+           'shutil', 'smtplib', 'socket', 'ssl', 'statistics', 'subprocess', 'tarfile', 'tempfile', 'textwrap', 'threading', 'timeit', 'tokenize',
+           'trace', 'traceback', 'turtle', 'typing', 'uuid', 'warnings', 'weakref', 'zipfile')
+OTHER = '\N{REPLACEMENT CHARACTER}'
+
+
+def encode(parts):
+  """({split: int32[n]}, characters): numbers by the training part's characters; those it lacks become OTHER, number 0."""
+  characters = (OTHER, *sorted(set(parts['train']) - {OTHER}))
+  number = {c: i for i, c in enumerate(characters)}
+  return {split: np.fromiter((number.get(c, 0) for c in text), np.int32, len(text)) for split, text in parts.items()}, characters
+
+
+def source(version, parts):
+  """The Source of a text cut into parts, as streams of characters."""
+  streams, characters = encode(parts)
+  short = [split for split, stream in streams.items() if len(stream) < 2]
+  if short:
+    raise UserError(f'the {short[0]} part of the text has {len(streams[short[0]])} characters; at least 2 are needed')
+  return Source(version, {split: (stream, stream) for split, stream in streams.items()}, characters, stream=True)
+
+
+def cut(text, validation_fraction, test_fraction):
+  """Train, validation and test parts in this order along the text, so that no part has seen another's future."""
+  test = len(text) - round(len(text) * test_fraction)
+  validation = test - round(test * validation_fraction)
+  return dict(train=text[:validation], validation=text[validation:test], test=text[test:])
+
+
+def read(path, validation_fraction, test_fraction):
+  """The Source of a text file; raises UserError naming file and line where it is not UTF-8, or that it is empty."""
+  if not path.is_file():
+    raise UserError(f'--dataset=text:{path}: no such file')
+  content = path.read_bytes()
+  try:
+    text = content.decode('utf-8')
+  except UnicodeDecodeError as error:
+    line = content[:error.start].count(b'\n') + 1
+    raise UserError(f'{path}, line {line}: not UTF-8 text') from None
+  if not text.strip():
+    raise UserError(f'{path} is empty')
+  return source(hashlib.sha256(content).hexdigest()[:12], cut(text, validation_fraction, test_fraction))
+
+
+@DATASETS.register
+def python_source(cache_root, image_size):
+  """About a million characters of the Python standard library's own sources, cut 80 / 10 / 10 in order."""
+  del cache_root, image_size
+  folder = pathlib.Path(sysconfig.get_path('stdlib'))
+  files = [folder / f'{name}.py' for name in MODULES]
+  text = ''.join(f.read_text(encoding='utf-8') for f in files if f.is_file())
+  return source(hashlib.sha256(text.encode()).hexdigest()[:12], cut(text, 1 / 9, 0.1))

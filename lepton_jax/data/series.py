@@ -1,0 +1,79 @@
+"""Time series from a CSV file: windows of the past, horizons of the future, split along time."""
+
+import hashlib
+import math
+
+import numpy as np
+
+from lepton_jax.data import csv_table
+from lepton_jax.data.dataset import Source
+from lepton_jax.errors import UserError
+from lepton_jax.registry import unknown
+
+
+def read(path, options):
+  """The Source of a CSV file of regular observations, oldest first.
+
+  Inputs are f32[n, window, columns], all numeric columns but the time; labels f32[n, horizon * targets],
+  the values of the `--target` columns over the steps that follow, step by step. Each window belongs to
+  the part that its horizon lies in, so the training part knows nothing of what comes after it. Raises
+  UserError with file and line for a cell that is no number, and for a series that is too short.
+  """
+  header, rows = csv_table.table(path)
+  targets = [t.strip() for t in options.target.split(',') if t.strip()]
+  for name in (options.time_column, *targets):
+    if name not in header:
+      raise UserError(f'--{"time_column" if name == options.time_column else "target"}: {unknown("column", name, header)}')
+  if not targets:
+    raise UserError(f'--target is needed: one or more of {", ".join(header)}')
+  columns = [name for name in header if name != options.time_column]
+  values = np.array([[number(row, i, path, line, header) for i, name in enumerate(header) if name != options.time_column] for line, row in rows], np.float32)
+  times = [row[header.index(options.time_column)] for _, row in rows]
+  if times != sorted(times):
+    raise UserError(f'{path}: column {options.time_column!r} must rise from row to row (sorted as text, such as 2016-07-01 00:00)')
+  return cut(values, [columns.index(t) for t in targets], columns, options, hashlib.sha256(path.read_bytes()).hexdigest()[:12], str(path))
+
+
+def number(row, place, path, line, header):
+  """The finite number in a cell; raises UserError with file and line."""
+  try:
+    value = float(row[place]) if len(row) == len(header) else math.nan
+  except ValueError:
+    value = math.nan
+  if not abs(value) < csv_table.FLOAT32_MAX:
+    given = f'{header[place]} is {row[place]!r}, not a finite number' if len(row) == len(header) else f'{len(row)} columns, the header has {len(header)}'
+    raise UserError(f'{path}, line {line}: {given}')
+  return value
+
+
+def cut(values, targets, columns, options, version, what):
+  """The Source of values f32[time, columns]: parts along time by the fractions of `config.Data` options."""
+  window, horizon = options.window, options.horizon
+  test = len(values) - round(len(values) * options.test_fraction)
+  validation = test - round(test * options.validation_fraction)
+  bounds = dict(train=(window, validation), validation=(validation, test), test=(test, len(values)))
+  parts = {}
+  for part, (start, end) in bounds.items():
+    # A window ends before `start` at the earliest, and its horizon at `end` at the latest.
+    starts = np.arange(max(start, window), end - horizon + 1)
+    if part == 'train' and not len(starts):
+      raise UserError(f'{what}: {len(values)} rows, of which {validation} are for training, are too few for --window={window} --horizon={horizon}')
+    inputs = values[starts[:, None] + np.arange(-window, 0)]
+    label = values[starts[:, None] + np.arange(horizon)][:, :, targets].reshape(len(starts), -1)
+    parts[part] = (inputs.astype(np.float32), label.astype(np.float32))
+  return Source(version, parts, (), tuple(columns), targets=tuple(targets))
+
+
+def baselines(inputs, label, targets, season):
+  """{'last_value': ..., 'seasonal_naive': ...}, predictions f32[n, horizon * targets] that learn nothing.
+
+  The first repeats the last value seen, the second the values of one season (in steps) before; it is
+  left out where the window is shorter than a season.
+  """
+  horizon = label.shape[1] // len(targets)
+  past = inputs[:, :, list(targets)]
+  found = dict(last_value=np.repeat(past[:, -1:], horizon, 1).reshape(len(label), -1))
+  if season <= past.shape[1]:
+    steps = past.shape[1] - season + np.arange(horizon) % season
+    found['seasonal_naive'] = past[:, steps].reshape(len(label), -1)
+  return found

@@ -1,0 +1,47 @@
+"""Words to numbers: tokens, a vocabulary of the training part, padded arrays."""
+
+import collections
+import re
+
+import numpy as np
+
+from lepton_jax.errors import UserError
+
+PAD, UNKNOWN = '<pad>', '<unk>'
+TOKEN = re.compile(r"[\w']+|[^\w\s]")
+
+
+def tokens(text):
+  """Lower-case words (with their apostrophes) and single punctuation marks."""
+  return TOKEN.findall(text.lower())
+
+
+def build_vocabulary(texts, size, min_count):
+  """(<pad>, <unk>, words by falling count, then alphabet), `size` entries at most, each word at least `min_count` times in `texts`."""
+  counts = collections.Counter(word for text in texts for word in tokens(text))
+  frequent = sorted((word for word, count in counts.items() if count >= min_count), key=lambda w: (-counts[w], w))
+  return (PAD, UNKNOWN, *frequent[:size - 2])
+
+
+def encode(texts, vocabulary, max_length):
+  """int32[n, longest]: word numbers, 0 after the end; longer texts are cut at `max_length` words.
+
+  Raises UserError for a text without a single token, naming its place.
+  """
+  number = {word: i for i, word in enumerate(vocabulary)}
+  rows = []
+  for place, text in enumerate(texts):
+    row = [number.get(word, 1) for word in tokens(text)[:max_length]]
+    if not row:
+      raise UserError(f'example {place} has no word: {text!r}')
+    rows.append(row)
+  array = np.zeros((len(rows), max(map(len, rows), default=1)), np.int32)
+  for i, row in enumerate(rows):
+    array[i, :len(row)] = row
+  return array
+
+
+def encode_splits(parts, options):
+  """({split: (int32[n, time], label)}, vocabulary) of text splits; words are counted in the training part alone."""
+  vocabulary = build_vocabulary(parts['train'][0], options.vocabulary_size, options.vocabulary_min_count)
+  return {split: (encode(texts, vocabulary, options.max_length), label) for split, (texts, label) in parts.items()}, vocabulary

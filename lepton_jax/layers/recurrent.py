@@ -1,0 +1,147 @@
+"""Recurrent layers: each cell is two dense projections, of which the input's runs for all steps at once."""
+
+import typing
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lepton_jax.layers.activation import ACTIVATIONS
+from lepton_jax.layers.dense import Dense
+from lepton_jax.precision import at_least_single
+
+
+class Kind(typing.NamedTuple):
+  """A cell without its projections.
+
+  Attributes:
+    gates: projections of `features` each, side by side in one kernel.
+    states: arrays a cell carries; the first is its output.
+    recurrent_bias: whether the recurrent projection has a bias of its own.
+    step: (input gates, recurrent gates, states, activation) -> states.
+  """
+  gates: int
+  states: int
+  recurrent_bias: bool
+  step: typing.Callable
+
+
+def _elman(x, h, states, activation):
+  """h' = activation(W x + U h + b) (Elman 1990)."""
+  del states
+  return (activation(x + h),)
+
+
+def _gru(x, h, states, activation):
+  """Gates reset, update, new, in the form of arXiv:1406.1078 version 3, the reset gate after the product."""
+  xr, xz, xn = jnp.split(x, 3, -1)
+  hr, hz, hn = jnp.split(h, 3, -1)
+  reset, update = nn.sigmoid(xr + hr), nn.sigmoid(xz + hz)
+  return ((1 - update) * activation(xn + reset * hn) + update * states[0],)
+
+
+def _lstm(x, h, states, activation):
+  """Gates input, forget, cell, output (Hochreiter and Schmidhuber 1997, with forget gates)."""
+  i, f, g, o = jnp.split(x + h, 4, -1)
+  cell = nn.sigmoid(f) * states[1] + nn.sigmoid(i) * activation(g)
+  return nn.sigmoid(o) * activation(cell), cell
+
+
+KINDS = dict(elman=Kind(1, 1, False, _elman), gru=Kind(3, 1, True, _gru), lstm=Kind(4, 2, False, _lstm))
+
+
+def _bias_init(kind):
+  """Zeros, but 1 for an LSTM's forget gate, so that it starts by remembering (Jozefowicz et al. 2015)."""
+  def init(key, shape, dtype):
+    del key
+    bias = jnp.zeros(shape, dtype)
+    size = shape[0] // 4
+    return bias.at[size:2 * size].set(1) if kind == 'lstm' else bias
+  return init
+
+
+def _orthogonal_gates(gates):
+  """Each gate's recurrent kernel orthogonal (arXiv:1312.6120)."""
+  def init(key, shape, dtype):
+    one = nn.initializers.orthogonal()
+    return jnp.concatenate([one(k, (shape[0], shape[1] // gates), dtype) for k in jax.random.split(key, gates)], -1)
+  return init
+
+
+class Recurrent(nn.Module):
+  """One direction of one recurrent layer.
+
+  Attributes:
+    kind: 'elman', 'gru' or 'lstm'.
+    features: size of the state.
+    activation: the non-linearity that is tanh by tradition.
+    layer_norm: normalise both projections (arXiv:1607.06450).
+  """
+  kind: str
+  features: int
+  activation: str = 'tanh'
+  layer_norm: bool = False
+
+  @nn.compact
+  def __call__(self, x, valid=None, training=None, carry=None):
+    """x[batch, time, in] -> (outputs[batch, time, features], carry).
+
+    valid bool[batch, time] marks the steps that exist, always from the first on; others leave the
+    state as it is and output 0. `carry` is a tuple of states[batch, features] to start from,
+    zeros by default. `training.recurrent_dropout` drops the same units of the state at every step
+    (arXiv:1512.05287).
+    """
+    kind = KINDS[self.kind]
+    width = kind.gates * self.features
+    gates = Dense(width, bias_init=_bias_init(self.kind), kernel_init=nn.initializers.lecun_normal(), name='input')(x)
+    if self.layer_norm:
+      gates = nn.LayerNorm(dtype=x.dtype, param_dtype=at_least_single(x.dtype), name='input_norm')(gates)
+      scale = self.param('recurrent_norm_scale', nn.initializers.ones_init(), (width,), at_least_single(x.dtype))
+    recurrent = Dense(width, use_bias=kind.recurrent_bias, kernel_init=_orthogonal_gates(kind.gates), name='recurrent')
+    if carry is None:
+      carry = (jnp.zeros((x.shape[0], self.features), x.dtype),) * kind.states
+    keep = self._recurrent_mask(x, training)
+    valid = jnp.ones(x.shape[:2], bool) if valid is None else valid
+
+    def step(recurrent, states, inputs):
+      gate, exists = inputs
+      projected = recurrent(states[0] if keep is None else states[0] * keep)
+      if self.layer_norm:
+        projected = jax.nn.standardize(projected) * scale.astype(x.dtype)
+      new = kind.step(gate, projected, states, ACTIVATIONS[self.activation])
+      exists = exists[:, None]
+      states = tuple(jnp.where(exists, n, old) for n, old in zip(new, states))
+      return states, jnp.where(exists, states[0], jnp.zeros_like(states[0]))
+
+    # Time leads inside the scan; whatever a layer sows is stacked along it.
+    scan = nn.scan(step, variable_broadcast='params', variable_axes={'intermediates': 0}, split_rngs={'params': False})
+    carry, outputs = scan(recurrent, carry, (gates.swapaxes(0, 1), valid.T))
+    return outputs.swapaxes(0, 1), carry
+
+  def _recurrent_mask(self, x, training):
+    """[batch, features] of 0 and 1 / (1 - rate), drawn by example, or None."""
+    if training is None or training.recurrent_dropout is None:
+      return None
+    key = self.make_rng('dropout')
+    draw = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (self.features,), jnp.float32))(training.example)
+    keep = 1 - training.recurrent_dropout
+    return jnp.where(draw < keep.astype(jnp.float32), 1 / keep, jnp.zeros_like(keep)).astype(x.dtype)
+
+
+def reverse(x, valid):
+  """x[batch, time, ...] with each example's valid steps in reverse order, the others where they are; its own inverse."""
+  time = jnp.arange(x.shape[1])[None]
+  length = valid.sum(-1, keepdims=True)
+  index = jnp.where(time < length, length - 1 - time, time)
+  return jnp.take_along_axis(x, index.reshape(*index.shape, *(1,) * (x.ndim - 2)), axis=1)
+
+
+def pool_steps(x, valid, how):
+  """x[batch, time, features] to [batch, features] over the valid steps: 'last', 'mean' or 'max'."""
+  if how == 'last':
+    last = jnp.maximum(valid.sum(-1) - 1, 0)
+    return jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
+  mask = valid[..., None]
+  if how == 'mean':
+    return jnp.sum(jnp.where(mask, x, jnp.zeros_like(x)), 1) / jnp.maximum(valid.sum(-1, keepdims=True), 1).astype(x.dtype)
+  return jnp.max(jnp.where(mask, x, jnp.full_like(x, jnp.finfo(x.dtype).min)), 1)
