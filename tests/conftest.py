@@ -17,7 +17,8 @@ jax.config.update('jax_numpy_dtype_promotion', 'strict')
 # Shared by all workers of a session, so that data are decoded and programs compiled once.
 os.environ.setdefault('LEPTON_TEST_CACHE', tempfile.mkdtemp(prefix='lepton-test-'))
 os.environ['XDG_CACHE_HOME'] = os.environ['LEPTON_TEST_CACHE']
-os.environ.setdefault('MPLCONFIGDIR', os.environ['LEPTON_TEST_CACHE'])
+jax.config.update('jax_compilation_cache_dir', os.environ['LEPTON_TEST_CACHE'] + '/xla')
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 
 @pytest.fixture(scope='session')

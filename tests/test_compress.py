@@ -15,7 +15,7 @@ from lepton_jax.compress.prune import masks, schedule
 from lepton_jax.compress.quantize import quantizers, sites
 from lepton_jax.errors import UserError
 from lepton_jax.registry import MODELS
-from tests.test_models import SMALL, tiny_dataset
+from tests.test_models import SHALLOW, SMALL, random_like, tiny_dataset
 from tests.test_train import assert_same, run_steps
 
 # pruning
@@ -142,11 +142,13 @@ def test_layers_inside_a_scan_are_reached():
 
 
 @pytest.mark.parametrize('model', MODELS.names())
-def test_every_model_is_pruned_and_quantised_by_flags(small, model):
+def test_every_model_is_pruned_and_quantised_by_flags(small, model, monkeypatch):
   """Masks, levels and reports of each registered model without a line of it in the model."""
   side = SMALL.get(model, 8)
-  config = small.replace(model=model, prune_sparsity=0.75, quantize_weight_bits=4, quantize_activation_bits=6)
+  config = small.replace(model=model, prune_sparsity=0.75, quantize_weight_bits=4, quantize_activation_bits=6, **SHALLOW.get(model, {}))
   data = tiny_dataset(model, (side, side, 1), 2)
+  real = assemble.init_variables
+  monkeypatch.setattr(assemble, 'init_variables', lambda *arguments: random_like(jax.eval_shape(lambda: real(*arguments))))
   assembly = assemble.build(config.replace(batch_size=8, sequence_length=8), data)
   network, state = assembly.network, assembly.state
   kernels = trees.kernels(state.params)

@@ -19,7 +19,7 @@ def training(batch, rate=None, axis=None):
   return layers.Training(example=jnp.arange(batch), dropout=None if rate is None else jnp.float32(rate), axis=axis)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(batch=st.integers(1, 19), side=st.integers(5, 9), channels=st.integers(1, 4), features=st.integers(1, 5), kernel=st.integers(1, 5),
        stride=st.integers(1, 2), padding=st.sampled_from(['SAME', 'VALID']))
 def test_chunked_convolution_equals_the_plain_one(batch, side, channels, features, kernel, stride, padding):
@@ -49,7 +49,7 @@ def test_convolution_known_answer():
   assert layer.apply({'params': params}, numbers).item() == 286
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(batch=st.integers(1, 3), height=st.integers(2, 9), width=st.integers(2, 9), channels=st.integers(1, 3), ties=st.booleans())
 def test_max_pool_equals_flax_in_values_and_gradients(batch, height, width, channels, ties):
   x = normal(2, batch, height, width, channels)

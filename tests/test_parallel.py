@@ -17,10 +17,11 @@ from lepton_jax.registry import MODELS
 from lepton_jax.train import parallel
 from tests.test_models import GOLDEN, tiny_dataset
 
-# Batch norm, dropout, augmentation with mixing, pruning and quantisation, all at once.
-EVERYTHING = dict(model='resnet8', width=0.25, dataset='digits', dtype='float64', batch_size=16, epochs=1, dropout=0.3, optimizer='momentum',
+# Batch norm, dropout, augmentation with mixing, pruning and weight rounding, all at once. Activations are not rounded: pixels take few
+# values, which lie on the very border of two levels often enough that the last bit of a range, and so the order of a sum, decides.
+EVERYTHING = dict(model='cnn_mnist', norm='batch', width=0.1, dataset='digits', dtype='float64', batch_size=16, epochs=1, dropout=0.3, optimizer='momentum',
                   learning_rate=0.05, augment_crop=1, augment_mixup=0.5, weight_decay=1e-3, prune_sparsity=0.6, prune_begin=0.0, prune_end=0.1, prune_updates=3,
-                  quantize_weight_bits=4, quantize_activation_bits=8, quantize_calibration=2, ema_decay=0.9)
+                  quantize_weight_bits=4, ema_decay=0.9)
 
 
 def train(mode, steps=20, **options):
@@ -108,4 +109,5 @@ def test_every_train_step_lowers_for_gpus_and_tpus(model):
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), built[0].batches.at(0))
   lowered = jax.export.export(jax.jit(built[0].train_step(None)), platforms=['cuda', 'tpu'])(state, batch)
   assert lowered.platforms == ('cuda', 'tpu')
-  assert [a.shape for a in lowered.out_avals[:-3]] == [leaf.shape for leaf in jax.tree.leaves(state)]
+  leaves = jax.tree.leaves(state)
+  assert [a.shape for a in lowered.out_avals[:len(leaves)]] == [leaf.shape for leaf in leaves]

@@ -186,7 +186,7 @@ def test_twenty_kills_at_random_moments_end_in_the_same_parameters(uninterrupted
         time.sleep(0.0002)
       time.sleep(rng.uniform(0, 0.03))
     else:
-      process.join(rng.uniform(0.5, 3.0))
+      process.join(rng.uniform(0.2, 2.0))
     if process.is_alive():
       os.kill(process.pid, signal.SIGKILL)
       process.join()

@@ -198,16 +198,17 @@ def test_text_needs_a_network_that_reads_it(tmp_path, small):
     assemble.build(config, assemble.load_data(config))
 
 
-@pytest.mark.parametrize('model', ('lstm_classifier', 'text_cnn'))
+@pytest.mark.parametrize('model', ('gru_classifier', 'text_cnn'))
 def test_text_runs_end_to_end_pruned_and_quantised(tmp_path, small, model):
   from lepton_jax import folder, run
   config = small.replace(**make_table(tmp_path / 't.tsv', 300), model=model, runs_dir=str(tmp_path / 'runs'), batch_size=8, epochs=6, learning_rate=0.01,
-                         prune_sparsity=0.7, quantize_weight_bits=4, quantize_activation_bits=8, buckets=2)
+                         prune_sparsity=0.7, quantize_weight_bits=4, quantize_activation_bits=8, buckets=2, embedding=16,
+                         **(dict(hidden=32) if model == 'gru_classifier' else dict(width=0.2)))
   result = run.train(config, quiet=True)
   assert result['test_accuracy'] > 0.9 and result['sparsity'] == pytest.approx(0.7, abs=1e-3)
   rows = {row['kernel']: row for row in result['kernels']}
   assert rows['embed/embedding']['weight_bits'] == 4 and 'floating-point' in rows['embed/embedding']['activation_reason']
-  if model == 'lstm_classifier':
+  if model == 'gru_classifier':
     assert rows['forward1/input/kernel']['activation_bits'] == rows['forward1/recurrent/kernel']['activation_bits'] == 8
   trained = folder.load(str(tmp_path / 'runs' / config.name()))
   inputs, label = trained.data.splits['test']
