@@ -10,6 +10,7 @@ from etils import epath
 
 from lepton_jax import assemble, evaluation, machine, metrics
 from lepton_jax import config as config_lib
+from lepton_jax import network as network_lib
 from lepton_jax.errors import UserError
 from lepton_jax.train import checkpoint, parallel
 
@@ -93,6 +94,6 @@ def load(folder, **overrides):
   data = assemble.load_data(config)
   machine.start(config.run)
   weights = jax.tree.map(jnp.asarray, read_weights(folder)[0])
-  network = assemble.make_network(config, data)
-  network = assemble.with_compression(network, weights['params'], weights['model_state'], data)
-  return Trained(config, data, network, weights, assemble.strengths(config, network))
+  network = network_lib.make_network(config, data)
+  network = network_lib.with_compression(network, weights['params'], weights['model_state'], data)
+  return Trained(config, data, network, weights, network_lib.strengths(config, network))

@@ -10,6 +10,7 @@ from etils import epath
 
 from lepton_jax import assemble, evaluation, linear, machine, trees
 from lepton_jax import folder as folder_lib
+from lepton_jax import network as network_lib
 from lepton_jax.compress.prune import masks
 from lepton_jax.compress.quantize import sites
 from lepton_jax.train import checkpoint, loop
@@ -49,7 +50,7 @@ def train_one(config, folder, quiet=False):
     print(describe(config, assembly, layout), flush=True)
 
   state, checkpoints = resume(assembly, layout, folder, config.run.keep_checkpoints, (lambda text: None) if quiet else print)
-  hparams = layout.put_state(assemble.strengths(config, assembly.network))  # the state's own are given up at each step
+  hparams = layout.put_state(network_lib.strengths(config, assembly.network))  # the state's own are given up at each step
   predict = layout.predict(assembly.network.predict_stream if data.stream else assembly.network.predict)
 
   def measure(weights, split):

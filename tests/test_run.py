@@ -12,6 +12,7 @@ import PIL.Image
 import pytest
 
 from lepton_jax import folder as folder_lib
+from lepton_jax import network as network_lib
 from lepton_jax import run
 from lepton_jax.errors import UserError
 from lepton_jax.train import loop
@@ -145,10 +146,9 @@ def test_fine_tuning_replaces_a_head_of_another_size_and_freezes(tmp_path, small
 
 
 def test_head_is_replaced_whole():
-  from lepton_jax import assemble
   mine = dict(body=dict(kernel=np.zeros((2, 2))), head=dict(kernel=np.zeros((2, 3)), bias=np.zeros(3)))
   theirs = dict(params=dict(body=dict(kernel=np.ones((2, 2))), head=dict(kernel=np.ones((2, 5)), bias=np.ones(5))), model_state={})
-  params, _ = assemble.transplant(mine, {}, theirs)
+  params, _ = network_lib.transplant(mine, {}, theirs)
   assert np.all(params['body']['kernel'] == 1) and np.all(params['head']['kernel'] == 0) and params['head']['bias'].shape == (3,)
 
 

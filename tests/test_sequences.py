@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lepton_jax import assemble, layers, trees
+from lepton_jax import network as network_lib
 from lepton_jax.config import Config
 from lepton_jax.data import batches, dataset, text
 from lepton_jax.errors import UserError
@@ -359,7 +360,7 @@ def test_regressor_beats_the_naive_forecasts(tmp_path, small):
 
 def test_balanced_weights_are_inverse_frequencies(small):
   data = assemble.load_data(small)
-  weights = assemble.class_weights(small.replace(class_weights='balanced'), data)
+  weights = network_lib.class_weights(small.replace(class_weights='balanced'), data)
   label = data.splits['train'][1]
   assert np.mean(weights[label]) == pytest.approx(1) and np.all(np.abs(weights * np.bincount(label) - len(label) / 10) < 1e-3)
 
@@ -369,3 +370,26 @@ def test_threshold_is_chosen_for_the_best_f1():
   positive, label = np.array([0.1, 0.2, 0.3, 0.4, 0.9]), np.array([0, 0, 1, 1, 1])
   threshold = metrics.best_threshold(positive, label)
   assert threshold == 0.3 and metrics.at_threshold(positive, label, threshold)['f1'] == 1
+
+
+@pytest.mark.parametrize('mode', ('sharded', 'pmap'))
+def test_running_text_gives_the_same_numbers_on_many_devices(tmp_path, small, mode):
+  """The carried state is split with the rows and whole again after each step."""
+  from lepton_jax.train import parallel
+  (tmp_path / 't.txt').write_text('the quick brown fox ' * 200)
+  config = small.replace(model='lstm_lm', dataset=f'text:{tmp_path}/t.txt', hidden=8, embedding=8, tied=True, batch_size=8, sequence_length=16,
+                         optimizer='momentum', learning_rate=0.5, dropout=0.2, recurrent_dropout=0.2)
+  data = assemble.load_data(config)
+
+  def states(mode):
+    assembly = assemble.build(config, data)
+    layout = parallel.make_parallel(mode, 8)
+    state, step = layout.put_state(assembly.state), layout.step(assembly.train_step(layout.axis))
+    for i in range(5):
+      state, _ = step(state, layout.put_batch(assembly.batches.at(i, layout.rows)))
+    return {n: np.asarray(leaf) for n, leaf in trees.named(dict(state.trained, carry=state.model_state['carry'])).items()}
+
+  one, many = states('jit'), states(mode)
+  assert any(np.abs(a).max() > 0 for n, a in one.items() if n.startswith('carry'))
+  for name in one:
+    np.testing.assert_allclose(many[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)

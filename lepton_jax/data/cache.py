@@ -8,7 +8,7 @@ import tempfile
 
 import numpy as np
 
-from lepton_jax.data.dataset import Source
+from lepton_jax.data.source import Source
 
 
 def cached(root, key, make):

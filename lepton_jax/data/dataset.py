@@ -7,32 +7,11 @@ import pathlib
 
 import numpy as np
 
-from lepton_jax.data import splits
+from lepton_jax.data import characters, csv_table, image_folder, series, splits, text, tfds_sets
 from lepton_jax.errors import UserError
 from lepton_jax.registry import DATASETS
 
 PREFIXES = ('folder', 'csv', 'text', 'series')
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-  """What a reader returns: the splits that the source itself has.
-
-  Attributes:
-    version: changes when the content may.
-    splits: {'train': (inputs, label), ...} with 'train' always there. inputs uint8[n, h, w, c] images,
-      f32[n, columns] or object[n] of str; label int32[n] classes or f32[n] values.
-    classes: names of the classes; empty for regression.
-    columns: names of the input columns of a table; empty for images.
-    stream: True for running text, whose inputs and labels are one int32[n] of characters.
-    targets: in a series, the places of the predicted columns.
-  """
-  version: str
-  splits: dict
-  classes: tuple = ()
-  columns: tuple = ()
-  stream: bool = False
-  targets: tuple = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +72,6 @@ def load(options, loss=None):
   if not len(parts['train'][1]):
     raise UserError(f'{options.dataset}: the splits leave no training example')
   if parts['train'][0].dtype == object:
-    from lepton_jax.data import text
     parts, vocabulary = text.encode_splits(parts, options)
   inputs, label = parts['train']
   mean, std = (np.zeros(1, np.float32), np.ones(1, np.float32)) if vocabulary else _moments(inputs)
@@ -132,7 +110,6 @@ def split(parts, options, by_class):
 
 
 def _read(options, loss):
-  from lepton_jax.data import characters, csv_table, image_folder, series, tfds_sets
   kind, _, path = options.dataset.partition(':')
   if not path and kind in PREFIXES:
     raise UserError(f"--dataset={options.dataset}: a path must follow, as in '{kind}:/path'")

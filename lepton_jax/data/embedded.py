@@ -5,7 +5,7 @@ import importlib.metadata
 import numpy as np
 
 from lepton_jax.data import cache, images, splits
-from lepton_jax.data.dataset import Source
+from lepton_jax.data.source import Source
 from lepton_jax.registry import DATASETS
 
 TEN_DIGITS = tuple(str(d) for d in range(10))

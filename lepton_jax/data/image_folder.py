@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 
 from lepton_jax.data import cache, images
-from lepton_jax.data.dataset import Source
+from lepton_jax.data.source import Source
 from lepton_jax.errors import UserError
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')

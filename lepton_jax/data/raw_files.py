@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 
 from lepton_jax.data import cache, images
-from lepton_jax.data.dataset import Source
+from lepton_jax.data.source import Source
 from lepton_jax.errors import UserError
 
 CIFAR_ARCHIVE = 'cifar-10-binary.tar.gz'

@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from lepton_jax.data import csv_table
-from lepton_jax.data.dataset import Source
+from lepton_jax.data.source import Source
 from lepton_jax.errors import UserError
 from lepton_jax.registry import unknown
 

@@ -9,7 +9,7 @@ import re
 import numpy as np
 
 from lepton_jax.data import cache, characters, images, raw_files
-from lepton_jax.data.dataset import Source
+from lepton_jax.data.source import Source
 from lepton_jax.errors import UserError
 from lepton_jax.registry import DATASETS, unknown
 
