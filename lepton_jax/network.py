@@ -57,11 +57,11 @@ class Network:
       batch['label'] = (batch['label'] - self.target[0]) / self.target[1]
     return batch
 
-  def forward(self, weights, model_state, inputs, hparams, training=None, key=None):
-    """Logits f32[batch, outputs] and the new model_state, from weights that count already and normalised inputs."""
-    return self._with_rounding(weights, model_state, inputs, hparams, training, key, ())
+  def forward(self, weights, model_state, inputs, hparams, training=None, key=None, collect=()):
+    """Logits f32[batch, outputs] and the new model_state, from weights that count already and normalised inputs.
 
-  def _with_rounding(self, weights, model_state, inputs, hparams, training, key, collect):
+    Collections in `collect` are updated in evaluation as well.
+    """
     if not self.sites:
       return self._apply(weights, model_state, inputs, training, key, collect)
     limits = trees.named(weights['quant'])
@@ -101,7 +101,7 @@ class Network:
     """(logits f32[batch, time, characters], carry) of more of each row's text; nothing is trained."""
     counted = self.round_kernels(weights, hparams)
     state = dict(weights['model_state'], carry=carry)
-    logits, changed = self._with_rounding(counted, state, inputs, hparams, None, None, ('carry',))
+    logits, changed = self.forward(counted, state, inputs, hparams, collect=('carry',))
     return logits, changed['carry']
 
   def carry(self, batch_size):

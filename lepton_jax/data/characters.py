@@ -6,6 +6,7 @@ import sysconfig
 
 import numpy as np
 
+from lepton_jax.data import files
 from lepton_jax.data.source import Source
 from lepton_jax.errors import UserError
 from lepton_jax.registry import DATASETS
@@ -44,14 +45,7 @@ def cut(text, validation_fraction, test_fraction):
 
 def read(path, validation_fraction, test_fraction):
   """The Source of a text file; raises UserError naming file and line where it is not UTF-8, or that it is empty."""
-  if not path.is_file():
-    raise UserError(f'--dataset=text:{path}: no such file')
-  content = path.read_bytes()
-  try:
-    text = content.decode('utf-8')
-  except UnicodeDecodeError as error:
-    line = content[:error.start].count(b'\n') + 1
-    raise UserError(f'{path}, line {line}: not UTF-8 text') from None
+  text, content = files.read_text(path, 'text')
   if not text.strip():
     raise UserError(f'{path} is empty')
   return source(hashlib.sha256(content).hexdigest()[:12], cut(text, validation_fraction, test_fraction))
@@ -62,6 +56,6 @@ def python_source(cache_root, image_size):
   """About three million characters of the Python standard library's own sources, cut 80 / 10 / 10 in order."""
   del cache_root, image_size
   folder = pathlib.Path(sysconfig.get_path('stdlib'))
-  files = [folder / f'{name}.py' for name in MODULES]
-  text = ''.join(f.read_text(encoding='utf-8') for f in files if f.is_file())
+  modules = [folder / f'{name}.py' for name in MODULES]
+  text = ''.join(m.read_text(encoding='utf-8') for m in modules if m.is_file())
   return source(hashlib.sha256(text.encode()).hexdigest()[:12], cut(text, 1 / 9, 0.1))

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from lepton_jax.data import files
 from lepton_jax.data.source import Source
 from lepton_jax.errors import UserError
 from lepton_jax.registry import unknown
@@ -65,16 +66,9 @@ def read(path, target, task, text_column='', skip_bad_rows=False):
   return Source(version, dict(train=(inputs, label)), classes, () if text_column else tuple(header[i] for i in used))
 
 
-def table(path):
+def table(path, kind='csv'):
   """(header, [(line number, row)]) of a file; commas separate, or tabs in a .tsv. Empty lines are no rows."""
-  if not path.is_file():
-    raise UserError(f'--dataset=csv:{path}: no such file')
-  content = path.read_bytes()
-  try:
-    text = content.decode('utf-8-sig')
-  except UnicodeDecodeError as error:
-    line = content[:error.start].count(b'\n') + 1
-    raise UserError(f'{path}, line {line}: not UTF-8 text') from None
+  text, _ = files.read_text(path, kind)
   reader = csv.reader(text.splitlines(keepends=True), delimiter='\t' if path.suffix.lower() == '.tsv' else ',')
   rows = [(reader.line_num, row) for row in reader if row]
   if len(rows) < 2:

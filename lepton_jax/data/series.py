@@ -19,7 +19,7 @@ def read(path, options):
   the part that its horizon lies in, so the training part knows nothing of what comes after it. Raises
   UserError with file and line for a cell that is no number, and for a series that is too short.
   """
-  header, rows = csv_table.table(path)
+  header, rows = csv_table.table(path, 'series')
   targets = [t.strip() for t in options.target.split(',') if t.strip()]
   for name in (options.time_column, *targets):
     if name not in header:
