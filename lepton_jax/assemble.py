@@ -87,8 +87,10 @@ def make_batches(config, dataset):
     return batches_lib.StreamBatches(dataset.splits['train'][0], config.data.batch_size, config.data.sequence_length)
   on = [name for name, value in dataclasses.asdict(config.augment).items() if value]
   mixing = bool({'augment_mixup', 'augment_cutmix'} & set(on))
-  if on and (dataset.vocabulary or len(dataset.input_shape) != 3):
-    raise UserError(f'--{on[0]} changes images; {dataset.name} has none')
+  for name in on:
+    kind, fits = ('words', dataset.vocabulary) if name == 'augment_word_dropout' else ('images', not dataset.vocabulary and len(dataset.input_shape) == 3)
+    if not fits:
+      raise UserError(f'--{name} changes {kind}; {dataset.name} has none')
   if mixing and dataset.task == 'regression':
     raise UserError(f'--augment_mixup and --augment_cutmix mix classes; {dataset.name} has none')
   if dataset.vocabulary:

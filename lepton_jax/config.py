@@ -63,19 +63,20 @@ class Data:
   horizon: int = option(1, 'series: future steps it predicts', unit='steps', low=1)
   season: int = option(24, 'series: steps of the season that the naive forecast repeats', unit='steps', low=1, identity=False)
   text_column: str = option('', 'csv, tsv: name of the column that holds text; makes it a text data set')
-  skip_bad_rows: bool = option(False, 'csv, tsv: leave out rows that cannot be read, and say how many')
+  skip_bad_rows: bool = option(False, 'csv, tsv, series: leave out rows that cannot be read, and say how many')
   vocabulary_size: int = option(20_000, 'words kept, most frequent first, <pad> and <unk> among them', unit='words', low=3)
   vocabulary_min_count: int = option(1, 'words rarer than this in the training part become <unk>', low=1)
   sequence_length: int = option(128, 'running text: steps that are backpropagated through at once', unit='characters', low=1)
   max_length: int = option(256, 'longer texts are cut here', unit='words', low=1)
   buckets: int = option(4, 'padded lengths that batches of text come in', low=1, high=64)
-  task: str | None = option(None, 'csv: what the target is; unset: regression if the loss is mse', choices=('classification', 'regression'))
+  task: str | None = option(None, 'csv: what the target is; tagging: a class for each word of --text_column; unset: regression if the loss is mse',
+                            choices=('classification', 'regression', 'tagging'))
   batch_size: int = option(64, 'examples a training step, over all devices', low=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augment:
-  """Random changes of training images, each example with its own key; 0 leaves one out."""
+  """Random changes of training examples, each example with its own key; 0 leaves one out."""
   augment_flip: bool = option(False, 'mirror left-right with probability 1/2')
   augment_crop: int = option(0, 'pad by this much and crop back at a random place', unit='pixels', low=0, high=64)
   augment_rotate: float = option(0.0, 'rotate by up to this angle', unit='degrees', low=0, high=180)
@@ -84,6 +85,7 @@ class Augment:
   augment_brightness: float = option(0.0, 'add up to this share of the full scale', low=0, high=1)
   augment_contrast: float = option(0.0, 'scale the distance from the mean by 1 -+ this', low=0, high=1)
   augment_cutout: int = option(0, 'erase a square of this side (arXiv:1708.04552)', unit='pixels', low=0, high=512)
+  augment_word_dropout: float = option(0.0, 'text: share of the words that become <unk>, so that the network meets it', low=0, high=0.9)
   augment_mixup: float = option(0.0, 'blend pairs, weight ~ Beta(a, a) (arXiv:1710.09412)', low=0, high=100)
   augment_cutmix: float = option(0.0, 'paste boxes between pairs, area ~ Beta(a, a) (arXiv:1905.04899)', low=0, high=100)
 

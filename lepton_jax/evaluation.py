@@ -42,6 +42,7 @@ def predictions(predict, weights, hparams, data, split, batch_size, layout):
 
 def measurements(network, logits, label, hparams):
   """Mean loss, and accuracy or RMSE and MAE in the target's units, over all examples in float64."""
+  logits, label = by_step(logits, label)
   batch = dict(label=jnp.asarray(label))
   if network.loss == 'mse':
     batch['label'] = (batch['label'] - network.target[0]) / network.target[1]
@@ -55,6 +56,14 @@ def measurements(network, logits, label, hparams):
   return dict(loss=loss, accuracy=accuracy, score=accuracy)
 
 
+def by_step(logits, label):
+  """Steps as examples: logits [n, time, classes] and label [n, time] to the steps that exist; all else as it is."""
+  if np.ndim(logits) == 3:
+    exists = label >= 0
+    return logits[exists], label[exists]
+  return logits, label
+
+
 def full_report(trained, split):
   """(everything measured of a finished run on a split as plain numbers, confusion matrix or None).
 
@@ -65,7 +74,7 @@ def full_report(trained, split):
   inputs, label = trained.data.splits[split]
   if trained.data.stream:
     return dict(name=trained.config.name(), split=split, examples=len(label) - 1, **trained.measure_stream(split)), None
-  logits = trained.outputs(inputs)
+  logits, label = by_step(trained.outputs(inputs), label)
   basic = measurements(trained.network, logits, label, trained.hparams)
   report = dict(name=trained.config.name(), split=split, examples=len(label), loss=basic['loss'])
   if trained.network.loss == 'mse':
@@ -77,6 +86,7 @@ def full_report(trained, split):
   report.update(metrics.classification_report(logits, label, trained.data.classes))
   if len(trained.data.classes) == 2 and trained.data.size('validation'):
     held_out, held_label = trained.data.splits['validation']
-    threshold = metrics.best_threshold(metrics.probabilities(trained.outputs(held_out))[:, 1], held_label)
+    held_logits, held_label = by_step(trained.outputs(held_out), held_label)
+    threshold = metrics.best_threshold(metrics.probabilities(held_logits)[:, 1], held_label)
     report['at_threshold_from_validation'] = metrics.at_threshold(metrics.probabilities(logits)[:, 1], label, threshold)
   return report, report['confusion']

@@ -18,10 +18,10 @@ def correct(logits, label):
 
 
 def probabilities(logits):
-  """f64[examples, classes] from logits f32[examples, classes], or from one sigmoid logit [examples, 1]."""
+  """f64[..., classes] from logits f32[..., classes], or from one sigmoid logit [..., 1]."""
   logits = np.asarray(logits, np.float64)
   if logits.shape[-1] == 1:
-    positive = 1 / (1 + np.exp(-logits[:, 0]))
+    positive = 1 / (1 + np.exp(-logits[..., 0]))
     return np.stack([1 - positive, positive], -1)
   exponent = np.exp(logits - logits.max(-1, keepdims=True))
   return exponent / exponent.sum(-1, keepdims=True)

@@ -170,6 +170,8 @@ def make_network(config, dataset):
     raise UserError(f'{architecture.model} {fault}, and {dataset.name} is {"" if dataset.vocabulary else "not "}text')
   if 'vocabulary' in parameters:
     chosen['vocabulary'] = len(dataset.vocabulary)
+  if 'dtype' in parameters:  # numbers of words have none that layers could follow
+    chosen['dtype'] = architecture.dtype
   module = function(outputs=losses.outputs_for(loss, len(dataset.classes), dataset.splits['train'][1][0].size), **chosen)
   return Network(config, module, loss, dataset.mean, dataset.std, (dataset.target_mean, dataset.target_std), class_weights(config, dataset))
 
@@ -185,8 +187,8 @@ def class_weights(config, dataset):
   """Inverse frequency of each class in the training part, 1 on the average example; None unless asked for."""
   if config.optimization.class_weights == 'none':
     return None
-  if not dataset.classes or dataset.stream:
-    raise UserError(f'--class_weights applies to classification; {dataset.name} has no classes to weigh')
+  if not dataset.classes or dataset.labels_steps:
+    raise UserError(f'--class_weights applies to one class an example; {dataset.name} has none to weigh')
   counts = np.bincount(dataset.splits['train'][1], minlength=len(dataset.classes))
   return (dataset.size('train') / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
 
@@ -195,12 +197,16 @@ def init_variables(network, dataset, key):
   """Freshly initialised {'params', 'batch_stats', ...}."""
   inputs = example_inputs(network.config, dataset)
   try:
-    return jax.jit(lambda k: network.module.init(k, inputs, None))(key)
+    output, variables = jax.jit(lambda k: network.module.init_with_output(k, inputs, None))(key)
   except UserError:
     raise
   except (TypeError, ValueError, IndexError) as error:
     raise UserError(f'{network.config.architecture.model} cannot read {dataset.name}, whose inputs have shape {dataset.input_shape}; '
                     f'choose another --model ({str(error).splitlines()[0]})') from error
+  if (output.ndim == 3) != dataset.labels_steps:
+    network_answers, labels = ('step', 'example') if output.ndim == 3 else ('example', 'step')
+    raise UserError(f'{network.config.architecture.model} gives an answer for each {network_answers}; {dataset.name} has a label for each {labels}')
+  return variables
 
 
 def transplant(params, model_state, initial):

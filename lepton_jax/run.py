@@ -45,7 +45,7 @@ def train_one(config, folder, quiet=False):
   assembly = assemble.build(config, data, initial)
   layout = parallel_lib.make_parallel(config.run.parallel, config.data.batch_size, config.run.devices)
   if first:
-    open_folder(config, folder, data.version)
+    open_folder(config, folder, data)
   if not quiet:
     print(describe(config, assembly, layout), flush=True)
 
@@ -88,15 +88,16 @@ def train_one(config, folder, quiet=False):
   return result
 
 
-def open_folder(config, folder, data_version):
+def open_folder(config, folder, data):
   """Makes the run folder with its config.json, or finds it; raises UserError if it was begun on other data."""
-  if config.run.rerun and folder.exists() and (folder_lib.read_result(folder) is not None or folder_lib.begun_on(folder) != data_version):
+  if config.run.rerun and folder.exists() and (folder_lib.read_result(folder) is not None or folder_lib.begun_on(folder) != data.version):
     folder.rmtree()
   folder.mkdir(parents=True, exist_ok=True)
   # The order to start over is for now: whoever repeats this configuration means the run, not its removal.
   record_lib.write_atomically(folder / 'config.json', config.replace(rerun=False).to_json())
-  folder_lib.check_data(folder, data_version)
-  record_lib.write_atomically(folder / folder_lib.DATA, json.dumps(dict(version=data_version)) + '\n')
+  folder_lib.check_data(folder, data.version)
+  described = dict(version=data.version, classes=data.classes, vocabulary=data.vocabulary)
+  record_lib.write_atomically(folder / folder_lib.DATA, json.dumps(described) + '\n')
 
 
 def resume(assembly, layout, folder, keep, tell):

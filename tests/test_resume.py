@@ -70,6 +70,26 @@ def test_stopping_and_resuming_changes_nothing(uninterrupted, tmp_path, monkeypa
   assert rows_without_times(tmp_path / config.name()) == rows_without_times(folder)
 
 
+def test_running_text_resumes_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
+  """The state carried from batch to batch is part of what is saved."""
+  from lepton_jax.config import Config
+  (tmp_path / 'text.txt').write_text('to be or not to be, that is the question ' * 60)
+  config = Config().replace(model='lstm_lm', dataset=f'text:{tmp_path}/text.txt', hidden=8, embedding=8, batch_size=8, sequence_length=16, epochs=3,
+                            dropout=0.2, recurrent_dropout=0.2, prune_sparsity=0.5, quantize_weight_bits=4, quantize_activation_bits=8,
+                            tensorboard=False, pictures=False)
+  whole = run.train(config.replace(runs_dir=str(tmp_path / 'whole')), quiet=True)
+  config = config.replace(runs_dir=str(tmp_path / 'stopped'))
+  monkeypatch.setattr(loop, 'StopSignal', Stopped)
+  for stop in (7, 13):
+    monkeypatch.setattr(Stopped, 'after', stop)
+    with pytest.raises(loop.Interrupted):
+      run.train(config, quiet=True)
+  monkeypatch.setattr(Stopped, 'after', None)
+  result = run.train(config, quiet=True)
+  same = ('parameters_sha256', 'test_loss', 'validation_loss', 'selected_step')
+  assert {k: result[k] for k in same} == {k: whole[k] for k in same}
+
+
 def test_a_reloaded_run_gives_the_very_logits_of_its_end(uninterrupted, monkeypatch):
   config, whole, folder = uninterrupted
   trained = folder_lib.load(str(folder))

@@ -1,6 +1,7 @@
 """Random changes of a batch on the device; every example has its own key, so devices do not matter.
 
 Images are normalised already, f32[h, w, c]; what comes in from outside an image repeats its edge.
+Texts are int32[time] tokens, 0 after the end.
 """
 
 import jax
@@ -21,6 +22,7 @@ def make_augment(options, num_classes, std):
        lambda image, key: affine(image, key, o.augment_rotate, o.augment_shift, o.augment_zoom)),
       (o.augment_brightness, lambda image, key: brightness(image, key, o.augment_brightness * 255 / std)),
       (o.augment_contrast, lambda image, key: contrast(image, key, o.augment_contrast)),
+      (o.augment_word_dropout, lambda tokens, key: word_dropout(tokens, key, o.augment_word_dropout)),
       (o.augment_cutout, lambda image, key: cutout(image, key, o.augment_cutout)),
   ) if on]
   mixes = [mix for on, mix in (
@@ -99,6 +101,11 @@ def _square(shape, key, height, width):
   column = jax.random.randint(jax.random.fold_in(key, 1), (), 0, shape[1])
   inside = lambda place, centre, size: (place >= centre - size // 2) & (place < centre - size // 2 + size)
   return inside(jnp.arange(shape[0])[:, None], row, height)[..., None] & inside(jnp.arange(shape[1])[None], column, width)[..., None]
+
+
+def word_dropout(tokens, key, rate):
+  """Replaces words by <unk>, number 1, as words of other texts will be (arXiv:1511.06349)."""
+  return jnp.where((tokens > 0) & jax.random.bernoulli(key, rate, tokens.shape), 1, tokens)
 
 
 def cutout(image, key, size):

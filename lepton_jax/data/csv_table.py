@@ -11,6 +11,7 @@ from lepton_jax.data.source import Source
 from lepton_jax.errors import UserError
 from lepton_jax.registry import unknown
 
+SPLIT_FILES = tuple(f'{split}.{kind}' for split in ('train', 'validation', 'test') for kind in ('csv', 'tsv'))
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -19,11 +20,29 @@ class BadRow(ValueError):
 
 
 def read(path, target, task, text_column='', skip_bad_rows=False):
-  """The Source in a file: f32[n, columns] or texts as inputs, and the target as values or as class numbers.
+  """The Source in a file, or in a folder's train, validation and test .csv or .tsv.
 
-  Raises UserError with file and line for a row of another length, a cell that is no finite number, or
-  an empty text; `skip_bad_rows` leaves such rows out and says how many.
+  Inputs are f32[n, columns] or texts; labels are values, class numbers, or with `task` 'tagging' a class
+  number a word, -1 after the end. Raises UserError with file and line for a row of another
+  length, a cell that is no finite number, or an empty text; `skip_bad_rows` leaves such rows out and
+  says how many.
   """
+  if task == 'tagging' and not text_column:
+    raise UserError('--task=tagging needs --text_column, whose words the tags of --target belong to')
+  paths = {'train': path} if not path.is_dir() else {name.partition('.')[0]: path / name for name in SPLIT_FILES if (path / name).is_file()}
+  if 'train' not in paths:
+    raise UserError(f'{path}: no train.csv or train.tsv in it')
+  parts, headers = {}, {}
+  for split, file in paths.items():
+    headers[split], inputs, answers = _read_file(file, target, task, text_column, skip_bad_rows)
+    if headers[split] != headers['train']:
+      raise UserError(f'{file}: its columns are {", ".join(headers[split])}, those of {paths["train"]} {", ".join(headers["train"])}')
+    parts[split] = inputs, answers
+  return _source(parts, paths, task, text_column, target, headers['train'])
+
+
+def _read_file(path, target, task, text_column, skip_bad_rows):
+  """(header, inputs, answers) of one file: lists with an entry a usable row."""
   header, rows = table(path)
   for flag, name in (('target', target), *([('text_column', text_column)] if text_column else [])):
     if name not in header:
@@ -34,36 +53,44 @@ def read(path, target, task, text_column='', skip_bad_rows=False):
     raise UserError(f'{path}: no input columns beside {target!r}')
 
   def parse(row):
-    if len(row) != len(header):
-      raise BadRow(f'{len(row)} columns, the header has {len(header)}')
-    answer = _number(row[where], target) if task == 'regression' else _text(row[where], target)
+    answer = number(row[where], target) if task == 'regression' else _text(row[where], target)
     if text_column:
-      return _text(row[used[0]], text_column), answer
-    return [_number(row[i], header[i]) for i in used], answer
+      return _text(row[used[0]], text_column), answer if task != 'tagging' else _tags(answer, row[used[0]])
+    return [number(row[i], header[i]) for i in used], answer
 
-  values, answers, bad = [], [], 0
-  for line, row in rows:
-    try:
-      value, answer = parse(row)
-    except BadRow as problem:
-      if not skip_bad_rows:
-        raise UserError(f'{path}, line {line}: {problem} (--skip_bad_rows leaves such rows out)') from None
-      bad += 1
-      continue
-    values.append(value)
-    answers.append(answer)
-  if bad:
-    print(f'{path}: {bad:,} bad rows left out of {bad + len(values):,}', flush=True)
-  if not values:
-    raise UserError(f'{path}: no usable rows')
-  classes = () if task == 'regression' else tuple(sorted(set(answers)))
+  return header, *zip(*usable(path, header, rows, parse, skip_bad_rows))
+
+
+def _source(parts, paths, task, text_column, target, header):
+  """The Source of {split: (inputs, answers)}; answers become class numbers in the order of their names."""
+  flat = [tag for _, answers in parts.values() for answer in answers for tag in (answer if task == 'tagging' else [answer])]
+  classes = () if task == 'regression' else tuple(sorted(set(flat)))
   if len(classes) == 1 or len(classes) > 1000:
-    raise UserError(f'{path}: column {target!r} has {len(classes)} different values as classes; for numbers pass --loss=mse')
-  number = {name: i for i, name in enumerate(classes)}
-  label = np.array(answers, np.float32) if task == 'regression' else np.array([number[a] for a in answers], np.int32)
-  inputs = np.array(values, object) if text_column else np.array(values, np.float32)
-  version = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-  return Source(version, dict(train=(inputs, label)), classes, () if text_column else tuple(header[i] for i in used))
+    raise UserError(f'{paths["train"]}: column {target!r} has {len(classes)} different values as classes; for numbers pass --loss=mse')
+  order = {name: i for i, name in enumerate(classes)}
+
+  def arrays(inputs, answers):
+    if task == 'regression':
+      label = np.array(answers, np.float32)
+    elif task == 'tagging':
+      label = np.full((len(answers), max(map(len, answers))), -1, np.int32)
+      for row, tags in zip(label, answers):
+        row[:len(tags)] = [order[tag] for tag in tags]
+    else:
+      label = np.array([order[a] for a in answers], np.int32)
+    return np.array(inputs, object if text_column else np.float32), label
+
+  version = hashlib.sha256(b''.join(p.read_bytes() for p in paths.values())).hexdigest()[:12]
+  columns = () if text_column else tuple(name for name in header if name != target)
+  return Source(version, {split: arrays(*part) for split, part in parts.items()}, classes, columns)
+
+
+def _tags(cell, text):
+  """A tag for each word of the text."""
+  tags, words = cell.split(), text.split()
+  if len(words) != len(tags):
+    raise BadRow(f'{len(words)} words and {len(tags)} tags; spaces separate both')
+  return tags
 
 
 def table(path, kind='csv'):
@@ -76,7 +103,26 @@ def table(path, kind='csv'):
   return [name.strip() for name in rows[0][1]], rows[1:]
 
 
-def _number(cell, column):
+def usable(path, header, rows, parse, skip_bad_rows):
+  """[parse(row)] of the rows that have the header's length and in which `parse` finds no BadRow; raises UserError at one, or skips and counts."""
+  found = []
+  for line, row in rows:
+    try:
+      if len(row) != len(header):
+        raise BadRow(f'{len(row)} columns, the header has {len(header)}')
+      found.append(parse(row))
+    except BadRow as problem:
+      if not skip_bad_rows:
+        raise UserError(f'{path}, line {line}: {problem} (--skip_bad_rows leaves such rows out)') from None
+  if len(found) < len(rows):
+    print(f'{path}: {len(rows) - len(found):,} bad rows left out of {len(rows):,}', flush=True)
+  if not found:
+    raise UserError(f'{path}: no usable rows')
+  return found
+
+
+def number(cell, column):
+  """The finite number in a cell."""
   try:
     value = float(cell)
   except ValueError:

@@ -42,6 +42,11 @@ class Dataset:
     return 'classification' if self.classes else 'regression'
 
   @property
+  def labels_steps(self):
+    """Whether every step of an example has a class of its own."""
+    return self.stream or bool(self.classes) and self.splits['train'][1].ndim == 2
+
+  @property
   def input_shape(self):
     return self.splits['train'][0].shape[1:]
 
@@ -68,7 +73,7 @@ def load(options, loss=None):
   if source.stream:
     return Dataset(options.dataset, source.version, dict(source.splits), source.classes, (), np.zeros(1, np.float32), np.ones(1, np.float32),
                    vocabulary=source.classes, stream=True)
-  parts, vocabulary = split(dict(source.splits), options, by_class=bool(source.classes)), ()
+  parts, vocabulary = split(dict(source.splits), options, by_class=bool(source.classes) and source.splits['train'][1].ndim == 1), ()
   if not len(parts['train'][1]):
     raise UserError(f'{options.dataset}: the splits leave no training example')
   if parts['train'][0].dtype == object:

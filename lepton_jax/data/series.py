@@ -1,7 +1,6 @@
 """Time series from a CSV file: windows of the past, horizons of the future, split along time."""
 
 import hashlib
-import math
 
 import numpy as np
 
@@ -27,23 +26,15 @@ def read(path, options):
   if not targets:
     raise UserError(f'--target is needed: one or more of {", ".join(header)}')
   columns = [name for name in header if name != options.time_column]
-  values = np.array([[number(row, i, path, line, header) for i, name in enumerate(header) if name != options.time_column] for line, row in rows], np.float32)
-  times = [row[header.index(options.time_column)] for _, row in rows]
-  if times != sorted(times):
+  time = header.index(options.time_column)
+
+  def parse(row):
+    return row[time], [csv_table.number(cell, name) for cell, name in zip(row, header) if name != options.time_column]
+
+  times, values = zip(*csv_table.usable(path, header, rows, parse, options.skip_bad_rows))
+  if list(times) != sorted(times):
     raise UserError(f'{path}: column {options.time_column!r} must rise from row to row (sorted as text, such as 2016-07-01 00:00)')
-  return cut(values, [columns.index(t) for t in targets], columns, options, hashlib.sha256(path.read_bytes()).hexdigest()[:12], str(path))
-
-
-def number(row, place, path, line, header):
-  """The finite number in a cell; raises UserError with file and line."""
-  try:
-    value = float(row[place]) if len(row) == len(header) else math.nan
-  except ValueError:
-    value = math.nan
-  if not abs(value) < csv_table.FLOAT32_MAX:
-    given = f'{header[place]} is {row[place]!r}, not a finite number' if len(row) == len(header) else f'{len(row)} columns, the header has {len(header)}'
-    raise UserError(f'{path}, line {line}: {given}')
-  return value
+  return cut(np.array(values, np.float32), [columns.index(t) for t in targets], columns, options, hashlib.sha256(path.read_bytes()).hexdigest()[:12], str(path))
 
 
 def cut(values, targets, columns, options, version, what):

@@ -16,14 +16,19 @@ def tokens(text):
   return TOKEN.findall(text.lower())
 
 
-def build_vocabulary(texts, size, min_count):
+def spaced(text):
+  """Lower-case words as spaces separate them, so that tags written beside them fit."""
+  return text.lower().split()
+
+
+def build_vocabulary(texts, size, min_count, tokenize=tokens):
   """(<pad>, <unk>, words by falling count, then alphabet), `size` entries at most, each word at least `min_count` times in `texts`."""
-  counts = collections.Counter(word for text in texts for word in tokens(text))
+  counts = collections.Counter(word for text in texts for word in tokenize(text))
   frequent = sorted((word for word, count in counts.items() if count >= min_count), key=lambda w: (-counts[w], w))
   return (PAD, UNKNOWN, *frequent[:size - 2])
 
 
-def encode(texts, vocabulary, max_length):
+def encode(texts, vocabulary, max_length, tokenize=tokens):
   """int32[n, longest]: word numbers, 0 after the end; longer texts are cut at `max_length` words.
 
   Raises UserError for a text without a single token, naming its place.
@@ -31,7 +36,7 @@ def encode(texts, vocabulary, max_length):
   number = {word: i for i, word in enumerate(vocabulary)}
   rows = []
   for place, text in enumerate(texts):
-    row = [number.get(word, 1) for word in tokens(text)[:max_length]]
+    row = [number.get(word, 1) for word in tokenize(text)[:max_length]]
     if not row:
       raise UserError(f'example {place} has no word: {text!r}')
     rows.append(row)
@@ -43,5 +48,10 @@ def encode(texts, vocabulary, max_length):
 
 def encode_splits(parts, options):
   """({split: (int32[n, time], label)}, vocabulary) of text splits; words are counted in the training part alone."""
-  vocabulary = build_vocabulary(parts['train'][0], options.vocabulary_size, options.vocabulary_min_count)
-  return {split: (encode(texts, vocabulary, options.max_length), label) for split, (texts, label) in parts.items()}, vocabulary
+  tagged = parts['train'][1].ndim == 2
+  tokenize = spaced if tagged else tokens
+  vocabulary = build_vocabulary(parts['train'][0], options.vocabulary_size, options.vocabulary_min_count, tokenize)
+  encoded = {split: (encode(texts, vocabulary, options.max_length, tokenize), label) for split, (texts, label) in parts.items()}
+  if tagged:
+    encoded = {split: (inputs, label[:, :inputs.shape[1]]) for split, (inputs, label) in encoded.items()}
+  return encoded, vocabulary

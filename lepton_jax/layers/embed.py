@@ -3,16 +3,22 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
+from lepton_jax.precision import at_least_single
+
 
 class Embed(nn.Module):
-  """int[batch, time] -> f32[batch, time, features], with parameter embedding[entries, features]."""
+  """int[batch, time] -> dtype[batch, time, features], with parameter embedding[entries, features].
+
+  Numbers of words have no precision that the layer could follow, so it is told.
+  """
   entries: int
   features: int
+  dtype: str = 'float32'
 
   @nn.compact
   def __call__(self, tokens):
-    table = self.param('embedding', nn.initializers.normal(0.1), (self.entries, self.features), jnp.float32)
-    return table[tokens]
+    table = self.param('embedding', nn.initializers.normal(0.1), (self.entries, self.features), at_least_single(jnp.dtype(self.dtype)))
+    return table[tokens].astype(self.dtype)
 
   def attend(self, x):
     """f32[batch, time, features] -> f32[batch, time, entries]: the table as an output layer (arXiv:1608.05859)."""

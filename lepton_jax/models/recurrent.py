@@ -13,7 +13,7 @@ from lepton_jax.registry import MODELS
 
 
 class RecurrentNetwork(nn.Module):
-  """Embedding for tokens, layers of one or two directions with dropout between them, pooling over time, a head.
+  """Embedding for tokens, layers of one or two directions, dropout before and between them, pooling over time, a head.
 
   Input is int32[batch, time] tokens, of which 0 is padding at the end; f32[batch, time, features]; or
   images f32[batch, height, width, channels], whose rows are the steps. Output is [batch, outputs], or
@@ -29,10 +29,11 @@ class RecurrentNetwork(nn.Module):
   norm: str = 'none'
   vocabulary: int = 0
   embedding: int = 128
+  dtype: str = 'float32'
 
   @nn.compact
   def __call__(self, x, training):
-    x, valid = self.read(x)
+    x, valid = self.read(x, training)
     for i in range(self.depth):
       x = self.directions(x, valid, training, i + 1)
       if i + 1 < self.depth:
@@ -46,10 +47,11 @@ class RecurrentNetwork(nn.Module):
     x = layers.Dropout(name='dropout')(x, training)
     return layers.Dense(self.outputs, kernel_init=head_init, name=HEAD)(x)
 
-  def read(self, x):
+  def read(self, x, training):
     """Steps f32[batch, time, features] and bool[batch, time], which of them exist."""
     if jnp.issubdtype(x.dtype, jnp.integer):
-      return layers.Embed(self.vocabulary, self.embedding, name='embed')(x), x > 0
+      words = layers.Embed(self.vocabulary, self.embedding, self.dtype, name='embed')(x)
+      return layers.Dropout(name='dropout0')(words, training), x > 0
     x = x.reshape(*x.shape[:2], -1)
     return x, jnp.ones(x.shape[:2], bool)
 
@@ -73,17 +75,17 @@ def takes(function):
 
 
 def classifier(kind, bidirectional=False, *, outputs, vocabulary=0, hidden=128, depth=1, embedding=128, pooling='last', activation='tanh', norm='none',
-               dropout=0.0, recurrent_dropout=0.0):
+               dropout=0.0, recurrent_dropout=0.0, dtype='float32'):
   """One answer a sequence."""
   check_norm(norm)
-  return RecurrentNetwork(kind, outputs, hidden, depth, bidirectional, pooling, activation, norm, vocabulary, embedding)
+  return RecurrentNetwork(kind, outputs, hidden, depth, bidirectional, pooling, activation, norm, vocabulary, embedding, dtype)
 
 
 def tagger(kind, bidirectional=False, *, outputs, vocabulary=0, hidden=128, depth=1, embedding=128, activation='tanh', norm='none', dropout=0.0,
-           recurrent_dropout=0.0):
+           recurrent_dropout=0.0, dtype='float32'):
   """One answer a step."""
   check_norm(norm)
-  return RecurrentNetwork(kind, outputs, hidden, depth, bidirectional, None, activation, norm, vocabulary, embedding)
+  return RecurrentNetwork(kind, outputs, hidden, depth, bidirectional, None, activation, norm, vocabulary, embedding, dtype)
 
 
 def check_norm(norm):
@@ -160,10 +162,11 @@ class LanguageModel(nn.Module):
   embedding: int
   norm: str
   tied: bool
+  dtype: str
 
   @nn.compact
   def __call__(self, x, training):
-    embed = layers.Embed(self.vocabulary, self.embedding, name='embed')
+    embed = layers.Embed(self.vocabulary, self.embedding, self.dtype, name='embed')
     x = embed(x)
     for i in range(self.depth):
       x = layers.Dropout(name=f'dropout{i}')(x, training)
@@ -177,13 +180,13 @@ class LanguageModel(nn.Module):
 
 
 @MODELS.register
-def lstm_lm(*, outputs, vocabulary, hidden=256, depth=1, embedding=64, norm='none', tied=False, dropout=0.0, recurrent_dropout=0.0):
+def lstm_lm(*, outputs, vocabulary, hidden=256, depth=1, embedding=64, norm='none', tied=False, dropout=0.0, recurrent_dropout=0.0, dtype='float32'):
   """LSTM language model; with --tied the embedding is the output layer, and as wide as the state."""
   check_norm(norm)
   if tied and embedding != hidden:
     raise UserError(f'--tied needs --embedding equal to --hidden; they are {embedding} and {hidden}')
   del outputs
-  return LanguageModel('lstm', vocabulary, hidden, depth, embedding, norm, tied)
+  return LanguageModel('lstm', vocabulary, hidden, depth, embedding, norm, tied, dtype)
 
 
 @MODELS.register

@@ -17,11 +17,12 @@ class TextCNN(nn.Module):
   vocabulary: int
   embedding: int = 128
   activation: str = 'relu'
+  dtype: str = 'float32'
 
   @nn.compact
   def __call__(self, x, training):
     valid = x > 0
-    x = layers.Embed(self.vocabulary, self.embedding, name='embed')(x)
+    x = layers.Embed(self.vocabulary, self.embedding, self.dtype, name='embed')(x)
     # Padding must not leak into a window that reaches past the end.
     x = jnp.where(valid[..., None], x, jnp.zeros_like(x))
     found = []
@@ -32,6 +33,6 @@ class TextCNN(nn.Module):
 
 
 @MODELS.register
-def text_cnn(*, outputs, vocabulary, width=1.0, embedding=128, activation='relu', dropout=0.5):
+def text_cnn(*, outputs, vocabulary, width=1.0, embedding=128, activation='relu', dropout=0.5, dtype='float32'):
   """Convolutions of 3, 4 and 5 words, 100 * width channels each (arXiv:1408.5882)."""
-  return TextCNN(scaled(100, width), (3, 4, 5), outputs, vocabulary, embedding, activation)
+  return TextCNN(scaled(100, width), (3, 4, 5), outputs, vocabulary, embedding, activation, dtype)

@@ -1,136 +1,16 @@
-"""Recurrent layers and networks, text and its batches."""
-
-import pathlib
+"""Text as words, tags and running characters."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from lepton_jax import assemble, layers, trees
+from lepton_jax import assemble, trees
 from lepton_jax import network as network_lib
 from lepton_jax.config import Config
 from lepton_jax.data import batches, dataset, text
 from lepton_jax.errors import UserError
-from lepton_jax.layers import recurrent
-from lepton_jax.registry import MODELS
-from tests.golden import make_recurrent
 
-SEQUENCE_MODELS = [n for n in MODELS.names() if n.endswith(('_classifier', '_tagger')) or n == 'text_cnn']
-
-
-def golden(kind):
-  with np.load(pathlib.Path(make_recurrent.__file__).with_name('recurrent.npz')) as arrays:
-    return {n.partition('/')[2]: arrays[n] for n in arrays if n.startswith(f'{kind}/')}
-
-
-def ours_from_torch(kind, arrays, suffix):
-  """Parameters of one Recurrent from PyTorch's names; suffix is 'l0', 'l0_reverse', ..."""
-  input_bias, hidden_bias = arrays[f'bias_ih_{suffix}'], arrays[f'bias_hh_{suffix}']
-  both = kind != 'gru'  # where the two biases only ever appear as their sum, there is one
-  params = dict(input=dict(kernel=arrays[f'weight_ih_{suffix}'].T, bias=input_bias + hidden_bias if both else input_bias),
-                recurrent=dict(kernel=arrays[f'weight_hh_{suffix}'].T))
-  if not both:
-    params['recurrent']['bias'] = hidden_bias
-  return params
-
-
-def check_against_torch(kind, arrays):
-  x = jnp.asarray(arrays['x'])
-  valid = jnp.arange(x.shape[1])[None] < jnp.array(make_recurrent.LENGTHS)[:, None]
-  layer = recurrent.Recurrent(kind, make_recurrent.HIDDEN)
-  for depth in range(2):
-    run = lambda suffix, x: layer.apply({'params': ours_from_torch(kind, arrays, suffix)}, x, valid)
-    forward, carry = run(f'l{depth}', x)
-    backward, back_carry = run(f'l{depth}_reverse', recurrent.reverse(x, valid))
-    np.testing.assert_allclose(carry[0], arrays['last'][2 * depth], atol=1e-5)
-    np.testing.assert_allclose(back_carry[0], arrays['last'][2 * depth + 1], atol=1e-5)
-    x = jnp.concatenate([forward, recurrent.reverse(backward, valid)], -1)
-  np.testing.assert_allclose(x, arrays['outputs'], atol=1e-5)
-
-
-@pytest.mark.parametrize('kind', make_recurrent.KINDS)
-def test_equals_pytorch_with_its_weights(kind):
-  """Two layers, both directions, unequal lengths, from committed numbers."""
-  check_against_torch(kind, golden(kind))
-
-
-@pytest.mark.parametrize('kind', make_recurrent.KINDS)
-def test_equals_pytorch_live(kind):
-  pytest.importorskip('torch', reason='PyTorch is not installed; the committed numbers are checked instead')
-  fresh = make_recurrent.reference(kind)
-  for name, array in golden(kind).items():
-    np.testing.assert_allclose(fresh[name], array, atol=1e-5, err_msg=name)
-  check_against_torch(kind, fresh)
-
-
-@pytest.mark.parametrize('kind', recurrent.KINDS)
-def test_step_by_step_with_carried_state_equals_the_whole(kind):
-  x = jax.random.normal(jax.random.key(0), (3, 9, 5))
-  layer = recurrent.Recurrent(kind, 4, layer_norm=True)
-  variables = layer.init(jax.random.key(1), x)
-  whole, end = layer.apply(variables, x)
-  carry, parts = None, []
-  for t in range(9):
-    y, carry = layer.apply(variables, x[:, t:t + 1], carry=carry)
-    parts.append(y)
-  np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, atol=1e-6)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), carry, end)
-
-
-@settings(max_examples=20, deadline=None)
-@given(lengths=st.lists(st.integers(0, 6), min_size=1, max_size=4))
-def test_reversing_twice_is_the_identity(lengths):
-  x = jax.random.normal(jax.random.key(0), (len(lengths), 6, 2))
-  valid = jnp.arange(6)[None] < jnp.array(lengths)[:, None]
-  once = recurrent.reverse(x, valid)
-  np.testing.assert_array_equal(recurrent.reverse(once, valid), x)
-  for row, length in enumerate(lengths):
-    np.testing.assert_array_equal(once[row, :length], x[row, :length][::-1])
-
-
-@pytest.mark.parametrize('name, options', [
-    (n, o) for n in SEQUENCE_MODELS for o in ([dict(pooling=p) for p in ('last', 'mean', 'max')] if n.endswith('_classifier') else [{}])])
-def test_padding_never_changes_an_answer(name, options):
-  module = MODELS.get(name)(outputs=2, vocabulary=20, **options)
-  tokens = jnp.array([[3, 4, 5, 0, 0, 0], [7, 8, 9, 10, 0, 0]], jnp.int32)
-  variables = module.init(jax.random.key(0), tokens, None)
-  short, long = (module.apply(variables, jnp.pad(tokens, ((0, 0), (0, extra)))[:, :4 + extra], None) for extra in (0, 9))
-  if name.endswith('_tagger'):
-    long = long[:, :4]
-  np.testing.assert_allclose(long, short, atol=1e-6)
-  assert short.shape == ((2, 4, 2) if name.endswith('_tagger') else (2, 2))
-
-
-def test_golden_parameter_counts():
-  def count(name, shape=(28, 28, 1), **options):
-    module = MODELS.get(name)(outputs=10, **options)
-    return trees.count(jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, *shape)), None))['params'])
-  cell = lambda gates, biases: gates * (28 * 128 + 128 * 128 + biases * 128)
-  head = 128 * 10 + 10
-  assert count('elman_classifier') == count('elman_tagger') == cell(1, 1) + head
-  assert count('gru_classifier') == count('gru_tagger') == cell(3, 2) + head
-  assert count('lstm_classifier') == count('lstm_tagger') == cell(4, 1) + head
-  assert count('bilstm_classifier') == count('bilstm_tagger') == 2 * cell(4, 1) + 256 * 10 + 10
-  assert count('lstm_classifier', depth=2) == cell(4, 1) + 4 * (128 * 128 + 128 * 128 + 128) + head
-
-
-@pytest.mark.parametrize('kind', recurrent.KINDS)
-def test_recurrent_dropout_keeps_one_mask_a_sequence(kind):
-  x = jnp.ones((4, 6, 3))
-  layer = recurrent.Recurrent(kind, 8)
-  variables = layer.init(jax.random.key(0), x)
-  on = layers.Training(example=jnp.arange(4), recurrent_dropout=jnp.float32(0.5))
-  run = lambda rng: layer.apply(variables, x, None, on, rngs={'dropout': jax.random.key(rng)})[0]
-  plain = layer.apply(variables, x)[0]
-  np.testing.assert_array_equal(run(0), run(0))
-  assert np.abs(run(0) - plain).max() > 0 and np.abs(run(0) - run(1)).max() > 0
-  np.testing.assert_array_equal(run(0)[:, 0], plain[:, 0])  # the first state is zero: nothing to drop
-
-
-# text
 
 def test_tokens_and_vocabulary():
   assert text.tokens("It's GOOD, isn't it?") == ["it's", 'good', ',', "isn't", 'it', '?']
@@ -295,69 +175,6 @@ def test_carry_restarts_with_each_epoch(trained_lm):
   assert 'carry' not in state.evaluated['model_state']
 
 
-# series
-
-def make_series(path, rows=400, change_from=None):
-  time = np.arange(rows)
-  load = 10 + 3 * np.sin(2 * np.pi * time / 24) + np.random.default_rng(0).normal(0, 0.5, rows)
-  if change_from is not None:
-    load[change_from:] += 100
-  heat = 20 + np.cos(2 * np.pi * time / 24)
-  path.write_text('date,load,heat\n' + ''.join(f'{np.datetime64("2020-01-01T00") + t},{a},{b}\n' for t, a, b in zip(time, load, heat)))
-  return dict(dataset=f'series:{path}', target='load', window=48, horizon=4)
-
-
-def test_series_windows_and_no_leak_from_the_future(tmp_path):
-  options = make_series(tmp_path / 's.csv')
-  first = dataset.load(Config().replace(**options).data)
-  inputs, label = first.splits['train']
-  assert inputs.shape[1:] == (48, 2) and label.shape[1:] == (4,) and first.columns == ('load', 'heat')
-  np.testing.assert_array_equal(inputs[1, :-1], inputs[0, 1:])
-  np.testing.assert_array_equal(label[0, 0], inputs[1, -1, 0])
-  test_start = 400 - round(400 * 0.2)
-  train_end = test_start - round(test_start * 0.1)
-  make_series(tmp_path / 's.csv', change_from=train_end)
-  second = dataset.load(Config().replace(**options).data)
-  for a, b in zip(first.splits['train'], second.splits['train']):
-    np.testing.assert_array_equal(a, b)
-  np.testing.assert_array_equal((first.mean, first.std), (second.mean, second.std))
-  assert not np.array_equal(first.splits['test'][1], second.splits['test'][1])
-  sizes = [first.size(s) for s in ('train', 'validation', 'test')]
-  assert sizes == [train_end - 48 - 3, test_start - train_end - 3, 400 - test_start - 3]
-
-
-def test_naive_forecasts_are_what_they_say(tmp_path):
-  from lepton_jax.data import series
-  data = dataset.load(Config().replace(**make_series(tmp_path / 's.csv')).data)
-  inputs, label = data.splits['test']
-  naive = series.baselines(inputs, label, data.targets, 24)
-  np.testing.assert_array_equal(naive['last_value'], np.repeat(inputs[:, -1:, 0], 4, 1))
-  np.testing.assert_array_equal(naive['seasonal_naive'], inputs[:, 24:28, 0])
-  assert 'seasonal_naive' not in series.baselines(inputs, label, data.targets, 49)
-
-
-@pytest.mark.parametrize('content, words', [
-    ('date,load\n2020,1\n2021,x\n', "line 3: load is 'x'"), ('date,load\n2020,1\n2021\n', 'line 3: 1 columns'),
-    ('date,load\n2021,1\n2020,2\n', 'must rise'), ('date,load\n2020,1\n2021,2\n', 'too few for --window=48'), ('day,load\n2020,1\n', "unknown column 'date'"),
-])
-def test_bad_series_are_named(tmp_path, content, words):
-  (tmp_path / 's.csv').write_text(content)
-  with pytest.raises(UserError, match=words):
-    dataset.load(Config().replace(dataset=f'series:{tmp_path}/s.csv', target='load', window=48).data)
-
-
-def test_regressor_beats_the_naive_forecasts(tmp_path, small):
-  from lepton_jax import evaluation, folder, run
-  config = small.replace(**make_series(tmp_path / 's.csv'), model='gru_regressor', hidden=16, epochs=30, learning_rate=0.01, runs_dir=str(tmp_path / 'runs'),
-                         checkpoint_every=30)
-  result = run.train(config, quiet=True)
-  report, _ = evaluation.full_report(folder.load(str(tmp_path / 'runs' / config.name())), 'test')
-  assert report['rmse'] == pytest.approx(result['test_rmse'], rel=1e-5)
-  assert report['rmse'] < min(b['rmse'] for b in report['baselines'].values())
-
-
-# imbalance
-
 def test_balanced_weights_are_inverse_frequencies(small):
   data = assemble.load_data(small)
   weights = network_lib.class_weights(small.replace(class_weights='balanced'), data)
@@ -393,3 +210,93 @@ def test_running_text_gives_the_same_numbers_on_many_devices(tmp_path, small, mo
   assert any(np.abs(a).max() > 0 for n, a in one.items() if n.startswith('carry'))
   for name in one:
     np.testing.assert_allclose(many[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+# tags
+
+def make_tags(path, count=200):
+  """Words tagged by what they are; 'can' is a verb after a pronoun and a noun after an article, so the word before decides."""
+  rng = np.random.default_rng(0)
+  rows = []
+  for _ in range(count):
+    pairs = [pair for _ in range(rng.integers(1, 6)) for pair in ([('they', 'no'), ('can', 'no')] if rng.random() < 0.5 else [('the', 'no'), ('can', 'yes')])]
+    rows.append(tuple(' '.join(column) for column in zip(*pairs)))
+  path.write_text('words,nouns\n' + ''.join(f'{w},{t}\n' for w, t in rows))
+  return dict(dataset=f'csv:{path}', text_column='words', target='nouns', task='tagging')
+
+
+@pytest.mark.parametrize('loss', ('binary', 'cross_entropy'))
+def test_tagger_learns_from_the_word_before(tmp_path, small, loss):
+  from lepton_jax import evaluation, folder, run
+  config = small.replace(**make_tags(tmp_path / 't.csv'), model='lstm_tagger', hidden=16, embedding=8, epochs=8, batch_size=8, learning_rate=0.02, loss=loss,
+                         buckets=2, runs_dir=str(tmp_path / 'runs'), checkpoint_every=30)
+  result = run.train(config, quiet=True)
+  assert result['test_accuracy'] == 1
+  trained = folder.load(str(tmp_path / 'runs' / config.name()))
+  assert trained.network.module.outputs == (1 if loss == 'binary' else 2)
+  report, confusion = evaluation.full_report(trained, 'test')
+  inputs, label = trained.data.splits['test']
+  assert report['accuracy'] == 1 and np.sum(confusion) == np.sum(inputs > 0) == np.sum(label >= 0)
+  np.testing.assert_array_equal(trained.predict(inputs)[label >= 0], label[label >= 0])
+
+
+def test_a_row_needs_a_tag_for_each_word(tmp_path):
+  options = make_tags(tmp_path / 't.csv')
+  with (tmp_path / 't.csv').open('a') as file:
+    file.write('the can can,no yes\n')
+  with pytest.raises(UserError, match='t.csv, line 202: 3 words and 2 tags'):
+    dataset.load(Config().replace(**options).data)
+  data = dataset.load(Config().replace(skip_bad_rows=True, **options).data)
+  inputs, label = data.splits['train']
+  assert inputs.shape == label.shape and np.all((inputs > 0) == (label >= 0))
+  with pytest.raises(UserError, match='tagging needs --text_column'):
+    dataset.load(Config().replace(**dict(options, text_column='')).data)
+
+
+def test_answers_and_labels_are_both_of_steps_or_both_of_examples(tmp_path, small):
+  tags, texts = make_tags(tmp_path / 'tags.csv'), make_table(tmp_path / 'texts.tsv')
+  for options, model, words in ((tags, 'lstm_classifier', 'each example; .* each step'), (texts, 'gru_tagger', 'each step; .* each example')):
+    config = small.replace(**options, model=model, batch_size=4, hidden=4)
+    with pytest.raises(UserError, match=words):
+      assemble.build(config, assemble.load_data(config))
+
+
+# files of splits, words dropped, precision
+
+def test_a_folder_of_tables_brings_its_own_splits(tmp_path):
+  for split, count in (('train', 60), ('test', 20)):
+    options = make_table(tmp_path / f'{split}.tsv', count)
+  data = dataset.load(Config().replace(**dict(options, dataset=f'csv:{tmp_path}')).data)
+  assert [data.size(s) for s in ('train', 'validation', 'test')] == [54, 6, 20]
+  (tmp_path / 'test.tsv').write_text('kind\treview\ngood\tfine\n')
+  with pytest.raises(UserError, match='test.tsv: its columns are kind, review'):
+    dataset.load(Config().replace(**dict(options, dataset=f'csv:{tmp_path}')).data)
+  (tmp_path / 'train.tsv').unlink()
+  with pytest.raises(UserError, match='no train.csv'):
+    dataset.load(Config().replace(**dict(options, dataset=f'csv:{tmp_path}')).data)
+
+
+def test_word_dropout_hides_words_but_not_the_end():
+  from lepton_jax.data import augment
+  tokens = jnp.where(jnp.arange(2000) < 1500, 7, 0)
+  dropped = np.asarray(augment.word_dropout(tokens, jax.random.key(0), 0.3))
+  assert set(dropped[:1500]) == {1, 7} and set(dropped[1500:]) == {0}
+  assert np.mean(dropped[:1500] == 1) == pytest.approx(0.3, abs=0.04)
+
+
+def test_words_are_looked_up_in_the_precision_asked_for(tmp_path, small):
+  config = small.replace(**make_table(tmp_path / 't.tsv'), model='lstm_classifier', hidden=4, batch_size=4, dtype='bfloat16')
+  network = assemble.build(config, assemble.load_data(config)).network
+  variables = network.module.init(jax.random.key(0), jnp.ones((2, 3), jnp.int32), None)
+  assert network.module.apply(variables, jnp.ones((2, 3), jnp.int32), None).dtype == jnp.bfloat16
+  assert variables['params']['embed']['embedding'].dtype == jnp.float32
+
+
+def test_vocabulary_is_saved_with_the_run(tmp_path, small):
+  import json
+
+  from lepton_jax import run
+  config = small.replace(**make_table(tmp_path / 't.tsv'), model='text_cnn', width=0.05, embedding=4, batch_size=4, epochs=1, runs_dir=str(tmp_path / 'runs'))
+  run.train(config, quiet=True)
+  saved = json.loads((tmp_path / 'runs' / config.name() / 'data.json').read_text())
+  assert tuple(saved['vocabulary']) == assemble.load_data(config).vocabulary and saved['classes'] == ['bad', 'good']
