@@ -23,13 +23,24 @@ from lepton_jax.errors import UserError
 FLAGS = absl_flags.FLAGS
 OWN = ('rows', 'seeds', 'data_dir', 'output')
 RESULTS = pathlib.Path(__file__).parent / 'results' / 'accuracy.csv'
-COLUMNS = ('row', 'seed', 'test_accuracy', 'validation_accuracy', 'num_parameters', 'sparsity', 'rounded_sparsity', 'quantized_kernels',
-           'steps', 'selected_step', 'train_seconds', 'device', 'jax', 'git_revision', 'finished', 'flags')
+COLUMNS = ('row', 'seed', 'measure', 'test', 'validation', 'test_examples', 'baselines', 'num_parameters', 'sparsity', 'rounded_sparsity',
+           'quantized_kernels', 'steps', 'selected_step', 'train_seconds', 'device', 'jax', 'git_revision', 'finished', 'flags')
 MNIST = ('--model=lenet5', '--dataset=mnist', '--epochs=9', '--augment_crop=2')
-COMPRESSED = ('--prune_sparsity=0.9', '--quantize_weight_bits=4', '--quantize_activation_bits=8')
+ROWWISE = ('--model=lstm_classifier', '--epochs=20', '--learning_rate=3e-3')
+W4A8 = ('--quantize_weight_bits=4', '--quantize_activation_bits=8')
+DEMAND = ('--dataset=series:demand.csv', '--target=demand', '--relative', '--window=168', '--horizon=24')
+# group: {row: (what is measured, flags)}
 ROWS = {
-    'quick': {'cnn_mnist on mnist5k': ('--model=cnn_mnist', '--dropout=0.25', '--augment_crop=2')},
-    'mnist': {'lenet5 on MNIST': MNIST, 'lenet5 on MNIST, 90 % sparse, W4 A8': (*MNIST, *COMPRESSED)},
+    'quick': {'cnn_mnist on mnist5k': ('accuracy', ('--model=cnn_mnist', '--dropout=0.25', '--augment_crop=2'))},
+    'mnist': {'lenet5 on MNIST': ('accuracy', MNIST),
+              'lenet5 on MNIST, 90 % sparse, W4 A8': ('accuracy', (*MNIST, '--prune_sparsity=0.9', *W4A8))},
+    'rowwise': {'LSTM on mnist5k, row by row': ('accuracy', ROWWISE),
+                'LSTM on mnist5k, row by row, 80 % sparse, W4 A8': ('accuracy', (*ROWWISE, '--prune_sparsity=0.8', *W4A8))},
+    'shakespeare': {'character LSTM on tiny_shakespeare': ('loss', (
+        '--model=lstm_lm', '--dataset=tiny_shakespeare', '--hidden=256', '--batch_size=32', '--epochs=10', '--learning_rate=3e-3', '--dropout=0.2',
+        '--clip_norm=1'))},
+    'series': {'LSTM on hourly electricity demand, 24 hours ahead': ('rmse', (
+        *DEMAND, '--model=lstm_regressor', '--hidden=64', '--epochs=40', '--learning_rate=3e-3', '--batch_size=32'))},
 }
 
 
@@ -43,10 +54,10 @@ def main(config):
   lines = markdown.rows(output) if output.exists() else []
   done = {(line['row'], line['seed'], line['flags']) for line in lines}
   for group in groups:
-    for row, arguments in ROWS[group].items():
+    for row, (measure, arguments) in ROWS[group].items():
       for seed in FLAGS.seeds.split(','):
         if (row, seed, ' '.join(arguments)) not in done:
-          lines.append(train(row, arguments, seed))
+          lines.append(train(row, measure, arguments, seed))
           write(output, lines)
   return 0
 
@@ -61,22 +72,25 @@ def write(path, lines):
   draft.replace(path)
 
 
-def train(row, arguments, seed):
+def train(row, measure, arguments, seed):
   """One line: the run is a process of its own, as a user would start it."""
-  from lepton_jax import folder
-  given = dict(a.removeprefix('--').split('=', 1) for a in arguments) | {'seed': seed, 'data_dir': FLAGS.data_dir}
+  from lepton_jax import evaluation, folder
   with tempfile.TemporaryDirectory() as runs:
-    command = [sys.executable, '-m', 'experiments.train', f'--runs_dir={runs}', *(f'--{n}={v}' for n, v in given.items())]
+    command = [sys.executable, '-m', 'experiments.train', f'--runs_dir={runs}', *arguments, f'--seed={seed}', f'--data_dir={FLAGS.data_dir}']
     print('+', ' '.join(command[1:]), flush=True)
     subprocess.run(command, check=True)
     place, = pathlib.Path(runs).iterdir()
     result = folder.read_result(str(place))
-  found = result | dict(row=row, jax=result['versions']['jax'], flags=' '.join(arguments))
+    trained = folder.load(str(place))
+    baselines = evaluation.full_report(trained, 'test')[0].get('baselines', {})
+  naive = '; '.join(f'{name.replace("_", " ")} {measured[measure]:.4g}' for name, measured in baselines.items())
+  found = result | dict(row=row, measure=measure, test=result[f'test_{measure}'], validation=result[f'validation_{measure}'],
+                        test_examples=trained.data.size('test'), baselines=naive, jax=result['versions']['jax'], flags=' '.join(arguments))
   return {column: str(found[column]) for column in COLUMNS}
 
 
 if __name__ == '__main__':
-  absl_flags.DEFINE_string('rows', 'quick', 'groups of rows, comma-separated <quick|mnist>')
+  absl_flags.DEFINE_string('rows', 'quick', f'groups of rows, comma-separated <{"|".join(ROWS)}>')
   absl_flags.DEFINE_string('seeds', '0,1,2', 'seeds, comma-separated')
   absl_flags.DEFINE_string('data_dir', '', 'folder of prepared TFDS data')
   absl_flags.DEFINE_string('output', str(RESULTS), 'CSV file to extend')

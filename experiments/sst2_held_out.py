@@ -12,7 +12,6 @@ import csv
 import pathlib
 import sys
 
-import numpy as np
 from absl import flags as absl_flags
 
 from lepton_jax import flags
@@ -23,6 +22,8 @@ OWN = ('data_dir', 'output', 'sentences', 'seed')
 
 def main(config):
   del config
+  import numpy as np
+
   from lepton_jax.config import Data
   from lepton_jax.data import dataset, tfds_sets
   source = tfds_sets.read('glue/sst2', FLAGS.data_dir, '', dataset.cache_root(Data()), 0)

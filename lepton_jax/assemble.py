@@ -17,7 +17,7 @@ from lepton_jax.data import batches as batches_lib
 from lepton_jax.data import dataset as dataset_lib
 from lepton_jax.errors import UserError
 from lepton_jax.precision import at_least_single
-from lepton_jax.train import optim, schedules
+from lepton_jax.train import loop, optim, schedules
 from lepton_jax.train import state as state_lib
 from lepton_jax.train import step as step_lib
 
@@ -29,7 +29,7 @@ class Assembly:
   Attributes:
     state: the initial TrainState, on the default device.
     train_step: axis -> ((state, batch) -> (state, measurements)).
-    make_hooks: (put_examples, rows, compile) -> list of (state, step) -> state.
+    make_hooks: (put_examples, rows, compile) -> list of train.loop.Hook.
     selectable_from: the first step whose weights may be kept as the best.
   """
   config: typing.Any
@@ -158,15 +158,16 @@ def first_masks(prunable, kernels, keep_zeros):
 
 
 def hooks(network, batches, prune_steps, put_examples, rows, compiled):
-  """What happens before a step: calibrating activation ranges, renewing masks. Each is (state, step) -> state."""
+  """What happens before a step: calibrating activation ranges, renewing masks. Each is a loop.Hook."""
   config, found = network.config, []
+  at_epoch = lambda step: step % batches.steps_per_epoch == 0
 
   def restart(state, step):
-    if step % batches.steps_per_epoch or 'carry' not in state.model_state:
-      return state
+    del step
     return state.replace(model_state=dict(state.model_state, carry=jax.tree.map(jnp.zeros_like, state.model_state['carry'])))
 
-  found.append(restart)
+  if isinstance(batches, batches_lib.StreamBatches):
+    found.append(loop.Hook(at_epoch, restart))
   if network.sites:
     def observe(state, batch):
       training = layers.Training(example=batch['example'])
@@ -177,21 +178,17 @@ def hooks(network, batches, prune_steps, put_examples, rows, compiled):
     observe = compiled(observe)
 
     def calibrate(state, step):
-      if step and (config.quantize.quantize_ranges == 'learned' or step % batches.steps_per_epoch):
-        return state
       seen = [observe(state, put_examples(batches.at(step + i, rows))) for i in range(config.quantize.quantize_calibration)]
       ranges = {f'{site}/{end}': sum(s[site][end] for s in seen) / len(seen) for site in network.sites for end in ('low', 'high')}
       quant = jax.tree.map(lambda new, old: new.astype(old.dtype), trees.nest(ranges), state.quant)
       return state.replace(quant=quant, ema=dict(state.ema, quant=jax.tree.map(jnp.copy, quant)) if state.ema else {})
 
-    found.append(calibrate)
+    found.append(loop.Hook(at_epoch if config.quantize.quantize_ranges == 'calibrated' else lambda step: step == 0, calibrate))
 
   if network.prunable:
     score = registry.SCORES.get(config.prune.prune_score)
 
     def prune(state, step):
-      if step not in prune_steps:
-        return state
       named = trees.named(state.params)
       total = sum(named[n].size for n in network.prunable)
       gone = sum(int((state.masks[n] == 0).sum()) for n in network.prunable)  # zeros that a run began with never come back
@@ -200,5 +197,5 @@ def hooks(network, batches, prune_steps, put_examples, rows, compiled):
       ema = dict(state.ema, params=prune_masks.apply_masks(state.ema['params'], masks)) if state.ema else {}
       return state.replace(masks=masks, params=prune_masks.apply_masks(state.params, masks), ema=ema)
 
-    found.append(prune)
+    found.append(loop.Hook(lambda step: step in prune_steps, prune))
   return found

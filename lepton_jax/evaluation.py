@@ -15,7 +15,7 @@ def evaluate_split(network, predict, weights, hparams, data, split, batch_size, 
   if data.stream:
     return stream_measurements(network, predict, weights, hparams, data.splits[split][0], batch_size, layout)
   logits, label = predictions(predict, weights, hparams, data, split, batch_size, layout)
-  return measurements(network, logits, label, hparams)
+  return measurements(network, logits, network.to_changes(data.splits[split][0], label), hparams)
 
 
 def stream_measurements(network, predict, weights, hparams, stream, batch_size, layout):
@@ -75,7 +75,7 @@ def full_report(trained, split):
   if trained.data.stream:
     return dict(name=trained.config.name(), split=split, examples=len(label) - 1, **trained.measure_stream(split)), None
   logits, label = by_step(trained.outputs(inputs), label)
-  basic = measurements(trained.network, logits, label, trained.hparams)
+  basic = measurements(trained.network, logits, trained.network.to_changes(inputs, label), trained.hparams)
   report = dict(name=trained.config.name(), split=split, examples=len(label), loss=basic['loss'])
   if trained.network.loss == 'mse':
     report.update(metrics.regression_report(trained.predict(inputs), np.asarray(label)))

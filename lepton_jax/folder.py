@@ -83,7 +83,7 @@ class Trained:
     """Class numbers int[n], or in regression values f64[n] or f64[n, targets] in the target's units."""
     outputs = self.outputs(inputs)
     if self.network.loss == 'mse':
-      values = outputs.astype(np.float64) * self.network.target[1] + self.network.target[0]
+      values = self.network.to_values(inputs, outputs)
       return values[:, 0] if values.shape[1] == 1 else values
     return metrics.probabilities(outputs).argmax(-1)
 

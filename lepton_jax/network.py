@@ -11,6 +11,7 @@ import numpy as np
 from lepton_jax import losses, metrics, models, registry, trees
 from lepton_jax.compress.quantize import quantizers
 from lepton_jax.compress.quantize import sites as quantize_sites
+from lepton_jax.data import series
 from lepton_jax.errors import UserError
 from lepton_jax.precision import at_least_single
 
@@ -25,6 +26,7 @@ class Network:
   Attributes:
     module: the Flax module.
     loss: name of the objective.
+    relative_to: places of the columns that a series is forecast relative to; empty where values are absolute.
     class_weights: f32[classes], mean 1 over the training examples, or None.
     prunable: names of the kernels that pruning ranks; empty when it is off.
     quantized: names of the kernels that are rounded; empty when quantisation is off.
@@ -36,6 +38,7 @@ class Network:
   mean: np.ndarray
   std: np.ndarray
   target: tuple
+  relative_to: tuple = ()
   class_weights: np.ndarray | None = None
   prunable: tuple = ()
   quantized: tuple = ()
@@ -46,16 +49,27 @@ class Network:
     if inputs.dtype == jnp.int32:
       return inputs
     dtype = at_least_single(self.config.architecture.dtype)
+    if self.relative_to:
+      inputs = inputs - inputs[:, -1:]
     return (inputs.astype(dtype) - self.mean.astype(dtype)) / self.std.astype(dtype)
 
   def normalize_batch(self, batch):
     """A batch with normalised inputs and, in regression, targets."""
+    if self.loss == 'mse':
+      batch = dict(batch, label=(self.to_changes(batch['inputs'], batch['label']) - self.target[0]) / self.target[1])
     batch = dict(batch, inputs=self.normalize(batch['inputs']))
     if 'other_inputs' in batch:
       batch['other_inputs'] = self.normalize(batch['other_inputs'])
-    if self.loss == 'mse':
-      batch['label'] = (batch['label'] - self.target[0]) / self.target[1]
     return batch
+
+  def to_changes(self, inputs, values):
+    """Values[n, outputs] as changes from the last ones in raw inputs, where the network forecasts those; else as they are."""
+    return values - series.level(inputs, self.relative_to, values.shape[1]) if self.relative_to else values
+
+  def to_values(self, inputs, outputs):
+    """The network's outputs[n, outputs] in the target's units, f64."""
+    values = outputs.astype(np.float64) * self.target[1] + self.target[0]
+    return values + series.level(inputs, self.relative_to, values.shape[1]) if self.relative_to else values
 
   def forward(self, weights, model_state, inputs, hparams, training=None, key=None, collect=()):
     """Logits f32[batch, outputs] and the new model_state, from weights that count already and normalised inputs.
@@ -173,7 +187,8 @@ def make_network(config, dataset):
   if 'dtype' in parameters:  # numbers of words have none that layers could follow
     chosen['dtype'] = architecture.dtype
   module = function(outputs=losses.outputs_for(loss, len(dataset.classes), dataset.splits['train'][1][0].size), **chosen)
-  return Network(config, module, loss, dataset.mean, dataset.std, (dataset.target_mean, dataset.target_std), class_weights(config, dataset))
+  return Network(config, module, loss, dataset.mean, dataset.std, (dataset.target_mean, dataset.target_std),
+                 dataset.targets if config.data.relative else (), class_weights(config, dataset))
 
 
 def example_inputs(config, dataset):

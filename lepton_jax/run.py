@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from lepton_jax import assemble, evaluation, linear, machine, trees
+from lepton_jax import assemble, evaluation, linear, machine, speed, trees
 from lepton_jax import folder as folder_lib
 from lepton_jax import network as network_lib
 from lepton_jax.compress.prune import masks
@@ -44,10 +44,11 @@ def train_one(config, folder, quiet=False):
   initial = folder_lib.read_weights(config.training.init_from)[0] if config.training.init_from else None
   assembly = assemble.build(config, data, initial)
   layout = parallel_lib.make_parallel(config.run.parallel, config.data.batch_size, config.run.devices)
+  calls = speed.steps_per_call(config.run.steps_per_call, assembly.state.params, assembly.batches.same_shapes, jax.default_backend())
   if first:
     open_folder(config, folder, data)
   if not quiet:
-    print(describe(config, assembly, layout), flush=True)
+    print(describe(config, assembly, layout, calls), flush=True)
 
   state, checkpoints = resume(assembly, layout, folder, config.run.keep_checkpoints, (lambda text: None) if quiet else print)
   hparams = layout.put_state(network_lib.strengths(config, assembly.network))  # the state's own are given up at each step
@@ -65,7 +66,7 @@ def train_one(config, folder, quiet=False):
     if config.optimization.solver == 'closed_form':
       state = linear.solve(assembly, state)
     else:
-      state = fit(assembly, layout, state, checkpoints, record, progress, lambda s: measure(s.evaluated, 'validation'))
+      state = fit(assembly, layout, calls, state, checkpoints, record, progress, lambda s: measure(s.evaluated, 'validation'))
   finally:
     progress.close()
     record.close()
@@ -112,14 +113,18 @@ def resume(assembly, layout, folder, keep, tell):
   return state, checkpoints
 
 
-def fit(assembly, layout, state, checkpoints, record, progress, validate):
+def fit(assembly, layout, calls, state, checkpoints, record, progress, validate):
   """Compiles the step and trains to the end; returns the last state."""
-  config = assembly.config
+  config, train_step = assembly.config, assembly.train_step(layout.axis)
+
+  def batch_at(step, count):
+    found = [assembly.batches.at(step + i, layout.rows) for i in range(count)]
+    return layout.put_batch(found[0]) if count == 1 else layout.put_batches(found)
+
   try:
     with loop.StopSignal() as stop:
       return loop.fit(
-          state, step_fn=layout.step(assembly.train_step(layout.axis)),
-          batch_at=lambda step: layout.put_batch(assembly.batches.at(step, layout.rows)),
+          state, step_fns={n: layout.step(train_step, n) for n in {1, calls}}, batch_at=batch_at,
           batch_size=config.data.batch_size, total_steps=assembly.total_steps, steps_per_epoch=assembly.batches.steps_per_epoch,
           hooks=assembly.make_hooks(layout.put_examples, layout.rows, layout.predict), evaluate=validate,
           selectable_from=assembly.selectable_from, patience=config.training.patience,
@@ -188,9 +193,9 @@ def describe_compression(network, weights, hparams):
               quantized_kernels=sum('weight_bits' in row for row in rows), kernels=rows)
 
 
-def describe(config, assembly, layout):
+def describe(config, assembly, layout, calls):
   """The line that opens a run."""
   data = assembly.dataset
   sizes = ' / '.join(f'{data.size(s):,}' for s in ('train', 'validation', 'test'))
   return (f'{config.name()}: {trees.count(assembly.state.params):,} parameters, {data.name} {sizes} examples, '
-          f'{assembly.total_steps:,} steps, {config.run.parallel} on {layout.devices} {jax.default_backend()} device(s)')
+          f'{assembly.total_steps:,} steps, {calls} a call, {config.run.parallel} on {layout.devices} {jax.default_backend()} device(s)')

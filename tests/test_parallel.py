@@ -111,3 +111,39 @@ def test_every_train_step_lowers_for_gpus_and_tpus(model):
   assert lowered.platforms == ('cuda', 'tpu')
   leaves = jax.tree.leaves(state)
   assert [a.shape for a in lowered.out_avals[:len(leaves)]] == [leaf.shape for leaf in leaves]
+
+
+@pytest.mark.parametrize('mode', ('jit', 'sharded', 'pmap'))
+def test_many_steps_a_call_give_the_numbers_of_one_by_one(mode, tmp_path, small):
+  """Calls of four and single steps, around epoch ends and mask updates, end in the same parameters."""
+  from lepton_jax import run
+  config = small.replace(parallel=mode, dropout=0.2, prune_sparsity=0.5, ema_decay=0.9, epochs=2, batch_size=64)
+  one, four = (run.train(config.replace(steps_per_call=count, runs_dir=str(tmp_path / count)), quiet=True) for count in ('1', '4'))
+  assert one['steps'] == four['steps']
+  for name in ('test_loss', 'validation_loss'):
+    assert four[name] == pytest.approx(one[name], rel=1e-5)
+
+
+def test_calls_of_many_steps_stop_at_epochs_and_hooks():
+  from lepton_jax.train import loop
+  hooks = [loop.Hook(lambda step: step in (0, 13), None)]
+  calls, step = [], 0
+  while step < 30:
+    calls.append(loop.steps_at_once(step, 4, 30, 10, hooks))
+    step += calls[-1]
+  assert calls == [4, 4, 1, 1] + [1, 1, 1, 1, 4, 1, 1] + [4, 4, 1, 1]
+  # Resumed in the middle of an epoch, the calls fall where they would have.
+  assert [loop.steps_at_once(s, 4, 30, 10, hooks) for s in (21, 22, 23, 24)] == [1, 1, 1, 4]
+
+
+def test_steps_a_call_by_backend_and_model():
+  from lepton_jax import speed
+  dense, conv = {'head': {'kernel': np.zeros((2, 2))}}, {'conv1': {'kernel': np.zeros((3, 3, 1, 2))}}
+  recurrent = {'forward1': {'recurrent': {'kernel': np.zeros((2, 8))}}}
+  assert [speed.steps_per_call('auto', p, True, 'cpu') for p in (dense, conv, recurrent)] == [32, 1, 1]
+  assert speed.steps_per_call('auto', conv, True, 'tpu') == 16 and speed.steps_per_call('auto', dense, False, 'tpu') == 1
+  for asked in ('0', 'many', '-1'):
+    with pytest.raises(UserError, match='allowed are auto'):
+      speed.steps_per_call(asked, dense, True, 'cpu')
+  with pytest.raises(UserError, match='several lengths'):
+    speed.steps_per_call('2', dense, False, 'cpu')

@@ -75,3 +75,18 @@ def test_bad_rows_of_a_series_are_left_out_only_on_request(tmp_path, capsys):
     dataset.load(Config().replace(**options).data)
   data = dataset.load(Config().replace(skip_bad_rows=True, **options).data)
   assert '1 bad rows left out of 401' in capsys.readouterr().out and data.size('test') == 400 - 320 - 3
+
+
+def test_a_relative_forecast_moves_with_its_level(tmp_path, small):
+  """Adding a constant to what is seen adds it to what is forecast, which an absolute forecast does not promise."""
+  from lepton_jax import evaluation, folder, run
+  config = small.replace(**make_series(tmp_path / 's.csv'), relative=True, model='elman_regressor', hidden=8, epochs=8, learning_rate=0.01,
+                         runs_dir=str(tmp_path / 'runs'), checkpoint_every=30)
+  result = run.train(config, quiet=True)
+  trained = folder.load(str(tmp_path / 'runs' / config.name()))
+  inputs, label = trained.data.splits['test']
+  np.testing.assert_allclose(trained.predict(inputs + 50), trained.predict(inputs) + 50, atol=1e-3)
+  report, _ = evaluation.full_report(trained, 'test')
+  assert report['rmse'] == pytest.approx(result['test_rmse'], rel=1e-4) and report['rmse'] < report['baselines']['last_value']['rmse']
+  with pytest.raises(UserError, match='digits is none'):
+    dataset.load(small.replace(relative=True).data)

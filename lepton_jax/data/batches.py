@@ -21,6 +21,8 @@ class Batches:
   for augmentations that mix two.
   """
 
+  same_shapes = True
+
   def __init__(self, inputs, label, batch_size, seed, pairs=False):
     if batch_size > len(label):
       raise UserError(f'--batch_size={batch_size}: there are only {len(label)} training examples')
@@ -55,6 +57,8 @@ class BucketBatches:
   an epoch out.
   """
 
+  same_shapes = False
+
   def __init__(self, inputs, label, batch_size, seed, buckets):
     length = (inputs > 0).sum(1)
     # Equal shares of the examples a bucket; multiples of 8 keep the number of programs small.
@@ -84,6 +88,8 @@ class BucketBatches:
 
 class StreamBatches:
   """Training batches of running text for truncated backpropagation: row i of a batch continues row i of the last."""
+
+  same_shapes = True
 
   def __init__(self, stream, batch_size, length):
     self._row = (len(stream) - 1) // batch_size  # characters of a row; what is left over at the end sits out

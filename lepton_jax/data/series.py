@@ -55,6 +55,12 @@ def cut(values, targets, columns, options, version, what):
   return Source(version, parts, (), tuple(columns), targets=tuple(targets))
 
 
+def level(inputs, targets, outputs):
+  """The last values seen in inputs[n, window, columns] of the `targets` columns, repeated to [n, outputs] over the horizon."""
+  last = inputs[:, -1][:, np.array(targets)]
+  return last[:, np.arange(outputs) % len(targets)]
+
+
 def baselines(inputs, label, targets, season):
   """{'last_value': ..., 'seasonal_naive': ...}, predictions f32[n, horizon * targets] that learn nothing.
 
@@ -63,7 +69,7 @@ def baselines(inputs, label, targets, season):
   """
   horizon = label.shape[1] // len(targets)
   past = inputs[:, :, list(targets)]
-  found = dict(last_value=np.repeat(past[:, -1:], horizon, 1).reshape(len(label), -1))
+  found = dict(last_value=level(inputs, targets, label.shape[1]))
   if season <= past.shape[1]:
     steps = past.shape[1] - season + np.arange(horizon) % season
     found['seasonal_naive'] = past[:, steps].reshape(len(label), -1)

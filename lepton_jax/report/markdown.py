@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import math
 import pathlib
 import re
 import statistics
@@ -27,6 +28,10 @@ def spread(values, form='{:.2f}'):
   return f'{mean} ± {form.format(statistics.stdev(values))}' if len(values) > 1 else mean
 
 
+# measure: (factor, decimals, unit) of the values in a table
+UNITS = dict(accuracy=(100, 2, '%'), loss=(1, 3, 'nats a character'), rmse=(1, 0, 'RMSE'))
+
+
 def accuracy_table(lines):
   """One row per setting of the accuracy CSV, over its seeds, with the command that makes it."""
   groups = collections.defaultdict(list)
@@ -35,14 +40,30 @@ def accuracy_table(lines):
   body = []
   for name, group in groups.items():
     column = lambda key, group=group: [float(line[key]) for line in group]
-    body.append((name, spread([100 * v for v in column('test_accuracy')]), str(len(group)), f'{int(group[0]["num_parameters"]):,}',
-                 f'{100 * statistics.mean(column("sparsity")):.1f} %', group[0]['quantized_kernels'],
+    first = group[0]
+    factor, decimals, unit = UNITS[first['measure']]
+    figures = [spread([factor * v for v in column(split)], f'{{:.{decimals}f}}') for split in ('test', 'validation')]
+    beside = [first['baselines']] if first['baselines'] else []
+    if first['measure'] == 'accuracy':
+      low, high = wilson(statistics.mean(column('test')), int(first['test_examples']))
+      beside.append(f'{100 * low:.1f} to {100 * high:.1f}')
+    body.append((name, f'{figures[0]} {unit}', '; '.join(beside), figures[1], str(len(group)), f'{int(first["num_parameters"]):,}',
+                 f'{100 * statistics.mean(column("sparsity")):.1f} %', first['quantized_kernels'],
                  f'{statistics.median(column("train_seconds")):.0f} ({min(column("train_seconds")):.0f} to {max(column("train_seconds")):.0f})',
-                 f'`{group[0]["flags"]}`'))
-  header = ('run', 'test accuracy, %', 'seeds', 'parameters', 'zeros', 'quantised kernels', 'seconds, median (range)', 'flags of `./launch.sh train`')
+                 f'`{first["flags"]}`'))
+  header = ('run', 'test', 'interval or baselines', 'validation', 'seeds', 'parameters', 'zeros', 'quantised kernels', 'seconds, median (range)',
+            'flags of `./launch.sh train`')
   newest = max(line['finished'] for line in lines)
   versions = ', '.join(sorted({f'jax {line["jax"]}' for line in lines}))
-  return f'{table(header, body)}\n\nMean ± standard deviation over seeds; 2 CPU cores, {versions}, {newest[:10]}.'
+  return (f'{table(header, body)}\n\nMean ± standard deviation over seeds; the interval is 95 % (Wilson) for a test set of that size. '
+          f'2 CPU cores, {versions}, {newest[:10]}.')
+
+
+def wilson(share, count, z=1.96):
+  """(low, high) of the 95 % score interval of a share among `count` examples (J. Am. Stat. Assoc. 22, 1927)."""
+  centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+  half = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) / (1 + z * z / count)
+  return centre - half, centre + half
 
 
 def insert(text, name, content):

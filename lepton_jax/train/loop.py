@@ -5,6 +5,7 @@ import math
 import signal
 import threading
 import time
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,27 @@ class StopSignal:
       signal.signal(number, handler)
 
 
-def fit(state, *, step_fn, batch_at, batch_size, total_steps, steps_per_epoch, hooks, evaluate, selectable_from, patience,
+class Hook(typing.NamedTuple):
+  """What happens to the state before some steps: `change(state, step) -> state` where `due(step)`."""
+  due: typing.Callable
+  change: typing.Callable
+
+  def __call__(self, state, step):
+    return self.change(state, step) if self.due(step) else state
+
+
+def steps_at_once(step, count, total_steps, steps_per_epoch, hooks):
+  """`count` where so many steps from `step` on can be one call, else 1.
+
+  Calls begin at multiples of `count` within an epoch, whatever happened before, so a resumed run makes
+  the calls that an uninterrupted one makes.
+  """
+  place = step % steps_per_epoch
+  fits = place % count == 0 and place + count <= steps_per_epoch and step + count <= total_steps
+  return count if fits and not any(hook.due(step + i) for hook in hooks for i in range(1, count)) else 1
+
+
+def fit(state, *, step_fns, batch_at, batch_size, total_steps, steps_per_epoch, hooks, evaluate, selectable_from, patience,
         save, save_every, record, progress, describe=lambda state: {}, stop=None):
   """Trains to `total_steps` or until patience runs out; returns the last state.
 
@@ -54,9 +75,10 @@ def fit(state, *, step_fn, batch_at, batch_size, total_steps, steps_per_epoch, h
 
   Args:
     state: a TrainState; its step says where to begin.
-    step_fn: (state, batch) -> (state, measurements), compiled.
-    batch_at: step -> batch, on the device; batch_size is for the rate that rows report.
-    hooks: each (state, step) -> state, called before the step, in order.
+    step_fns: {1: (state, batch) -> (state, measurements), n: (state, n batches) -> (state, n measurements each)},
+      compiled; n is how many steps are made in one call where nothing else comes between.
+    batch_at: (step, how many) -> batch or batches, on the device; batch_size is for the rate that rows report.
+    hooks: each a Hook, called before the step, in order.
     evaluate: state -> {measurement: float} on validation; {} without validation examples. 'score' ranks
       (higher is better, then lower 'loss').
     selectable_from: first step whose weights may be the best (before it, pruning is under way).
@@ -79,23 +101,28 @@ def fit(state, *, step_fn, batch_at, batch_size, total_steps, steps_per_epoch, h
   def look(limit):
     """Checks the measurements of all but the last `limit` steps."""
     while len(pending) > limit:
-      number, measured = pending.popleft()
-      measured = jax.device_get(measured)
-      bad = {name: float(m) for name, m in measured.items() if not np.isfinite(m)}
-      if bad:
-        values = ', '.join(f'{name} = {value}' for name, value in bad.items())
-        raise NotFinite(f'{values} at step {number} (epoch {number // steps_per_epoch + 1})')
-      progress.step(number + 1, float(measured['loss']))
+      first, measured = pending.popleft()
+      measured = {name: np.atleast_1d(m) for name, m in jax.device_get(measured).items()}
+      for i in range(len(measured['loss'])):
+        bad = {name: float(m[i]) for name, m in measured.items() if not np.isfinite(m[i])}
+        if bad:
+          values = ', '.join(f'{name} = {value}' for name, value in bad.items())
+          raise NotFinite(f'{values} at step {first + i} (epoch {(first + i) // steps_per_epoch + 1})')
+      progress.step(first + i + 1, float(measured['loss'][-1]))
 
   if patience and int(state.stale) >= patience:
     return state
-  for step in range(start, total_steps):
+  step = start - 1  # the last one made
+  while step + 1 < total_steps:
+    first = step + 1
     for hook in hooks:
-      state = hook(state, step)
-    state, measured = step_fn(state, batch_at(step))
-    pending.append((step, measured))
+      state = hook(state, first)
+    count = steps_at_once(first, max(step_fns), total_steps, steps_per_epoch, hooks)
+    state, measured = step_fns[count](state, batch_at(first, count))
+    step = first + count - 1
+    pending.append((first, measured))
     look(LAG)
-    if step == start:  # the first step compiles
+    if first == start:  # the first call compiles
       jax.block_until_ready(state.step)
       began, since = time.monotonic(), step + 1
     if (step + 1) % steps_per_epoch == 0 or step + 1 == total_steps:

@@ -19,9 +19,11 @@ class Parallel(typing.NamedTuple):
     devices: how many share a batch.
     axis: name of the device axis that the step must average over, or None (pmap only).
     rows: the slice of a global batch that this process feeds.
-    step: compiles `(state, batch) -> (state, measurements)`; the old state is given up.
+    step: compiles `(state, batch) -> (state, measurements)`, or with a count above 1 so many of them in one
+      program, `(state, batches) -> (state, measurements [count] each)`; the old state is given up.
     predict: compiles `(state, batch) -> outputs[batch, ...]`, whole on every process.
     put_state, put_batch, put_examples: move host arrays to where `step` and `predict` want them.
+    put_batches: a list of batches as the array of each that a step of many takes.
   """
   devices: int
   axis: str | None
@@ -31,6 +33,16 @@ class Parallel(typing.NamedTuple):
   put_state: typing.Callable
   put_batch: typing.Callable
   put_examples: typing.Callable
+  put_batches: typing.Callable
+
+
+def repeated(function, count):
+  """A step of `count` steps, scanned; the batches lie along a new leading axis."""
+  return function if count == 1 else lambda state, batches: jax.lax.scan(function, state, batches)
+
+
+def stacked(batches, axis=0):
+  return jax.tree.map(lambda *arrays: np.stack(arrays, axis), *batches)
 
 
 def make_parallel(mode, batch_size, devices=0):
@@ -44,7 +56,11 @@ def make_parallel(mode, batch_size, devices=0):
     if jax.process_count() > 1:
       raise UserError('--parallel=jit uses one device of one process; with several processes pass --parallel=sharded or pmap')
     put = functools.partial(jax.device_put, device=jax.devices()[0])
-    return Parallel(1, None, slice(None), functools.partial(jax.jit, donate_argnums=0), jax.jit, put, put, put)
+
+    def step(function, count=1):
+      return jax.jit(repeated(function, count), donate_argnums=0)
+
+    return Parallel(1, None, slice(None), step, jax.jit, put, put, put, lambda batches: put(stacked(batches)))
   chosen = _choose(devices)
   local = sum(d.process_index == jax.process_index() for d in chosen)
   check_divides(batch_size, len(chosen))
@@ -59,24 +75,34 @@ def make_parallel(mode, batch_size, devices=0):
   def put_sharded(batch):
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, np.asarray(x)), batch)
 
+  def put_sharded_many(batches):
+    many = NamedSharding(mesh, PartitionSpec(None, AXIS))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(many, x), stacked(batches))
+
   def put_stacked(batch):
     return jax.tree.map(lambda x: np.asarray(x).reshape(local, -1, *x.shape[1:]), batch)
 
+  def put_stacked_many(batches):
+    return stacked([put_stacked(batch) for batch in batches], axis=1)
+
   predict = functools.partial(jax.jit, out_shardings=whole)
   if mode == 'sharded':
-    step = functools.partial(jax.jit, donate_argnums=0, out_shardings=whole)
-    return Parallel(len(chosen), None, rows, step, predict, put_state, put_sharded, put_sharded)
+    def step(function, count=1):
+      return jax.jit(repeated(function, count), donate_argnums=0, out_shardings=whole)
+
+    return Parallel(len(chosen), None, rows, step, predict, put_state, put_sharded, put_sharded, put_sharded_many)
 
   def span(array):  # several processes: pmap's result is each process's own; the same buffers as one array over all
     return jax.make_array_from_single_device_arrays(array.shape, whole, [shard.data for shard in array.addressable_shards])
 
-  def step(function):  # state goes in and comes out whole, so it never needs replicating or picking apart
+  def step(function, count=1):  # state goes in and comes out whole, so it never needs replicating or picking apart
+    function = repeated(function, count)
     if jax.process_count() == 1:
       return jax.pmap(function, AXIS, in_axes=(None, 0), out_axes=None, devices=chosen, donate_argnums=0)
     mapped = jax.pmap(function, AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=0)
     return lambda state, batch: jax.tree.map(span, mapped(state, batch))
 
-  return Parallel(len(chosen), AXIS, rows, step, predict, put_state, put_stacked, put_sharded)
+  return Parallel(len(chosen), AXIS, rows, step, predict, put_state, put_stacked, put_sharded, put_stacked_many)
 
 
 def _choose(devices):
