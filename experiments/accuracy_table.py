@@ -39,6 +39,9 @@ ROWS = {
     'shakespeare': {'character LSTM on tiny_shakespeare': ('loss', (
         '--model=lstm_lm', '--dataset=tiny_shakespeare', '--hidden=256', '--batch_size=32', '--epochs=10', '--learning_rate=3e-3', '--dropout=0.2',
         '--clip_norm=1'))},
+    'sst2': {'LSTM on SST-2, dev sentences': ('accuracy', (
+        '--model=lstm_classifier', '--dataset=glue/sst2', '--embedding=300', '--epochs=4', '--dropout=0.5', '--augment_word_dropout=0.1',
+        '--ema_decay=0.999', '--validation_fraction=0.02', '--select=last'))},
     'series': {'LSTM on hourly electricity demand, 24 hours ahead': ('rmse', (
         *DEMAND, '--model=lstm_regressor', '--hidden=64', '--epochs=40', '--learning_rate=3e-3', '--batch_size=32'))},
 }
