@@ -11,7 +11,8 @@ PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 def start(options):
-  """Settings that must precede the first use of a device: virtual devices, the cache of compiled programs."""
+  """Settings that must precede the first use of a device: memory, virtual devices, the cache of compiled programs."""
+  keep_freed_memory()
   import jax
   if options.cpu_devices:
     with contextlib.suppress(RuntimeError):  # devices are in use already; --devices complains if they are too few
@@ -21,6 +22,20 @@ def start(options):
     home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
     jax.config.update('jax_compilation_cache_dir', str(pathlib.Path(where).expanduser() if where else pathlib.Path(home) / 'lepton_jax' / 'xla'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+
+
+def keep_freed_memory():
+  """Lets the C library keep what a training step frees, for the next step, which asks for the same again.
+
+  By default glibc returns large blocks to the kernel at once, and the kernel clears every page anew when
+  it is touched: 20 to 40 % of the time of a step on a CPU. Elsewhere than on Linux nothing is changed.
+  """
+  import ctypes
+  with contextlib.suppress(OSError, AttributeError):
+    mallopt = ctypes.CDLL('libc.so.6').mallopt
+    mallopt(-8, 1)  # M_ARENA_MAX: one heap, whichever thread asks
+    mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from it as well
+    mallopt(-1, -1)  # M_TRIM_THRESHOLD: its end is never given back
 
 
 def facts():

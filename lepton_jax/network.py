@@ -83,9 +83,9 @@ class Network:
       limits = jax.lax.stop_gradient(limits)
 
     def rounded(path, x):
-      return quantizers.affine(x, limits[f'{path}/low'], limits[f'{path}/high'], hparams['activation_bits']) if path in self.sites else x
+      return quantizers.affine(x, limits[f'{path}/low'], limits[f'{path}/high'], hparams['activation_bits'])
 
-    with quantize_sites.intercept_inputs(rounded):
+    with quantize_sites.replace_inputs(self.sites, rounded):
       return self._apply(weights, model_state, inputs, training, key, collect)
 
   def observe(self, weights, model_state, inputs, sites, training=None):

@@ -26,10 +26,10 @@ def ours_from_torch(kind, arrays, suffix):
   """Parameters of one Recurrent from PyTorch's names; suffix is 'l0', 'l0_reverse', ..."""
   input_bias, hidden_bias = arrays[f'bias_ih_{suffix}'], arrays[f'bias_hh_{suffix}']
   both = kind != 'gru'  # where the two biases only ever appear as their sum, there is one
-  params = dict(input=dict(kernel=arrays[f'weight_ih_{suffix}'].T, bias=input_bias + hidden_bias if both else input_bias),
-                recurrent=dict(kernel=arrays[f'weight_hh_{suffix}'].T))
+  params = dict(input=dict(kernel=arrays[f'weight_ih_{suffix}'].T),
+                recurrent=dict(kernel=arrays[f'weight_hh_{suffix}'].T, bias=input_bias + hidden_bias if both else hidden_bias))
   if not both:
-    params['recurrent']['bias'] = hidden_bias
+    params['input']['bias'] = input_bias
   return params
 
 

@@ -15,7 +15,7 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x):
     kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.features), at_least_single(x.dtype))
-    y = x @ kernel.astype(x.dtype)
+    y = (x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)).reshape(*x.shape[:-1], self.features)
     if self.use_bias:
       y += self.param('bias', self.bias_init, (self.features,), at_least_single(x.dtype)).astype(x.dtype)
     return y

@@ -1,11 +1,13 @@
 """Recurrent layers: each cell is two dense projections, of which the input's runs for all steps at once."""
 
+import functools
 import typing
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lepton_jax.layers import recur, watch
 from lepton_jax.layers.activation import ACTIVATIONS
 from lepton_jax.layers.dense import Dense
 from lepton_jax.precision import at_least_single
@@ -17,37 +19,48 @@ class Kind(typing.NamedTuple):
   Attributes:
     gates: projections of `features` each, side by side in one kernel.
     states: arrays a cell carries; the first is its output.
-    recurrent_bias: whether the recurrent projection has a bias of its own.
-    step: (input gates, recurrent gates, states, activation) -> states.
+    input_bias: whether the input projection has a bias beside the recurrent one's.
+    join: (input gates, recurrent gates) -> what the gates see, linear in both.
+    step: (joined gates, states, activation) -> states, element by element.
   """
   gates: int
   states: int
-  recurrent_bias: bool
+  input_bias: bool
+  join: typing.Callable
   step: typing.Callable
 
 
-def _elman(x, h, states, activation):
+def _elman(z, states, activation):
   """h' = activation(W x + U h + b) (Elman 1990)."""
   del states
-  return (activation(x + h),)
+  return (activation(z),)
 
 
-def _gru(x, h, states, activation):
+def _gru_join(x, h):
+  """The reset gate multiplies the recurrent part of the new value alone, so that part stays apart."""
+  size = x.shape[-1] // 3
+  return jnp.concatenate([x[..., :2 * size] + h[..., :2 * size], x[..., 2 * size:], h[..., 2 * size:]], -1)
+
+
+def _gru(z, states, activation):
   """Gates reset, update, new, in the form of arXiv:1406.1078 version 3, the reset gate after the product."""
-  xr, xz, xn = jnp.split(x, 3, -1)
-  hr, hz, hn = jnp.split(h, 3, -1)
-  reset, update = nn.sigmoid(xr + hr), nn.sigmoid(xz + hz)
-  return ((1 - update) * activation(xn + reset * hn) + update * states[0],)
+  reset, update, new, recurrent = jnp.split(z, 4, -1)
+  update = nn.sigmoid(update)
+  return ((1 - update) * activation(new + nn.sigmoid(reset) * recurrent) + update * states[0],)
 
 
-def _lstm(x, h, states, activation):
+def _lstm(z, states, activation):
   """Gates input, forget, cell, output (Hochreiter and Schmidhuber 1997, with forget gates)."""
-  i, f, g, o = jnp.split(x + h, 4, -1)
+  i, f, g, o = jnp.split(z, 4, -1)
   cell = nn.sigmoid(f) * states[1] + nn.sigmoid(i) * activation(g)
   return nn.sigmoid(o) * activation(cell), cell
 
 
-KINDS = dict(elman=Kind(1, 1, False, _elman), gru=Kind(3, 1, True, _gru), lstm=Kind(4, 2, False, _lstm))
+KINDS = dict(elman=Kind(1, 1, False, jnp.add, _elman), gru=Kind(3, 1, True, _gru_join, _gru), lstm=Kind(4, 2, False, jnp.add, _lstm))
+
+
+def _step(kind, activation, z, states):
+  return KINDS[kind].step(z, states, ACTIVATIONS[activation])
 
 
 def _bias_init(kind):
@@ -93,29 +106,34 @@ class Recurrent(nn.Module):
     """
     kind = KINDS[self.kind]
     width = kind.gates * self.features
-    gates = Dense(width, bias_init=_bias_init(self.kind), kernel_init=nn.initializers.lecun_normal(), name='input')(x)
+    # Time leads from here on: what a step reads then lies together.
+    gates = Dense(width, use_bias=kind.input_bias, kernel_init=nn.initializers.lecun_normal(), name='input')(x.swapaxes(0, 1))
     if self.layer_norm:
       gates = nn.LayerNorm(dtype=x.dtype, param_dtype=at_least_single(x.dtype), name='input_norm')(gates)
       scale = self.param('recurrent_norm_scale', nn.initializers.ones_init(), (width,), at_least_single(x.dtype))
-    recurrent = Dense(width, use_bias=kind.recurrent_bias, kernel_init=_orthogonal_gates(kind.gates), name='recurrent')
+    recurrent = Dense(width, bias_init=_bias_init(self.kind), kernel_init=_orthogonal_gates(kind.gates), name='recurrent')
     if carry is None:
       carry = (jnp.zeros((x.shape[0], self.features), x.dtype),) * kind.states
     keep = self._recurrent_mask(x, training)
-    valid = jnp.ones(x.shape[:2], bool) if valid is None else valid
+    valid = None if valid is None else valid.T
+    join, step = kind.join, functools.partial(_step, self.kind, self.activation)
 
-    def step(recurrent, states, inputs):
+    if not (self.layer_norm or self.is_initializing() or watch.is_watched(recurrent.path)):
+      params = {name: leaf.astype(x.dtype) for name, leaf in recurrent.variables['params'].items()}
+      carry, outputs = recur.fused(join, step, params['kernel'], params['bias'], gates, valid, keep, carry)
+      return outputs.swapaxes(0, 1), carry
+
+    def body(recurrent, states, inputs):
       gate, exists = inputs
       projected = recurrent(states[0] if keep is None else states[0] * keep)
       if self.layer_norm:
         projected = jax.nn.standardize(projected) * scale.astype(x.dtype)
-      new = kind.step(gate, projected, states, ACTIVATIONS[self.activation])
-      exists = exists[:, None]
-      states = tuple(jnp.where(exists, n, old) for n, old in zip(new, states))
-      return states, jnp.where(exists, states[0], jnp.zeros_like(states[0]))
+      states = recur.elementwise(step, exists, join(gate, projected), states)
+      return states, recur.output(states[0], exists)
 
-    # Time leads inside the scan; whatever a layer sows is stacked along it.
-    scan = nn.scan(step, variable_broadcast='params', variable_axes={'intermediates': 0}, split_rngs={'params': False})
-    carry, outputs = scan(recurrent, carry, (gates.swapaxes(0, 1), valid.T))
+    # Whatever a layer sows is stacked along time.
+    scan = nn.scan(body, variable_broadcast='params', variable_axes={'intermediates': 0}, split_rngs={'params': False})
+    carry, outputs = scan(recurrent, carry, (gates, valid))
     return outputs.swapaxes(0, 1), carry
 
   def _recurrent_mask(self, x, training):

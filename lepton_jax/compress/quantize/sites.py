@@ -3,21 +3,16 @@
 Layers are reached by intercepting their calls, so a model needs no change, inside a scan as well.
 """
 
-import flax.linen as nn
 import jax.numpy as jnp
 
 from lepton_jax import trees
+from lepton_jax.layers import watch
 from lepton_jax.precision import at_least_single
 
 
-def intercept_inputs(transform):
-  """A context in which `transform(path, x)` replaces the first argument of every module's call; path is 'block1/conv1'."""
-  def interceptor(next_function, args, kwargs, context):
-    if context.method_name == '__call__' and args and context.module.path:
-      args = (transform('/'.join(context.module.path), args[0]), *args[1:])
-    return next_function(*args, **kwargs)
-
-  return nn.intercept_methods(interceptor)
+def replace_inputs(sites, transform):
+  """A context in which `transform(path, x)` replaces what the named layers read."""
+  return watch.inputs(sites, lambda module, path, x: transform(path, x))
 
 
 def owner(kernel_name):
@@ -30,15 +25,15 @@ def watch_inputs(sites):
 
   A scan stacks what its layers sow, so the states of recurrent layers are seen at every step.
   """
-  def interceptor(next_function, args, kwargs, context):
-    module = context.module
-    if context.method_name == '__call__' and args and '/'.join(module.path) in sites and jnp.issubdtype(args[0].dtype, jnp.floating):
-      wide = args[0].astype(at_least_single(args[0].dtype))
+  def sow(module, path, x):
+    del path
+    if jnp.issubdtype(x.dtype, jnp.floating):
+      wide = x.astype(at_least_single(x.dtype))
       module.sow('intermediates', 'low', jnp.min(wide))
       module.sow('intermediates', 'high', jnp.max(wide))
-    return next_function(*args, **kwargs)
+    return x
 
-  return nn.intercept_methods(interceptor)
+  return watch.inputs(sites, sow)
 
 
 def ranges(intermediates, sites):
