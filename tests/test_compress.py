@@ -136,7 +136,7 @@ def test_layers_inside_a_scan_are_reached():
   plain = Scanned().apply(variables, x)
 
   def rounded(bits):
-    with sites.intercept_inputs(lambda path, x: quantizers.affine(x, jnp.float32(-1), jnp.float32(1), bits) if path == 'cell' else x):
+    with sites.replace_inputs({'cell'}, lambda path, x: quantizers.affine(x, jnp.float32(-1), jnp.float32(1), bits)):
       return Scanned().apply(variables, x)
   errors = [float(jnp.abs(jax.jit(rounded)(jnp.float32(b)) - plain).max()) for b in (2, 4, 8)]
   assert errors[0] > errors[1] > errors[2] > 0

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lepton_jax import layers, trees
-from lepton_jax.layers import recurrent
+from lepton_jax.layers import recur, recurrent
 from lepton_jax.registry import MODELS
 from tests.golden import make_recurrent
 
@@ -124,3 +124,38 @@ def test_recurrent_dropout_keeps_one_mask_a_sequence(kind):
   np.testing.assert_array_equal(run(0), run(0))
   assert np.abs(run(0) - plain).max() > 0 and np.abs(run(0) - run(1)).max() > 0
   np.testing.assert_array_equal(run(0)[:, 0], plain[:, 0])  # the first state is zero: nothing to drop
+
+
+@settings(max_examples=25, deadline=None)
+@given(kind=st.sampled_from(sorted(recurrent.KINDS)), activation=st.sampled_from(['tanh', 'relu', 'sigmoid']),
+       lengths=st.lists(st.integers(0, 5), min_size=1, max_size=3), masked=st.booleans(), dropped=st.booleans(), mapped=st.booleans())
+def test_own_gradient_of_the_recurrence_is_the_reference_s(kind, activation, lengths, masked, dropped, mapped):
+  """Values and every gradient, with and without steps that do not exist, dropout of the state, and vmap."""
+  cell, batch, time, size = recurrent.KINDS[kind], len(lengths), 5, 3
+  normal = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)
+  valid = (jnp.arange(time)[:, None] < jnp.array(lengths)) if masked else None
+  keep = jnp.where(normal(9, batch, size) > 0, 2.0, 0.0) if dropped else None
+  step = lambda z, states: cell.step(z, states, layers.ACTIVATIONS[activation])
+  inputs = (normal(0, size, cell.gates * size), normal(1, cell.gates * size), normal(2, time, batch, cell.gates * size),
+            tuple(normal(3 + i, batch, size) for i in range(cell.states)))
+
+  def loss(run, kernel, bias, gates, states):
+    last, outputs = run(cell.join, step, kernel, bias, gates, valid, keep, states)
+    return jnp.sum(jnp.sin(outputs)) + sum(jnp.sum(jnp.cos(s)) for s in last)
+
+  def both(run):
+    gradient = jax.value_and_grad(lambda *a: loss(run, *a), argnums=(0, 1, 2, 3))
+    return jax.vmap(gradient)(*jax.tree.map(lambda x: jnp.stack([x, -x]), inputs)) if mapped else gradient(*inputs)
+
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), both(recur.fused), both(recur.plain))
+
+
+def test_a_watched_recurrence_is_the_same_and_each_of_its_steps_is_seen():
+  from lepton_jax.layers import watch
+  layer, x = recurrent.Recurrent('lstm', 4), jax.random.normal(jax.random.key(0), (2, 5, 3))
+  variables = layer.init(jax.random.key(1), x)
+  seen = []
+  with watch.inputs({'recurrent'}, lambda module, path, h: (seen.append(path), h)[1]):
+    watched = layer.apply(variables, x)[0]
+  assert set(seen) == {'recurrent'} and not watch.is_watched(('recurrent',))
+  np.testing.assert_allclose(layer.apply(variables, x)[0], watched, atol=1e-6)

@@ -41,6 +41,22 @@ class Contestant:
     self.train(calls)
     self.compile_seconds = time.perf_counter() - began
 
+  def facts(self):
+    """What the table says beside the times; `flops` is a training step's, three forward passes."""
+    forward = jax.make_jaxpr(self._predict)(self._weights, self._inputs, self._hparams)
+    return dict(version=jax.__version__, device=jax.devices()[0].device_kind, flops=3 * flops(forward.jaxpr))
+
+  def peak(self, size=2048):
+    """FLOP a second of the largest matrix product here, the machine's limit."""
+    matrix = jax.numpy.ones((size, size))
+    product = jax.jit(lambda a: a @ a)
+    times = []
+    for _ in range(8):
+      began = time.perf_counter()
+      product(matrix).block_until_ready()
+      times.append(time.perf_counter() - began)
+    return 2 * size ** 3 / min(times)
+
   def train(self, steps):
     """Takes at least so many steps, in whole calls, and waits for the last; returns how many."""
     calls = -(-steps // self._calls)
@@ -55,3 +71,21 @@ class Contestant:
     for _ in range(passes):
       answer = self._predict(weights, x, self._hparams)
     answer.block_until_ready()
+
+
+def flops(jaxpr):
+  """Multiplications and additions of the matrix products and convolutions in a jaxpr, those of a scan as often as it runs."""
+  total = 0
+  for equation in jaxpr.eqns:
+    name, shapes = equation.primitive.name, [v.aval.shape for v in equation.invars if hasattr(v, 'aval')]
+    if name == 'dot_general':
+      (contracted, _), _ = equation.params['dimension_numbers']
+      total += 2 * np.prod(equation.outvars[0].aval.shape) * np.prod([shapes[0][i] for i in contracted])
+    elif name == 'conv_general_dilated':
+      total += 2 * np.prod(equation.outvars[0].aval.shape) * np.prod(shapes[1][:-1])
+    times = equation.params.get('length', 1) if name == 'scan' else 1
+    for value in equation.params.values():
+      inner = getattr(value, 'jaxpr', value)
+      if hasattr(inner, 'eqns'):
+        total += times * flops(inner)
+  return float(total)

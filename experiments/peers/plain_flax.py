@@ -125,10 +125,15 @@ class Contestant:
     self.compile_seconds = time.perf_counter() - began
 
   def train(self, steps):
-    """Takes so many steps and waits for the last."""
+    """Takes so many steps and waits for the last; returns how many."""
     for _ in range(steps):
       self._state, loss = self._step(self._state, self._batch)
     float(loss)
+    return steps
+
+  def facts(self):
+    """What the table says beside the times."""
+    return dict(version=jax.__version__, device=jax.devices()[0].device_kind)
 
   def predict(self, passes, batch):
     """So many forward passes over the first `batch` examples."""

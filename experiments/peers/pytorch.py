@@ -119,7 +119,7 @@ class Contestant:
     self.compile_seconds = time.perf_counter() - began
 
   def train(self, steps):
-    """Takes so many steps and waits for the last."""
+    """Takes so many steps and waits for the last; returns how many."""
     self._module.train()
     for _ in range(steps):
       self._adam.zero_grad(set_to_none=True)
@@ -128,6 +128,12 @@ class Contestant:
       loss.backward()
       self._adam.step()
     float(loss.detach())
+    return steps
+
+  def facts(self):
+    """What the table says beside the times."""
+    return dict(threads=torch.get_num_threads(), version=torch.__version__,
+                device=torch.cuda.get_device_name() if self._device == 'cuda' else 'cpu')
 
   def predict(self, passes, batch):
     """So many forward passes over the first `batch` examples."""
