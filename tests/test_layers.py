@@ -19,26 +19,29 @@ def training(batch, rate=None, axis=None):
   return layers.Training(example=jnp.arange(batch), dropout=None if rate is None else jnp.float32(rate), axis=axis)
 
 
-@settings(max_examples=8, deadline=None)
-@given(batch=st.integers(1, 19), side=st.integers(5, 9), channels=st.integers(1, 4), features=st.integers(1, 5), kernel=st.integers(1, 5),
-       stride=st.integers(1, 2), padding=st.sampled_from(['SAME', 'VALID']))
-def test_chunked_convolution_equals_the_plain_one(batch, side, channels, features, kernel, stride, padding):
-  x, w = normal(0, batch, side, side, channels), normal(1, kernel, kernel, channels, features)
-  strides = (stride, stride)
-  plain = lambda x, w: convolve.plain(x, w, strides, padding, 1)
-  fast = lambda x, w: convolve.chunked(x, w, strides, padding)
-  np.testing.assert_array_equal(fast(x, w), plain(x, w))
-  loss = lambda f: lambda x, w: jnp.sum(jnp.sin(f(x, w)))
-  for mine, reference in zip(jax.grad(loss(fast), (0, 1))(x, w), jax.grad(loss(plain), (0, 1))(x, w)):
-    np.testing.assert_allclose(mine, reference, rtol=1e-4, atol=1e-4)
+CONVOLUTIONS = dict(chunked=convolve.chunked, depthwise=convolve.depthwise, pointwise=lambda x, w, strides, padding: convolve.pointwise(x, w, strides))
 
 
-def test_chunked_convolution_under_vmap():
-  x, w = normal(0, 3, 5, 6, 6, 2), normal(1, 3, 3, 3, 2, 4)
-  loss = lambda f: lambda x, w: jnp.sum(jnp.sin(f(x, w)))
-  fast = jax.vmap(jax.grad(loss(lambda x, w: convolve.chunked(x, w, (1, 1), 'SAME')), 1))(x, w)
-  plain = jax.vmap(jax.grad(loss(lambda x, w: convolve.plain(x, w, (1, 1), 'SAME', 1)), 1))(x, w)
-  np.testing.assert_allclose(fast, plain, rtol=1e-4, atol=1e-4)
+@settings(max_examples=30, deadline=None)
+@given(which=st.sampled_from(sorted(CONVOLUTIONS)), batch=st.integers(1, 19), side=st.integers(5, 9), channels=st.integers(2, 4), features=st.integers(1, 5),
+       kernel=st.integers(1, 5), stride=st.integers(1, 2), padding=st.sampled_from(['SAME', 'VALID']), mapped=st.booleans(),
+       dtype=st.sampled_from(['float32', 'bfloat16']))
+def test_convolutions_equal_the_plain_one(which, batch, side, channels, features, kernel, stride, padding, mapped, dtype):
+  """Values and both gradients, under vmap as well."""
+  kernel = 1 if which == 'pointwise' else kernel
+  groups, shape = (channels, (kernel, kernel, 1, channels)) if which == 'depthwise' else (1, (kernel, kernel, channels, features))
+  x, w = (n.astype(dtype) for n in (normal(0, 2, batch, side, side, channels), normal(1, 2, *shape)))
+  strides, tolerance = (stride, stride), dict(float32=1e-4, bfloat16=0.05)[dtype]
+
+  def both(function):
+    value_and_gradients = lambda x, w: (function(x, w), jax.grad(lambda *a: jnp.sum(jnp.sin(function(*a).astype(jnp.float32))), (0, 1))(x, w))
+    found = jax.vmap(value_and_gradients)(x, w) if mapped else value_and_gradients(x[0], w[0])
+    return jax.tree.map(lambda array: np.asarray(array, np.float32), found)
+
+  fast = both(lambda x, w: CONVOLUTIONS[which](x, w, strides, padding))
+  plain = both(lambda x, w: convolve.plain(x, w, strides, padding, groups))
+  for mine, reference in zip(jax.tree.leaves(fast), jax.tree.leaves(plain)):
+    np.testing.assert_allclose(mine, reference, rtol=tolerance, atol=tolerance * max(1, np.abs(reference).max()))
 
 
 def test_convolution_known_answer():
