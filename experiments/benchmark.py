@@ -30,13 +30,12 @@ CHOICES = {'1 device': dict(devices=1), '2 devices': dict(devices=2), '1 device,
 
 def main(config):
   del config
-  from lepton_jax import speed
   networks = FLAGS.networks.split(',')
   if not set(networks) <= set(NETWORKS):
     raise UserError(f'--networks={FLAGS.networks}: allowed are {", ".join(NETWORKS)}')
   rows = []
   for name in networks:
-    rows.append(measure(name, BATCH.get(name, 128), speed))
+    rows.append(measure(name, BATCH.get(name, 128)))
     print(json.dumps(rows[-1]), flush=True)
   text = report(rows)
   print(text)
@@ -48,7 +47,7 @@ def main(config):
   return 0
 
 
-def measure(name, batch, speed):
+def measure(name, batch):
   """One row: medians, ratios with their intervals, and what each contestant took besides."""
   from experiments.peers import race
   ours = [race.Racer(label, 'lepton', name, batch, **options) for label, options in CHOICES.items() if options.get('calls', 1) == 1 or name == 'lenet_300_100']
@@ -58,7 +57,7 @@ def measure(name, batch, speed):
   racers = [*ours, *torch, plain]
   try:
     race.race(racers, FLAGS.rounds, FLAGS.seconds)
-    chosen = speed.layout_label(name, os.cpu_count())
+    chosen = '1 device' if ours[0].facts['auto_calls'] == 1 else '1 device, 32 steps a call'
     auto = next(r for r in ours if r.label == chosen)
     best_ours, best_torch = race.best(ours), race.best(torch)
     median = lambda racer: statistics.median(racer.milliseconds)

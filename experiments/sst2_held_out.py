@@ -11,7 +11,6 @@ experiments/results/sst2_settings.csv has what 15 settings scored on these sente
 ./launch.sh train --dataset=csv:/tmp/sst2 --text_column=sentence --target=label --select=last and its flags.
 """
 
-import csv
 import pathlib
 import sys
 
@@ -40,10 +39,8 @@ def main(config):
   folder = pathlib.Path(FLAGS.output)
   folder.mkdir(parents=True, exist_ok=True)
   for name, rows in (('train', kept), ('test', held)):
-    with (folder / f'{name}.tsv').open('w', newline='') as file:
-      writer = csv.writer(file, delimiter='\t')
-      writer.writerow(('sentence', 'label'))
-      writer.writerows((texts[i].strip(), source.classes[label[i]]) for i in rows)
+    lines = ['sentence\tlabel', *(f'{texts[i].strip()}\t{source.classes[label[i]]}' for i in rows)]
+    (folder / f'{name}.tsv').write_text('\n'.join(lines) + '\n', encoding='utf-8')
   print(f'{folder}: {len(kept):,} of {len(words):,} phrases to train on, {len(held):,} sentences held out')
   return 0
 

@@ -64,7 +64,7 @@ class Data:
   season: int = option(24, 'series: steps of the season that the naive forecast repeats', unit='steps', low=1, identity=False)
   relative: bool = option(False, 'series: read and forecast changes from the last value seen (NLinear, arXiv:2205.13504)')
   text_column: str = option('', 'csv, tsv: name of the column that holds text; makes it a text data set')
-  skip_bad_rows: bool = option(False, 'csv, tsv, series: leave out rows that cannot be read, and say how many')
+  skip_bad_rows: bool = option(False, 'csv, tsv, series: leave out rows that cannot be read, and say how many; a series closes up over them')
   vocabulary_size: int = option(20_000, 'words kept, most frequent first, <pad> and <unk> among them', unit='words', low=3)
   vocabulary_min_count: int = option(1, 'words rarer than this in the training part become <unk>', low=1)
   sequence_length: int = option(128, 'running text: steps that are backpropagated through at once', unit='characters', low=1)

@@ -56,6 +56,13 @@ def measurements(network, logits, label, hparams):
   return dict(loss=loss, accuracy=accuracy, score=accuracy)
 
 
+def baselines(data, split, season):
+  """{name: measures} of forecasts of a series that learn nothing; the seasonal one only where the window holds a season."""
+  inputs, label = data.splits[split]
+  naive = series.baselines(inputs, label, data.targets, season)
+  return {name: metrics.regression_report(prediction, label) for name, prediction in naive.items()}
+
+
 def by_step(logits, label):
   """Steps as examples: logits [n, time, classes] and label [n, time] to the steps that exist; all else as it is."""
   if np.ndim(logits) == 3:
@@ -80,8 +87,7 @@ def full_report(trained, split):
   if trained.network.loss == 'mse':
     report.update(metrics.regression_report(trained.predict(inputs), np.asarray(label)))
     if trained.data.targets:
-      naive = series.baselines(inputs, label, trained.data.targets, trained.config.data.season)
-      report['baselines'] = {name: metrics.regression_report(prediction, label) for name, prediction in naive.items()}
+      report['baselines'] = baselines(trained.data, split, trained.config.data.season)
     return report, None
   report.update(metrics.classification_report(logits, label, trained.data.classes))
   if len(trained.data.classes) == 2 and trained.data.size('validation'):

@@ -25,8 +25,13 @@ def read_result(folder):
 
 def begun_on(folder):
   """The version of the data that the run in a folder was begun on; None where no run was."""
-  path = epath.Path(folder) / DATA
-  return json.loads(path.read_text())['version'] if path.exists() else None
+  return described_data(folder).get('version')
+
+
+def described_data(folder):
+  """What a run folder says of its data: {'version', 'classes', 'vocabulary'}; empty where no run was begun."""
+  path = epath.Path(folder).expanduser() / DATA
+  return json.loads(path.read_text()) if path.exists() else {}
 
 
 def check_data(folder, version):
@@ -92,6 +97,7 @@ def load(folder, **overrides):
   """The Trained run in a folder; `overrides` replace configuration fields such as data_dir."""
   config = read_config(folder).replace(**overrides).check()
   data = assemble.load_data(config)
+  check_data(folder, data.version)
   machine.start(config.run)
   weights = jax.tree.map(jnp.asarray, read_weights(folder)[0])
   network = network_lib.make_network(config, data)

@@ -13,6 +13,7 @@ from lepton_jax import folder as folder_lib
 from lepton_jax import network as network_lib
 from lepton_jax.compress.prune import masks
 from lepton_jax.compress.quantize import sites
+from lepton_jax.errors import UserError
 from lepton_jax.train import checkpoint, loop
 from lepton_jax.train import parallel as parallel_lib
 from lepton_jax.train import record as record_lib
@@ -41,7 +42,7 @@ def train_one(config, folder, quiet=False):
   machine.start(config.run)
   first = jax.process_index() == 0
   quiet = quiet or not first
-  initial = folder_lib.read_weights(config.training.init_from)[0] if config.training.init_from else None
+  initial = read_initial(config, data) if config.training.init_from else None
   assembly = assemble.build(config, data, initial)
   layout = parallel_lib.make_parallel(config.run.parallel, config.data.batch_size, config.run.devices)
   calls = speed.steps_per_call(config.run.steps_per_call, assembly.state.params, assembly.batches.same_shapes, jax.default_backend())
@@ -78,7 +79,7 @@ def train_one(config, folder, quiet=False):
   result = dict(
       name=config.name(), **named('test', measure(weights, 'test')), **named('validation', measure(weights, 'validation')),
       **count_steps(assembly, state, use_best, record.rows, time.monotonic() - began),
-      **describe_compression(assembly.network, weights, hparams),
+      **describe_compression(assembly.network, weights, hparams), **naive_forecasts(config, data),
       **(linear.coefficients(assembly.network, data, weights) if config.architecture.model == 'linear' and data.task == 'regression' else {}),
       parameters_sha256=trees.digest(state.trained), seed=config.training.seed, dataset_sha256=data.fingerprint(), **machine.facts(), devices=layout.devices)
   if first:
@@ -87,6 +88,15 @@ def train_one(config, folder, quiet=False):
       pictures.learning_curves(record.rows, folder / 'learning_curves.png', config.name())
     record_lib.write_atomically(folder / folder_lib.RESULT, json.dumps(result, indent=2) + '\n')
   return result
+
+
+def read_initial(config, data):
+  """The weights of --init_from; raises UserError where its words have other numbers than those of `data`."""
+  words = tuple(folder_lib.described_data(config.training.init_from).get('vocabulary', ()))
+  if words and data.vocabulary and words != data.vocabulary:
+    raise UserError(f'--init_from={config.training.init_from} has another vocabulary ({len(words):,} words or characters, {data.name} has '
+                    f'{len(data.vocabulary):,}); its vectors would belong to other words')
+  return folder_lib.read_weights(config.training.init_from)[0]
 
 
 def open_folder(config, folder, data):
@@ -170,6 +180,13 @@ def cross_validate(config, folder, quiet=False):
   summary['train_seconds'] = sum(r['train_seconds'] for r in results)
   record_lib.write_atomically(folder / folder_lib.RESULT, json.dumps(summary, indent=2) + '\n')
   return summary
+
+
+def naive_forecasts(config, data):
+  """{'baselines': {name: measures}} of a series on its test part, what a forecast has to beat; {} for all other data."""
+  if not data.targets or not data.size('test'):
+    return {}
+  return dict(baselines=evaluation.baselines(data, 'test', config.data.season))
 
 
 def describe_state(network, state):

@@ -49,7 +49,7 @@ def test_naive_forecasts_are_what_they_say(tmp_path):
 
 @pytest.mark.parametrize('content, words', [
     ('date,load\n2020,1\n2021,x\n', "line 3: load is 'x'"), ('date,load\n2020,1\n2021\n', 'line 3: 1 columns'),
-    ('date,load\n2021,1\n2020,2\n', 'must rise'), ('date,load\n2020,1\n2021,2\n', 'too few for --window=48'), ('day,load\n2020,1\n', "unknown column 'date'"),
+    ('date,load\n2021,1\n2020,2\n', 'line 3: date must rise'), ('date,load\n2020,1\n2021,2\n', 'too few for --window=48'), ('day,load\n2020,1\n', "unknown column 'date'"),
 ])
 def test_bad_series_are_named(tmp_path, content, words):
   (tmp_path / 's.csv').write_text(content)
@@ -90,3 +90,17 @@ def test_a_relative_forecast_moves_with_its_level(tmp_path, small):
   assert report['rmse'] == pytest.approx(result['test_rmse'], rel=1e-4) and report['rmse'] < report['baselines']['last_value']['rmse']
   with pytest.raises(UserError, match='digits is none'):
     dataset.load(small.replace(relative=True).data)
+
+
+def test_time_is_compared_as_numbers_where_it_is(tmp_path):
+  content = 'date,load\n' + ''.join(f'{t},{t % 7}\n' for t in range(1, 41))
+  (tmp_path / 's.csv').write_text(content)
+  load = lambda **options: dataset.load(Config().replace(dataset=f'series:{tmp_path}/s.csv', **{'target': 'load', 'window': 8, **options}).data)
+  assert load().size('train') == 29 - 8
+  for options, words in ((dict(target='date'), "unknown column 'date'"), (dict(target='load,load'), 'twice'),
+                         (dict(horizon=9), 'the validation part has 3 rows'), (dict(folds=3), 'split along time')):
+    with pytest.raises(UserError, match=words):
+      load(**options)
+  (tmp_path / 's.csv').write_text(content + '40,1\n')
+  with pytest.raises(UserError, match='line 42: date must rise'):
+    load()

@@ -300,3 +300,70 @@ def test_vocabulary_is_saved_with_the_run(tmp_path, small):
   run.train(config, quiet=True)
   saved = json.loads((tmp_path / 'runs' / config.name() / 'data.json').read_text())
   assert tuple(saved['vocabulary']) == assemble.load_data(config).vocabulary and saved['classes'] == ['bad', 'good']
+
+
+def test_every_example_is_reached_however_few_are_of_its_length():
+  """Buckets that could not fill a batch join others."""
+  for lengths in ([3] * 30 + [20] * 5, [3] * 5 + [20] * 30, [3, 9, 17, 25] * 5, list(range(1, 41)) * 2):
+    inputs = (np.arange(40)[None] < np.array(lengths)[:, None]).astype(np.int32)
+    made = batches.BucketBatches(inputs, np.arange(len(lengths)), 8, 0, 4)
+    seen = {int(i) for step in range(40 * made.steps_per_epoch) for i in made.at(step)['label']}
+    assert seen == set(range(len(lengths)))
+    for step in range(made.steps_per_epoch):
+      batch = made.at(step)
+      np.testing.assert_array_equal((batch['inputs'] > 0).sum(1), np.array(lengths)[batch['label']])
+
+
+def test_quotes_and_odd_line_ends_in_tables(tmp_path):
+  def texts(name, content, **options):
+    (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    data = dataset.load(Config().replace(dataset=f'csv:{tmp_path}/{name}', text_column='t', target='k', validation_fraction=0, test_fraction=0, **options).data)
+    return data.size('train'), set(data.vocabulary)
+
+  assert texts('a.tsv', 't\tk\n"good film\ta\nbad "film"\tb\n')[0] == 2  # a quote in a .tsv is a character
+  assert texts('b.csv', 't,k\n"one, two\nthree",a\nfour\u2028five\x0csix,b\n') == (2, {'<pad>', '<unk>', 'one', ',', 'two', 'three', 'four', 'five', 'six'})
+  with pytest.raises(UserError, match=r'c.csv, line 3: '):
+    texts('c.csv', 't,k\nx,a\n"unclosed,b\n' + 'y,a\n' * 50_000)
+  with pytest.raises(UserError, match=r'd.csv, line 1: two columns'):
+    texts('d.csv', 't,k,t\nx,a,y\n')
+  with pytest.raises(UserError, match='line 3: not UTF-8'):
+    texts('e.csv', b't,k\nx,a\n\xff,b\ny,b\n')
+  assert texts('e.csv', b't,k\nx,a\n\xff,b\ny,b\n', skip_bad_rows=True)[0] == 2
+  assert texts('f.csv', 't,k\n<pad> x <unk>,a\ny,b\n')[1] >= {'<pad>', 'x', 'y'}
+  with pytest.raises(UserError, match='its own answer'):
+    dataset.load(Config().replace(dataset=f'csv:{tmp_path}/f.csv', text_column='t', target='t').data)
+
+
+def test_padding_written_in_a_text_is_an_unknown_word():
+  vocabulary = text.build_vocabulary(['a <pad> c'], 10, 1, text.spaced)
+  assert vocabulary == ('<pad>', '<unk>', 'a', 'c')
+  np.testing.assert_array_equal(text.encode(['a <pad> c'], vocabulary, 5, text.spaced), [[2, 1, 3]])
+
+
+def test_changed_data_and_foreign_vocabularies_are_refused(tmp_path, small):
+  from lepton_jax import folder, run
+  options = make_table(tmp_path / 't.tsv')
+  config = small.replace(**options, model='text_cnn', width=0.05, embedding=4, batch_size=4, epochs=1, runs_dir=str(tmp_path / 'runs'))
+  run.train(config, quiet=True)
+  place = str(tmp_path / 'runs' / config.name())
+  (tmp_path / 't.tsv').write_text((tmp_path / 't.tsv').read_text().replace('film', 'movie'))
+  with pytest.raises(UserError, match='begun on other data'):
+    folder.load(place)
+  with pytest.raises(UserError, match='another vocabulary'):
+    run.train(config.replace(init_from=place, epochs=2), quiet=True)
+
+
+def test_what_is_split_along_time_is_not_drawn_at_random(tmp_path):
+  (tmp_path / 'a.txt').write_text('abc' * 100)
+  for options in (dict(folds=3), dict(train_limit=10)):
+    with pytest.raises(UserError, match='split along time'):
+      dataset.load(Config().replace(dataset=f'text:{tmp_path}/a.txt', **options).data)
+  with pytest.raises(UserError, match='a.txt: its validation part has 0 characters'):
+    dataset.load(Config().replace(dataset=f'text:{tmp_path}/a.txt', validation_fraction=0).data)
+
+
+def test_tied_output_layer_is_quantised(tmp_path, small):
+  (tmp_path / 'a.txt').write_text('hello world ' * 50)
+  config = small.replace(model='lstm_lm', dataset=f'text:{tmp_path}/a.txt', tied=True, hidden=8, embedding=8, batch_size=4, sequence_length=8,
+                         quantize_activation_bits=8)
+  assert 'embed' in assemble.build(config, assemble.load_data(config)).network.sites

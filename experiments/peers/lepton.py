@@ -5,7 +5,7 @@ import time
 import jax
 import numpy as np
 
-from lepton_jax import assemble, machine
+from lepton_jax import assemble, machine, speed
 from lepton_jax.config import Config
 from lepton_jax.data.dataset import Dataset
 from lepton_jax.train import parallel
@@ -31,6 +31,7 @@ class Contestant:
     layout = parallel.make_parallel(mode, len(inputs), config.run.devices)
     self.parameters = sum(p.size for p in jax.tree.leaves(assembly.state.params))
     self._state, self._calls = layout.put_state(assembly.state), calls
+    self._auto = speed.steps_per_call(speed.AUTO, assembly.state.params, assembly.batches.same_shapes or inputs.ndim == 2, jax.default_backend())
     self._step = layout.step(assembly.train_step(layout.axis), calls)
     batch = dict(inputs=inputs, label=label, example=np.arange(len(inputs), dtype=np.int32))
     self._batch = layout.put_batch(batch) if calls == 1 else layout.put_batches([batch] * calls)
@@ -44,7 +45,7 @@ class Contestant:
   def facts(self):
     """What the table says beside the times; `flops` is a training step's, three forward passes."""
     forward = jax.make_jaxpr(self._predict)(self._weights, self._inputs, self._hparams)
-    return dict(version=jax.__version__, device=jax.devices()[0].device_kind, flops=3 * flops(forward.jaxpr))
+    return dict(version=jax.__version__, device=jax.devices()[0].device_kind, flops=3 * flops(forward.jaxpr), auto_calls=self._auto)
 
   def peak(self, size=2048):
     """FLOP a second of the largest matrix product here, the machine's limit."""

@@ -53,8 +53,8 @@ class BucketBatches:
   """Training batches of token sequences, each cut to one of a few padded lengths.
 
   Which length a step has depends on the step alone, which examples on the seed, so that trials with
-  different seeds run through the same shapes. The examples of a bucket that do not fill a batch sit
-  an epoch out.
+  different seeds run through the same shapes. The examples of a bucket that do not fill a last batch
+  sit an epoch out; a bucket that could not fill any joins the next longer one.
   """
 
   same_shapes = False
@@ -64,8 +64,15 @@ class BucketBatches:
     # Equal shares of the examples a bucket; multiples of 8 keep the number of programs small.
     edges = np.unique(np.minimum(-(-np.quantile(length, np.arange(1, buckets + 1) / buckets).astype(int) // 8) * 8, inputs.shape[1]))
     place = np.searchsorted(edges, length)
-    self._widths, self._members = edges, [np.flatnonzero(place == b) for b in range(len(edges))]
-    self._plan = np.repeat(np.arange(len(edges)), [len(m) // batch_size for m in self._members])
+    self._widths, self._members = [], []
+    for bucket, edge in enumerate(edges):
+      members = np.flatnonzero(place == bucket)
+      if self._members and (len(self._members[-1]) < batch_size or bucket == len(edges) - 1 and len(members) < batch_size):
+        members = np.sort(np.concatenate([self._members.pop(), members]))
+        self._widths.pop()
+      self._widths.append(edge)
+      self._members.append(members)
+    self._plan = np.repeat(np.arange(len(self._members)), [len(m) // batch_size for m in self._members])
     if not len(self._plan):
       raise UserError(f'--batch_size={batch_size} --buckets={buckets}: of {len(label)} training examples no bucket fills a batch; make one of them smaller')
     self._inputs, self._label, self.batch_size, self._seed = inputs, label, batch_size, seed

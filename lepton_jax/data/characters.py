@@ -27,12 +27,13 @@ def encode(parts):
   return {split: np.fromiter((number.get(c, 0) for c in text), np.int32, len(text)) for split, text in parts.items()}, characters
 
 
-def source(version, parts):
+def source(version, parts, what):
   """The Source of a text cut into parts, as streams of characters."""
   streams, characters = encode(parts)
   short = [split for split, stream in streams.items() if len(stream) < 2]
   if short:
-    raise UserError(f'the {short[0]} part of the text has {len(streams[short[0]])} characters; at least 2 are needed')
+    raise UserError(f'{what}: its {short[0]} part has {len(streams[short[0]])} characters, at least 2 are needed; '
+                    'use a longer text or other values of --validation_fraction and --test_fraction')
   return Source(version, {split: (stream, stream) for split, stream in streams.items()}, characters, stream=True)
 
 
@@ -48,7 +49,7 @@ def read(path, validation_fraction, test_fraction):
   text, content = files.read_text(path, 'text')
   if not text.strip():
     raise UserError(f'{path} is empty')
-  return source(hashlib.sha256(content).hexdigest()[:12], cut(text, validation_fraction, test_fraction))
+  return source(hashlib.sha256(content).hexdigest()[:12], cut(text, validation_fraction, test_fraction), path)
 
 
 @DATASETS.register
@@ -58,4 +59,4 @@ def python_source(cache_root, image_size):
   folder = pathlib.Path(sysconfig.get_path('stdlib'))
   modules = [folder / f'{name}.py' for name in MODULES]
   text = ''.join(m.read_text(encoding='utf-8') for m in modules if m.is_file())
-  return source(hashlib.sha256(text.encode()).hexdigest()[:12], cut(text, 1 / 9, 0.1))
+  return source(hashlib.sha256(text.encode()).hexdigest()[:12], cut(text, 1 / 9, 0.1), 'python_source')

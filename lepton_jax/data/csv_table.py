@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import math
 
 import numpy as np
@@ -43,10 +44,12 @@ def read(path, target, task, text_column='', skip_bad_rows=False):
 
 def _read_file(path, target, task, text_column, skip_bad_rows):
   """(header, inputs, answers) of one file: lists with an entry a usable row."""
-  header, rows = table(path)
+  header, rows = table(path, 'csv', skip_bad_rows)
   for flag, name in (('target', target), *([('text_column', text_column)] if text_column else [])):
     if name not in header:
       raise UserError(f'--{flag}: {unknown("column", name, header)}')
+  if target == text_column:
+    raise UserError(f'--target={target} --text_column={text_column}: the text would be its own answer')
   where = header.index(target)
   used = [header.index(text_column)] if text_column else [i for i in range(len(header)) if i != where]
   if not used:
@@ -93,14 +96,30 @@ def _tags(cell, text):
   return tags
 
 
-def table(path, kind='csv'):
-  """(header, [(line number, row)]) of a file; commas separate, or tabs in a .tsv. Empty lines are no rows."""
-  text, _ = files.read_text(path, kind)
-  reader = csv.reader(text.splitlines(keepends=True), delimiter='\t' if path.suffix.lower() == '.tsv' else ',')
-  rows = [(reader.line_num, row) for row in reader if row]
+def table(path, kind, skip_bad_rows=False):
+  """(header, [(line number, row)]) of a file; a row is named by the line it begins on. Empty lines are no rows.
+
+  Commas separate and quotes protect them; in a .tsv tabs separate and a quote is a character like any
+  other. With `skip_bad_rows` bytes that are not UTF-8 are marked, for `usable` to find.
+  """
+  text, _ = files.read_text(path, kind, mark=skip_bad_rows)
+  tabs = path.suffix.lower() == '.tsv'
+  reader = csv.reader(io.StringIO(text, newline=''), delimiter='\t' if tabs else ',', quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL, strict=True)
+  rows, line = [], 1
+  try:
+    for row in reader:
+      if row:
+        rows.append((line, row))
+      line = reader.line_num + 1
+  except csv.Error as error:
+    raise UserError(f'{path}, line {line}: {error}') from None
   if len(rows) < 2:
     raise UserError(f'{path}: a header and at least one row are needed')
-  return [name.strip() for name in rows[0][1]], rows[1:]
+  header = [name.strip() for name in rows[0][1]]
+  for name in header:
+    if header.count(name) > 1:
+      raise UserError(f'{path}, line 1: two columns are called {name!r}')
+  return header, rows[1:]
 
 
 def usable(path, header, rows, parse, skip_bad_rows):
@@ -110,6 +129,8 @@ def usable(path, header, rows, parse, skip_bad_rows):
     try:
       if len(row) != len(header):
         raise BadRow(f'{len(row)} columns, the header has {len(header)}')
+      if files.MARK in ''.join(row):
+        raise BadRow('not UTF-8 text')
       found.append(parse(row))
     except BadRow as problem:
       if not skip_bad_rows:

@@ -70,6 +70,9 @@ def load(options, loss=None):
   missing file, or a split that leaves no training examples.
   """
   source = _read(options, loss)
+  for flag in ('folds', 'train_limit'):
+    if getattr(options, flag) and (source.stream or source.targets):
+      raise UserError(f'--{flag} draws examples at random; {options.dataset} is split along time')
   if source.stream:
     return Dataset(options.dataset, source.version, dict(source.splits), source.classes, (), np.zeros(1, np.float32), np.ones(1, np.float32),
                    vocabulary=source.classes, stream=True)

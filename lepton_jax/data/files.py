@@ -2,17 +2,20 @@
 
 from lepton_jax.errors import UserError
 
+MARK = '\N{REPLACEMENT CHARACTER}'
 
-def read_text(path, kind):
+
+def read_text(path, kind, mark=False):
   """(text, bytes) of a UTF-8 file; raises UserError naming the file, and the line where it is not UTF-8.
 
-  `kind` is what stands before the path in --dataset. A byte order mark is no part of the text.
+  `kind` is what stands before the path in --dataset. A byte order mark is no part of the text. With
+  `mark`, MARK stands where bytes are not UTF-8.
   """
   if not path.is_file():
     raise UserError(f'--dataset={kind}:{path}: no such file')
   content = path.read_bytes()
   try:
-    return content.decode('utf-8-sig'), content
+    return content.decode('utf-8-sig', 'replace' if mark else 'strict'), content
   except UnicodeDecodeError as error:
     line = content[:error.start].count(b'\n') + 1
     raise UserError(f'{path}, line {line}: not UTF-8 text') from None

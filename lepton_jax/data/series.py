@@ -18,23 +18,38 @@ def read(path, options):
   the part that its horizon lies in, so the training part knows nothing of what comes after it. Raises
   UserError with file and line for a cell that is no number, and for a series that is too short.
   """
-  header, rows = csv_table.table(path, 'series')
+  header, rows = csv_table.table(path, 'series', options.skip_bad_rows)
   targets = [t.strip() for t in options.target.split(',') if t.strip()]
-  for name in (options.time_column, *targets):
-    if name not in header:
-      raise UserError(f'--{"time_column" if name == options.time_column else "target"}: {unknown("column", name, header)}')
+  if options.time_column not in header:
+    raise UserError(f'--time_column: {unknown("column", options.time_column, header)}')
+  columns = [name for name in header if name != options.time_column]
+  for name in targets:
+    if name not in columns:
+      raise UserError(f'--target: {unknown("column", name, columns)}')
+    if targets.count(name) > 1:
+      raise UserError(f'--target={options.target}: {name!r} stands there twice')
   if not targets:
     raise UserError(f'--target is needed: one or more of {", ".join(header)}')
-  columns = [name for name in header if name != options.time_column]
   time = header.index(options.time_column)
 
   def parse(row):
-    return row[time], [csv_table.number(cell, name) for cell, name in zip(row, header) if name != options.time_column]
+    return row, [csv_table.number(cell, name) for cell, name in zip(row, header) if name != options.time_column]
 
-  times, values = zip(*csv_table.usable(path, header, rows, parse, options.skip_bad_rows))
-  if list(times) != sorted(times):
-    raise UserError(f'{path}: column {options.time_column!r} must rise from row to row (sorted as text, such as 2016-07-01 00:00)')
+  used, values = zip(*csv_table.usable(path, header, rows, parse, options.skip_bad_rows))
+  lines = {id(row): line for line, row in rows}
+  check_rising([row[time] for row in used], [lines[id(row)] for row in used], path, options.time_column)
   return cut(np.array(values, np.float32), [columns.index(t) for t in targets], columns, options, hashlib.sha256(path.read_bytes()).hexdigest()[:12], str(path))
+
+
+def check_rising(times, lines, path, column):
+  """Raises UserError naming the line at which the times, numbers or texts such as 2016-07-01 00:00, do not rise."""
+  try:
+    times = [float(t) for t in times]
+  except ValueError:
+    pass
+  for before, after, line in zip(times, times[1:], lines[1:]):
+    if not before < after:
+      raise UserError(f'{path}, line {line}: {column} must rise from row to row, and {after!r} follows {before!r}')
 
 
 def cut(values, targets, columns, options, version, what):
@@ -47,10 +62,12 @@ def cut(values, targets, columns, options, version, what):
   for part, (start, end) in bounds.items():
     # A window ends before `start` at the earliest, and its horizon at `end` at the latest.
     starts = np.arange(max(start, window), end - horizon + 1)
+    if start < end and not len(starts) and part != 'train':
+      raise UserError(f'{what}: the {part} part has {end - start} rows, fewer than --horizon={horizon}')
     if part == 'train' and not len(starts):
       raise UserError(f'{what}: {len(values)} rows, of which {validation} are for training, are too few for --window={window} --horizon={horizon}')
     inputs = values[starts[:, None] + np.arange(-window, 0)]
-    label = values[starts[:, None] + np.arange(horizon)][:, :, targets].reshape(len(starts), -1)
+    label = values[starts[:, None] + np.arange(horizon)][:, :, targets].reshape(len(starts), horizon * len(targets))
     parts[part] = (inputs.astype(np.float32), label.astype(np.float32))
   return Source(version, parts, (), tuple(columns), targets=tuple(targets))
 

@@ -23,7 +23,7 @@ def spaced(text):
 
 def build_vocabulary(texts, size, min_count, tokenize=tokens):
   """(<pad>, <unk>, words by falling count, then alphabet), `size` entries at most, each word at least `min_count` times in `texts`."""
-  counts = collections.Counter(word for text in texts for word in tokenize(text))
+  counts = collections.Counter(word for text in texts for word in tokenize(text) if word not in (PAD, UNKNOWN))
   frequent = sorted((word for word, count in counts.items() if count >= min_count), key=lambda w: (-counts[w], w))
   return (PAD, UNKNOWN, *frequent[:size - 2])
 
@@ -33,7 +33,7 @@ def encode(texts, vocabulary, max_length, tokenize=tokens):
 
   Raises UserError for a text without a single token, naming its place.
   """
-  number = {word: i for i, word in enumerate(vocabulary)}
+  number = {word: i for i, word in enumerate(vocabulary) if i}  # a text's own '<pad>' is an unknown word, not an end
   rows = []
   for place, text in enumerate(texts):
     row = [number.get(word, 1) for word in tokenize(text)[:max_length]]

@@ -29,7 +29,7 @@ def read(name, data_dir, manual_dir, cache_root, image_size):
     if form != 'array_record':
       raise UserError(f'{folder} is prepared as {form}, which needs TensorFlow to read; array_record is wanted.\n{missing(name, root, prepare_again=True)}')
     if name in STREAMS:
-      return characters.source(version, _texts(folder))
+      return characters.source(version, _texts(folder), name)
     key = f'{name.replace("/", "_").replace(":", "_")}-{version}-{image_size}'
     return cache.cached(cache_root, key, lambda: _decode(name, folder, version, image_size))
   if manual_dir and name in raw_files.READERS:

@@ -50,7 +50,7 @@ def fused(join, step, kernel, bias, gates, valid, keep, states):
 
   Differentiated by JAX, the scan would store every intermediate of a step, and each step backwards
   would add a product of its own to the kernel's gradient. Here a step stores its joined gates and its
-  states; what is element by element is computed again.
+  states; what is element by element is computed again. Reverse mode only, and `keep` gets no gradient.
   """
   return plain(join, step, kernel, bias, gates, valid, keep, states)
 
@@ -64,7 +64,7 @@ def _forward(join, step, kernel, bias, gates, valid, keep, states):
 
   last, (outputs, z, others) = jax.lax.scan(body, states, (gates, valid))
   # Steps that do not exist come last, so each that does finds its old state one place before.
-  before = tuple(jnp.concatenate([first[None], after[:-1]]) for first, after in zip(states, (outputs, *others)))
+  before = tuple(jnp.concatenate([first[None], after])[:-1] for first, after in zip(states, (outputs, *others)))
   return (last, outputs), (kernel, gates[:0], valid, keep, before, z)
 
 

@@ -8,16 +8,20 @@ import contextlib
 import contextvars
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 _SITES = contextvars.ContextVar('sites', default=frozenset())
 
 
 @contextlib.contextmanager
 def inputs(sites, change):
-  """A context in which `change(module, path, x)` replaces the first argument of the calls of the layers in `sites`; path is 'block1/conv1'."""
+  """A context in which `change(module, path, x)` replaces what the layers in `sites` read, where that is floating point; path is 'block1/conv1'.
+
+  A table of vectors reads words when called, but states when it serves as the output layer.
+  """
   def interceptor(next_function, args, kwargs, context):
     path = '/'.join(context.module.path)
-    if context.method_name == '__call__' and args and path in sites:
+    if context.method_name in ('__call__', 'attend') and args and path in sites and jnp.issubdtype(args[0].dtype, jnp.floating):
       args = (change(context.module, path, args[0]), *args[1:])
     return next_function(*args, **kwargs)
 

@@ -30,15 +30,15 @@ def result_rows(result):
       rows.append((name.replace('_', ' '), value))
   for name, value in result.get('coefficients', {}).items():
     rows.append((f'slope of {name}', f'{value:.6g}'))
+  for name, measured in result.get('baselines', {}).items():
+    rows.append((f'test rmse of {name.replace("_", " ")}', f'{measured["rmse"]:.6g}'))
   return rows
 
 
 def print_report(title, report):
   """Prints a full evaluation: the numbers, then one row a class."""
   from rich import box, console, table
-  numbers = [(name.replace('_', ' '), f'{value:.4f}' if isinstance(value, float) else str(value))
-             for name, value in report.items() if not isinstance(value, (list, str)) and value is not None]
-  print_table(title, numbers)
+  print_table(title, list(numbers(report)))
   if 'per_class' in report:
     grid = table.Table(title='per class', title_justify='left', box=box.ROUNDED if sys.stdout.isatty() else box.ASCII2)
     for name in report['per_class'][0]:
@@ -46,3 +46,12 @@ def print_report(title, report):
     for row in report['per_class']:
       grid.add_row(*(f'{v:.4f}' if isinstance(v, float) else str(v) for v in row.values()))
     console.Console(highlight=False).print(grid)
+
+
+def numbers(report, before=''):
+  """(name, text) of every number in a report; those of a dictionary within it, such as a baseline's, under its name."""
+  for name, value in report.items():
+    if isinstance(value, dict):
+      yield from numbers(value, f'{before}{name.replace("_", " ")}, ')
+    elif value is not None and not isinstance(value, (list, str)):
+      yield f'{before}{name.replace("_", " ")}', f'{value:.4f}' if isinstance(value, float) else str(value)

@@ -27,10 +27,9 @@ def watch_inputs(sites):
   """
   def sow(module, path, x):
     del path
-    if jnp.issubdtype(x.dtype, jnp.floating):
-      wide = x.astype(at_least_single(x.dtype))
-      module.sow('intermediates', 'low', jnp.min(wide))
-      module.sow('intermediates', 'high', jnp.max(wide))
+    wide = x.astype(at_least_single(x.dtype))
+    module.sow('intermediates', 'low', jnp.min(wide))
+    module.sow('intermediates', 'high', jnp.max(wide))
     return x
 
   return watch.inputs(sites, sow)
