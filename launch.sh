@@ -80,5 +80,8 @@ if [ "$command" = test ]; then
   cd "$root"
   exec "$venv/bin/python" -m pytest "$@"
 fi
-install run -r "$root/requirements.txt"
+case $command in
+  benchmark|hourly_demand) install bench -r "$root/requirements-bench.txt" ;;  # peers to time, data to forecast
+  *) install run -r "$root/requirements.txt" ;;
+esac
 exec "$venv/bin/python" -m "experiments.$command" "$@"

@@ -3,7 +3,7 @@
 Question: does a user lose time by training with Lepton, and how far is a step from the machine's limit?
 Peers: PyTorch eager, the better of NCHW and channels_last (on a GPU also torch.compile and bfloat16 autocast);
   Flax and Optax as their guides write them, on one device.
-Command: pip install -r requirements-bench.txt && ./launch.sh benchmark
+Command: ./launch.sh benchmark
 Expected: experiments/results/benchmark.md as committed, for that machine; ratios above 1 mean Lepton is faster.
 Cost: 15 minutes on 2 cores with nothing else running. Synthetic data, nothing is downloaded.
 """

@@ -47,17 +47,17 @@ def rows_without_times(folder):
 @pytest.fixture(scope='module')
 def uninterrupted(tmp_path_factory):
   from lepton_jax.config import Config
-  config = Config().replace(model='mlp', dataset='digits', epochs=3, batch_size=32, tensorboard=False, pictures=False, **FULL)
+  config = Config().replace(model='mlp', dataset='digits', epochs=3, batch_size=32, tensorboard=False, pictures=False, steps_per_call='1', **FULL)
   root = tmp_path_factory.mktemp('whole')
   result = run.train(config.replace(runs_dir=str(root)), quiet=True)
   return config, result, root / config.name()
 
 
-@pytest.mark.parametrize('stops', [(17,), (40, 5), (1, 60, 30)])
-def test_stopping_and_resuming_changes_nothing(uninterrupted, tmp_path, monkeypatch, stops):
-  """Stops in the middle of an epoch, at its end and right after a resume."""
+@pytest.mark.parametrize('stops, calls', [((17,), '1'), ((40, 5), '1'), ((1, 60, 30), '1'), ((3, 9), '8')])
+def test_stopping_and_resuming_changes_nothing(uninterrupted, tmp_path, monkeypatch, stops, calls):
+  """Stops in the middle of an epoch, at its end and right after a resume, and between calls of many steps."""
   config, whole, folder = uninterrupted
-  config = config.replace(runs_dir=str(tmp_path))
+  config = config.replace(runs_dir=str(tmp_path), steps_per_call=calls)
   monkeypatch.setattr(loop, 'StopSignal', Stopped)
   for stop in stops:
     monkeypatch.setattr(Stopped, 'after', stop)

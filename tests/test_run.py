@@ -255,7 +255,7 @@ def test_a_run_begun_on_other_data_is_not_continued(tmp_path, small):
 
 def test_an_interrupted_rerun_goes_on_where_it_stopped(tmp_path, small, monkeypatch):
   from tests.test_resume import Stopped
-  config = small.replace(runs_dir=str(tmp_path), rerun=True)
+  config = small.replace(runs_dir=str(tmp_path), rerun=True, steps_per_call='1')
   run.train(config, quiet=True)
   monkeypatch.setattr(loop, 'StopSignal', Stopped)
   monkeypatch.setattr(Stopped, 'after', 50)

@@ -49,7 +49,8 @@ def test_naive_forecasts_are_what_they_say(tmp_path):
 
 @pytest.mark.parametrize('content, words', [
     ('date,load\n2020,1\n2021,x\n', "line 3: load is 'x'"), ('date,load\n2020,1\n2021\n', 'line 3: 1 columns'),
-    ('date,load\n2021,1\n2020,2\n', 'line 3: date must rise'), ('date,load\n2020,1\n2021,2\n', 'too few for --window=48'), ('day,load\n2020,1\n', "unknown column 'date'"),
+    ('date,load\n2021,1\n2020,2\n', 'line 3: date must rise'),
+    ('date,load\n2020,1\n2021,2\n', 'too few for --window=48'), ('day,load\n2020,1\n', "unknown column 'date'"),
 ])
 def test_bad_series_are_named(tmp_path, content, words):
   (tmp_path / 's.csv').write_text(content)
