@@ -61,7 +61,8 @@ def _read_file(path, target, task, text_column, skip_bad_rows):
       return _text(row[used[0]], text_column), answer if task != 'tagging' else _tags(answer, row[used[0]])
     return [number(row[i], header[i]) for i in used], answer
 
-  return header, *zip(*usable(path, header, rows, parse, skip_bad_rows))
+  parsed = [found for _, found in usable(path, header, rows, parse, skip_bad_rows)]
+  return header, *zip(*parsed)
 
 
 def _source(parts, paths, task, text_column, target, header):
@@ -123,15 +124,15 @@ def table(path, kind, skip_bad_rows=False):
 
 
 def usable(path, header, rows, parse, skip_bad_rows):
-  """[parse(row)] of the rows that have the header's length and in which `parse` finds no BadRow; raises UserError at one, or skips and counts."""
+  """[(line, parse(row))] of the rows that have the header's length and in which `parse` finds no BadRow; raises UserError at one, or skips and counts."""
   found = []
   for line, row in rows:
     try:
       if len(row) != len(header):
         raise BadRow(f'{len(row)} columns, the header has {len(header)}')
-      if files.MARK in ''.join(row):
+      if skip_bad_rows and files.MARK in ''.join(row):
         raise BadRow('not UTF-8 text')
-      found.append(parse(row))
+      found.append((line, parse(row)))
     except BadRow as problem:
       if not skip_bad_rows:
         raise UserError(f'{path}, line {line}: {problem} (--skip_bad_rows leaves such rows out)') from None

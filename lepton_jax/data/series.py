@@ -33,11 +33,11 @@ def read(path, options):
   time = header.index(options.time_column)
 
   def parse(row):
-    return row, [csv_table.number(cell, name) for cell, name in zip(row, header) if name != options.time_column]
+    return row[time], [csv_table.number(cell, name) for cell, name in zip(row, header) if name != options.time_column]
 
-  used, values = zip(*csv_table.usable(path, header, rows, parse, options.skip_bad_rows))
-  lines = {id(row): line for line, row in rows}
-  check_rising([row[time] for row in used], [lines[id(row)] for row in used], path, options.time_column)
+  lines, parsed = zip(*csv_table.usable(path, header, rows, parse, options.skip_bad_rows))
+  times, values = zip(*parsed)
+  check_rising(times, lines, path, options.time_column)
   return cut(np.array(values, np.float32), [columns.index(t) for t in targets], columns, options, hashlib.sha256(path.read_bytes()).hexdigest()[:12], str(path))
 
 
