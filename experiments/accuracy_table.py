@@ -34,6 +34,7 @@ ROWS = {
     'quick': {'cnn_mnist on mnist5k': ('accuracy', ('--model=cnn_mnist', '--dropout=0.25', '--augment_crop=2'))},
     'mnist': {'lenet5 on MNIST': ('accuracy', MNIST),
               'lenet5 on MNIST, 90 % sparse, W4 A8': ('accuracy', (*MNIST, '--prune_sparsity=0.9', *W4A8))},
+    'cifar10': {'cnn_cifar on CIFAR-10, 10 epochs': ('accuracy', ('--model=cnn_cifar', '--dataset=cifar10', '--epochs=10'))},
     'rowwise': {'LSTM on mnist5k, row by row': ('accuracy', ROWWISE),
                 'LSTM on mnist5k, row by row, 80 % sparse, W4 A8': ('accuracy', (*ROWWISE, '--prune_sparsity=0.8', *W4A8))},
     'shakespeare': {'character LSTM on tiny_shakespeare': ('loss', (

@@ -1,5 +1,6 @@
 """Our own training step and prediction, as a run makes them, on made-up data."""
 
+import collections
 import time
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 from lepton_jax import assemble, machine, speed
 from lepton_jax.config import Config
 from lepton_jax.data.dataset import Dataset
-from lepton_jax.train import parallel
+from lepton_jax.train import loop, parallel
 
 CALLS = 32  # steps a call where they share one
 
@@ -59,11 +60,14 @@ class Contestant:
     return 2 * size ** 3 / min(times)
 
   def train(self, steps):
-    """Takes at least so many steps, in whole calls, and waits for the last; returns how many."""
-    calls = -(-steps // self._calls)
+    """Takes at least so many steps, in whole calls, as few ahead as a run has, and waits for the last; returns how many."""
+    calls, pending = -(-steps // self._calls), collections.deque()
     for _ in range(calls):
       self._state, measured = self._step(self._state, self._batch)
-    jax.block_until_ready(measured)
+      pending.append(measured)
+      if len(pending) > loop.LAG:
+        jax.block_until_ready(pending.popleft())
+    jax.block_until_ready(pending)
     return calls * self._calls
 
   def predict(self, passes, batch):

@@ -4,6 +4,7 @@ Contestants take turns within a round, so that a machine that slows down slows t
 round by round.
 """
 
+import contextlib
 import importlib
 import multiprocessing
 import os
@@ -74,7 +75,8 @@ class Racer:
     return self.ask('memory')
 
   def close(self):
-    self._pipe.send(('stop',))
+    with contextlib.suppress(BrokenPipeError):  # it has stopped by itself, and said why
+      self._pipe.send(('stop',))
     self._process.join()
 
 
