@@ -1,4 +1,4 @@
-"""How a run is cut into calls, where the user leaves it to us; the evidence is experiments/results/benchmark.md."""
+"""How a run is cut into calls, where the user leaves it to us; `./launch.sh benchmark` measures what each choice is worth."""
 
 from lepton_jax import trees
 from lepton_jax.errors import UserError
