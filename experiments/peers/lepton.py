@@ -67,7 +67,7 @@ class Contestant:
       pending.append(measured)
       if len(pending) > loop.LAG:
         jax.block_until_ready(pending.popleft())
-    jax.block_until_ready(pending)
+    jax.block_until_ready(list(pending))
     return calls * self._calls
 
   def predict(self, passes, batch):
