@@ -78,18 +78,17 @@ def write(path, lines):
 
 def train(row, measure, arguments, seed):
   """One line: the run is a process of its own, as a user would start it."""
-  from lepton_jax import evaluation, folder
+  from lepton_jax import assemble, folder
   with tempfile.TemporaryDirectory() as runs:
     command = [sys.executable, '-m', 'experiments.train', f'--runs_dir={runs}', *arguments, f'--seed={seed}', f'--data_dir={FLAGS.data_dir}']
     print('+', ' '.join(command[1:]), flush=True)
     subprocess.run(command, check=True)
     place, = pathlib.Path(runs).iterdir()
     result = folder.read_result(str(place))
-    trained = folder.load(str(place))
-    baselines = evaluation.full_report(trained, 'test')[0].get('baselines', {})
-  naive = '; '.join(f'{name.replace("_", " ")} {measured[measure]:.4g}' for name, measured in baselines.items())
+    examples = assemble.load_data(folder.read_config(str(place))).size('test')
+  naive = '; '.join(f'{name.replace("_", " ")} {measured[measure]:.4g}' for name, measured in result.get('baselines', {}).items())
   found = result | dict(row=row, measure=measure, test=result[f'test_{measure}'], validation=result[f'validation_{measure}'],
-                        test_examples=trained.data.size('test'), baselines=naive, jax=result['versions']['jax'], flags=' '.join(arguments))
+                        test_examples=examples, baselines=naive, jax=result['versions']['jax'], flags=' '.join(arguments))
   return {column: str(found[column]) for column in COLUMNS}
 
 

@@ -1,13 +1,13 @@
 """Times our training step against PyTorch's and plain Flax's for the same networks, in turns on the same machine.
 
 Question: does a user lose time by training with Lepton, and how far is a step from the machine's limit?
-Peers: PyTorch eager, the better of NCHW and channels_last (on a GPU also torch.compile and bfloat16 autocast);
-  Flax and Optax as their guides write them, on one device.
+Peers: PyTorch eager, the better of NCHW and channels_last; Flax and Optax as their guides write them, on one device.
 Command: ./launch.sh benchmark
 Expected: experiments/results/benchmark.md as committed, for that machine; ratios above 1 mean Lepton is faster.
 Cost: 15 minutes on 2 cores with nothing else running. Synthetic data, nothing is downloaded.
 """
 
+import datetime
 import json
 import os
 import pathlib
@@ -30,6 +30,7 @@ CHOICES = {'1 device': dict(devices=1), '2 devices': dict(devices=2), '1 device,
 
 def main(config):
   del config
+  from lepton_jax.report import pictures
   networks = FLAGS.networks.split(',')
   if not set(networks) <= set(NETWORKS):
     raise UserError(f'--networks={FLAGS.networks}: allowed are {", ".join(NETWORKS)}')
@@ -41,7 +42,8 @@ def main(config):
   print(text)
   if FLAGS.output:
     pathlib.Path(FLAGS.output).write_text(text)
-    draw(rows, pathlib.Path(FLAGS.output).with_suffix('.png'))
+    ratios = {'PyTorch / Lepton': [r['ratio_vs_torch'] for r in rows], 'plain Flax / Lepton': [r['ratio_vs_flax'] for r in rows]}
+    pictures.ratio_bars([r['network'] for r in rows], ratios, pathlib.Path(FLAGS.output).with_suffix('.png'), 'time of a step, ratio')
   if FLAGS.json:
     print(json.dumps(dict(rows=rows)))
   return 0
@@ -79,7 +81,6 @@ def measure(name, batch):
 
 def report(rows):
   """The Markdown of all rows."""
-  from lepton_jax import machine
   from lepton_jax.report import markdown
   times = lambda triple: f'{triple[0]:.2f} ({triple[1]:.2f} to {triple[2]:.2f})'
   trained = markdown.table(
@@ -94,26 +95,9 @@ def report(rows):
         *(f'{v:.2f}' for size in ('one', 'batch') for v in r[f'predict_{size}_ms'].values())) for r in rows])
   first = rows[0]
   return (f'# Training steps against PyTorch and plain Flax\n\n{os.cpu_count()} cores ({first["device"]}), jax {first["jax"]}, torch {first["torch"]} on '
-          f'{first["torch_threads"]} threads, float32, Adam; {machine.facts()["finished"][:10]}. {FLAGS.rounds} rounds in turns; medians, ratios of '
+          f'{first["torch_threads"]} threads, float32, Adam; {datetime.date.today()}. {FLAGS.rounds} rounds in turns; medians, ratios of '
           f'rounds with 95 % intervals (bootstrap). '
           f'The largest matrix product here ran at {max(r["peak_gflops"] for r in rows):.0f} GFLOP/s.\n\n{trained}\n\n{besides}\n')
-
-
-def draw(rows, path):
-  """Bars of the two ratios."""
-  import matplotlib
-  matplotlib.use('Agg')
-  from matplotlib import pyplot
-  figure, axes = pyplot.subplots(figsize=(8, 3.2), layout='constrained')
-  for place, (key, label) in enumerate((('ratio_vs_torch', 'PyTorch / Lepton'), ('ratio_vs_flax', 'plain Flax / Lepton'))):
-    middle = [r[key][0] for r in rows]
-    spread = [[r[key][0] - r[key][1] for r in rows], [r[key][2] - r[key][0] for r in rows]]
-    axes.bar([i + 0.4 * place for i in range(len(rows))], middle, 0.38, yerr=spread, capsize=2, label=label)
-  axes.axhline(1, color='black', linewidth=0.8)
-  axes.set_xticks([i + 0.2 for i in range(len(rows))], [r['network'] for r in rows], rotation=20)
-  axes.set_ylabel('time of a step, ratio')
-  axes.legend()
-  figure.savefig(path, dpi=120)
 
 
 if __name__ == '__main__':

@@ -3,8 +3,8 @@
 Question: does a recurrent network forecast better than repeating the last hour or the last day?
 Source: demand in England and Wales, 2000-06-05 to 2000-08-27 (Taylor, J. Oper. Res. Soc. 54, 2003), half-hourly
   megawatts as the package pmdarima ships them; each hour is the mean of its two values.
-Command: ./launch.sh hourly_demand --output=/tmp/demand.csv
-Expected: /tmp/demand.csv with 2,016 rows, for --dataset=series:/tmp/demand.csv --target=demand
+Command: ./launch.sh hourly_demand --output=demand.csv
+Expected: demand.csv with 2,016 rows, for --dataset=series:demand.csv --target=demand
 Cost: seconds.
 """
 

@@ -3,12 +3,12 @@
 Question: which settings will do well on sentences of which no phrase was trained on?
 Papers: SST (Socher et al. 2013), whose training part holds sentences and their phrases, so that a random tenth of
   it says little: its phrases have been trained on as parts of others. GLUE (arXiv:1804.07461) has the splits.
-Command: ./launch.sh sst2_held_out --data_dir=DIR --output=/tmp/sst2
-Expected: /tmp/sst2/train.tsv and test.tsv, for --dataset=csv:/tmp/sst2 --text_column=sentence --target=label
+Command: ./launch.sh sst2_held_out --data_dir=DIR --output=sst2
+Expected: sst2/train.tsv and test.tsv, for --dataset=csv:sst2 --text_column=sentence --target=label
 Cost: half a minute.
 
 experiments/results/sst2_settings.csv has what 15 settings scored on these sentences, each trained once by
-./launch.sh train --dataset=csv:/tmp/sst2 --text_column=sentence --target=label --select=last and its flags.
+./launch.sh train --dataset=csv:sst2 --text_column=sentence --target=label --select=last and its flags.
 """
 
 import pathlib

@@ -14,7 +14,7 @@ def evaluate_split(network, predict, weights, hparams, data, split, batch_size, 
   """{measurement: float} of weights on a whole split, every example counted once; 'score' ranks epochs."""
   if data.stream:
     return stream_measurements(network, predict, weights, hparams, data.splits[split][0], batch_size, layout)
-  logits, label = predictions(predict, weights, hparams, data, split, batch_size, layout)
+  logits, label = by_step(*predictions(predict, weights, hparams, data, split, batch_size, layout))
   return measurements(network, logits, network.to_changes(data.splits[split][0], label), hparams)
 
 
@@ -42,7 +42,6 @@ def predictions(predict, weights, hparams, data, split, batch_size, layout):
 
 def measurements(network, logits, label, hparams):
   """Mean loss, and accuracy or RMSE and MAE in the target's units, over all examples in float64."""
-  logits, label = by_step(logits, label)
   batch = dict(label=jnp.asarray(label))
   if network.loss == 'mse':
     batch['label'] = (batch['label'] - network.target[0]) / network.target[1]

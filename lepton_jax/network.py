@@ -50,7 +50,7 @@ class Network:
       return inputs
     dtype = at_least_single(self.config.architecture.dtype)
     if self.relative_to:
-      inputs = inputs - inputs[:, -1:]
+      inputs = series.changes(inputs)
     return (inputs.astype(dtype) - self.mean.astype(dtype)) / self.std.astype(dtype)
 
   def normalize_batch(self, batch):

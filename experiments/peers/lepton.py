@@ -11,8 +11,6 @@ from lepton_jax.config import Config
 from lepton_jax.data.dataset import Dataset
 from lepton_jax.train import loop, parallel
 
-CALLS = 32  # steps a call where they share one
-
 
 class Contestant:
   """Trains or predicts with one registered network on `devices` devices, `calls` steps a compiled call."""
@@ -32,7 +30,7 @@ class Contestant:
     layout = parallel.make_parallel(mode, len(inputs), config.run.devices)
     self.parameters = sum(p.size for p in jax.tree.leaves(assembly.state.params))
     self._state, self._calls = layout.put_state(assembly.state), calls
-    self._auto = speed.steps_per_call(speed.AUTO, assembly.state.params, assembly.batches.same_shapes or inputs.ndim == 2, jax.default_backend())
+    self._auto = speed.steps_per_call(speed.AUTO, assembly.state.params, assembly.batches.same_shapes, jax.default_backend())
     self._step = layout.step(assembly.train_step(layout.axis), calls)
     batch = dict(inputs=inputs, label=label, example=np.arange(len(inputs), dtype=np.int32))
     self._batch = layout.put_batch(batch) if calls == 1 else layout.put_batches([batch] * calls)

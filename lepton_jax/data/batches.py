@@ -76,7 +76,6 @@ class BucketBatches:
     if not len(self._plan):
       raise UserError(f'--batch_size={batch_size} --buckets={buckets}: of {len(label)} training examples no bucket fills a batch; make one of them smaller')
     self._inputs, self._label, self.batch_size, self._seed = inputs, label, batch_size, seed
-    self._tagged = label.ndim == 2
     self.steps_per_epoch = len(self._plan)
 
   def at(self, step, rows=slice(None)):
@@ -89,7 +88,7 @@ class BucketBatches:
     drawn = shuffled(len(members), self._seed, epoch * len(self._members) + int(bucket))
     chosen = members[drawn[turn * self.batch_size:(turn + 1) * self.batch_size]][rows]
     width = self._widths[bucket]
-    label = self._label[chosen, :width] if self._tagged else self._label[chosen]
+    label = self._label[chosen] if self._label.ndim == 1 else self._label[chosen, :width]
     return dict(inputs=self._inputs[chosen, :width], label=label, example=np.arange(self.batch_size, dtype=np.int32)[rows])
 
 

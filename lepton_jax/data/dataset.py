@@ -85,7 +85,7 @@ def load(options, loss=None):
   if options.relative:
     if not source.targets:
       raise UserError(f'--relative applies to series; {options.dataset} is none')
-    inputs, label = inputs - inputs[:, -1:], label - series.level(inputs, source.targets, label.shape[1])
+    inputs, label = series.changes(inputs), label - series.level(inputs, source.targets, label.shape[1])
   mean, std = (np.zeros(1, np.float32), np.ones(1, np.float32)) if vocabulary else _moments(inputs)
   scale = (np.float32(0), np.float32(1)) if source.classes else _target_moments(label)
   return Dataset(options.dataset, source.version, parts, source.classes, source.columns, mean, std, *scale, vocabulary,

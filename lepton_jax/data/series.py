@@ -72,6 +72,11 @@ def cut(values, targets, columns, options, version, what):
   return Source(version, parts, (), tuple(columns), targets=tuple(targets))
 
 
+def changes(inputs):
+  """inputs[n, window, columns] less the last values of each window."""
+  return inputs - inputs[:, -1:]
+
+
 def level(inputs, targets, outputs):
   """The last values seen in inputs[n, window, columns] of the `targets` columns, repeated to [n, outputs] over the horizon."""
   last = inputs[:, -1][:, np.array(targets)]

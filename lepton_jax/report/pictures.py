@@ -64,3 +64,18 @@ def confusion_matrix(matrix, classes, path, title):
   axis.set(xlabel='predicted', ylabel='true')
   axis.set_title(title, fontsize=10)
   _save(figure, path)
+
+
+def ratio_bars(names, ratios, path, title):
+  """Bars with intervals around the line at 1; `ratios` is {label: (middle, low, high) for each name}."""
+  figure, axes = _axes(8, 3.2)
+  width = 0.8 / len(ratios)
+  for place, (label, triples) in enumerate(ratios.items()):
+    middle = [m for m, _, _ in triples]
+    spread = [[m - low for m, low, _ in triples], [high - m for m, _, high in triples]]
+    axes.bar([i + width * place for i in range(len(names))], middle, 0.95 * width, yerr=spread, capsize=2, label=label)
+  axes.axhline(1, color='black', linewidth=0.8)
+  axes.set_xticks([i + 0.4 - width / 2 for i in range(len(names))], names, rotation=20)
+  axes.set_ylabel(title)
+  axes.legend()
+  _save(figure, path)
