@@ -7,12 +7,18 @@ import tempfile
 # Tests compile hundreds of programs and run each for milliseconds.
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 4)
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
+
+# A first example compiles; explaining a failure would compile hundreds of times more.
+phases = set(hypothesis.Phase) - {hypothesis.Phase.explain}
+hypothesis.settings.register_profile('compiled', deadline=None, phases=phases)
+hypothesis.settings.load_profile('compiled')
 
 # Shared by all workers of a session, so that data are decoded and programs compiled once.
 os.environ.setdefault('LEPTON_TEST_CACHE', tempfile.mkdtemp(prefix='lepton-test-'))

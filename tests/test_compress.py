@@ -21,7 +21,7 @@ from tests.test_train import assert_same, run_steps
 
 # pruning
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(values=st.lists(st.integers(0, 3), min_size=1, max_size=60), share=st.floats(0, 1))
 def test_masks_zero_an_exact_count_even_under_ties(values, share):
   half = len(values) // 2

@@ -19,7 +19,7 @@ def load(loss=None, **options):
   return dataset.load(Config().replace(**options).data, loss)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(label=st.lists(st.integers(0, 4), min_size=1, max_size=80), fraction=st.floats(0, 0.9), seed=st.integers(0, 5))
 def test_hold_out_is_exact_disjoint_and_fair(label, fraction, seed):
   label = np.array(label)
@@ -31,7 +31,7 @@ def test_hold_out_is_exact_disjoint_and_fair(label, fraction, seed):
     assert abs(np.sum(label[held] == value) - size * len(held) / len(label)) <= 1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(size=st.integers(5, 60), folds=st.integers(2, 5), seed=st.integers(0, 5))
 def test_folds_partition_the_examples_evenly(size, folds, seed):
   label = np.arange(size) % 3

@@ -22,7 +22,7 @@ def training(batch, rate=None, axis=None):
 CONVOLUTIONS = dict(chunked=convolve.chunked, depthwise=convolve.depthwise, pointwise=lambda x, w, strides, padding: convolve.pointwise(x, w, strides))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(which=st.sampled_from(sorted(CONVOLUTIONS)), batch=st.integers(1, 19), side=st.integers(5, 9), channels=st.integers(2, 4), features=st.integers(1, 5),
        kernel=st.integers(1, 5), stride=st.integers(1, 2), padding=st.sampled_from(['SAME', 'VALID']), mapped=st.booleans(),
        dtype=st.sampled_from(['float32', 'bfloat16']))
@@ -35,7 +35,7 @@ def test_convolutions_equal_the_plain_one(which, batch, side, channels, features
 
   def both(function):
     value_and_gradients = lambda x, w: (function(x, w), jax.grad(lambda *a: jnp.sum(jnp.sin(function(*a).astype(jnp.float32))), (0, 1))(x, w))
-    found = jax.vmap(value_and_gradients)(x, w) if mapped else value_and_gradients(x[0], w[0])
+    found = jax.jit(jax.vmap(value_and_gradients))(x, w) if mapped else jax.jit(value_and_gradients)(x[0], w[0])
     return jax.tree.map(lambda array: np.asarray(array, np.float32), found)
 
   fast = both(lambda x, w: CONVOLUTIONS[which](x, w, strides, padding))
@@ -52,7 +52,7 @@ def test_convolution_known_answer():
   assert layer.apply({'params': params}, numbers).item() == 286
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(batch=st.integers(1, 3), height=st.integers(2, 9), width=st.integers(2, 9), channels=st.integers(1, 3), ties=st.booleans())
 def test_max_pool_equals_flax_in_values_and_gradients(batch, height, width, channels, ties):
   x = normal(2, batch, height, width, channels)
@@ -60,7 +60,7 @@ def test_max_pool_equals_flax_in_values_and_gradients(batch, height, width, chan
   reference = lambda x: nn.max_pool(x, (2, 2), strides=(2, 2))
   np.testing.assert_array_equal(layers.max_pool(x), reference(x))
   weigh = lambda f: lambda x: jnp.sum(f(x) * jnp.arange(f(x).size, dtype=x.dtype).reshape(f(x).shape))
-  np.testing.assert_array_equal(jax.grad(weigh(layers.max_pool))(x), jax.grad(weigh(reference))(x))
+  np.testing.assert_array_equal(jax.jit(jax.grad(weigh(layers.max_pool)))(x), jax.jit(jax.grad(weigh(reference)))(x))
 
 
 @pytest.mark.parametrize('shape', [(8, 5, 5, 3), (16, 7)])

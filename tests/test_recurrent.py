@@ -76,7 +76,7 @@ def test_step_by_step_with_carried_state_equals_the_whole(kind):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), carry, end)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(lengths=st.lists(st.integers(0, 6), min_size=1, max_size=4))
 def test_reversing_twice_is_the_identity(lengths):
   x = jax.random.normal(jax.random.key(0), (len(lengths), 6, 2))
@@ -126,7 +126,7 @@ def test_recurrent_dropout_keeps_one_mask_a_sequence(kind):
   np.testing.assert_array_equal(run(0)[:, 0], plain[:, 0])  # the first state is zero: nothing to drop
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(kind=st.sampled_from(sorted(recurrent.KINDS)), activation=st.sampled_from(['tanh', 'relu', 'sigmoid']),
        lengths=st.lists(st.integers(0, 5), min_size=1, max_size=3), masked=st.booleans(), dropped=st.booleans(), mapped=st.booleans())
 def test_own_gradient_of_the_recurrence_is_the_reference_s(kind, activation, lengths, masked, dropped, mapped):
@@ -145,7 +145,7 @@ def test_own_gradient_of_the_recurrence_is_the_reference_s(kind, activation, len
 
   def both(run):
     gradient = jax.value_and_grad(lambda *a: loss(run, *a), argnums=(0, 1, 2, 3))
-    return jax.vmap(gradient)(*jax.tree.map(lambda x: jnp.stack([x, -x]), inputs)) if mapped else gradient(*inputs)
+    return jax.jit(jax.vmap(gradient))(*jax.tree.map(lambda x: jnp.stack([x, -x]), inputs)) if mapped else jax.jit(gradient)(*inputs)
 
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), both(recur.fused), both(recur.plain))
 

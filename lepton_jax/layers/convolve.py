@@ -11,6 +11,11 @@ from jax import lax
 CHUNKS = 8
 
 
+def wide(x):
+  """The dtype that sums of x are kept in: at least float32, as XLA's own convolution does."""
+  return jnp.float32 if x.dtype.itemsize < 4 else x.dtype
+
+
 def plain(x, kernel, strides, padding, groups):
   """The reference: x[b, h, w, c] with kernel[kh, kw, c / groups, features]."""
   return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=groups)
@@ -29,12 +34,12 @@ def _forward(x, kernel, strides, padding):
 def _backward(strides, padding, saved, gradient):
   x, kernel = saved
   size = -(-x.shape[0] // CHUNKS)
-  total = jnp.zeros_like(kernel)
+  total = jnp.zeros(kernel.shape, wide(x))
   for start in range(0, x.shape[0], size):
     part = x[start:start + size]
     weight = jax.linear_transpose(lambda k, part=part: plain(part, k, strides, padding, 1), kernel)
-    total += weight(gradient[start:start + size])[0]
-  return image_gradient(x, kernel, gradient, strides, padding), total
+    total += weight(gradient[start:start + size])[0].astype(total.dtype)
+  return image_gradient(x, kernel, gradient, strides, padding), total.astype(kernel.dtype)
 
 
 def image_gradient(x, kernel, gradient, strides, padding):
@@ -47,13 +52,14 @@ def image_gradient(x, kernel, gradient, strides, padding):
   if strides != (1, 1) or height * width < 25:
     return jax.linear_transpose(lambda i: plain(i, kernel, strides, padding, 1), x)(gradient)[0]
   rows, columns = gradient.shape[1:3]
-  taps = (gradient.reshape(-1, features) @ kernel.reshape(-1, features).T).reshape(*gradient.shape[:3], height, width, channels)
+  taps = jnp.matmul(gradient.reshape(-1, features), kernel.reshape(-1, features).T, preferred_element_type=wide(x))
+  taps = taps.reshape(*gradient.shape[:3], height, width, channels)
   (top, bottom), (left, right) = lax.padtype_to_pads(x.shape[1:3], (height, width), strides, padding)
-  total = jnp.zeros((x.shape[0], x.shape[1] + top + bottom, x.shape[2] + left + right, channels), x.dtype)
+  total = jnp.zeros((x.shape[0], x.shape[1] + top + bottom, x.shape[2] + left + right, channels), taps.dtype)
   for row in range(height):
     for column in range(width):
       total = total.at[:, row:row + rows, column:column + columns].add(taps[:, :, :, row, column])
-  return total[:, top:top + x.shape[1], left:left + x.shape[2]]
+  return total[:, top:top + x.shape[1], left:left + x.shape[2]].astype(x.dtype)
 
 
 chunked.defvjp(_forward, _backward)
@@ -70,13 +76,14 @@ def depthwise(x, kernel, strides, padding):
   height, width = kernel.shape[:2]
   pads = lax.padtype_to_pads(x.shape[1:3], (height, width), strides, padding)
   rows, columns = ((size + sum(pad) - taps) // stride + 1 for size, pad, taps, stride in zip(x.shape[1:3], pads, (height, width), strides))
-  padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+  padded = jnp.pad(x.astype(wide(x)), ((0, 0), *pads, (0, 0)))
+  kernel = kernel.astype(padded.dtype)
 
   def view(row, column):
     end = (x.shape[0], row + (rows - 1) * strides[0] + 1, column + (columns - 1) * strides[1] + 1, x.shape[3])
     return lax.slice(padded, (0, row, column, 0), end, (1, *strides, 1))
 
-  return sum(view(row, column) * kernel[row, column, 0] for row in range(height) for column in range(width))
+  return sum(view(row, column) * kernel[row, column, 0] for row in range(height) for column in range(width)).astype(x.dtype)
 
 
 def convolve(x, kernel, strides, padding, groups):
