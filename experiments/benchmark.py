@@ -24,8 +24,6 @@ OWN = ('networks', 'rounds', 'seconds', 'output', 'json')
 RESULTS = pathlib.Path(__file__).parent / 'results' / 'benchmark.md'
 BATCH = dict(lenet5=64, lstm_classifier=64, lenet_300_100=64)  # 128 for the others
 NETWORKS = ('cnn_cifar', 'lenet5', 'resnet8', 'resnet20', 'lstm_classifier', 'lenet_300_100', 'mobilenet_v1')
-# What `auto` could have chosen instead: devices, steps a call.
-CHOICES = {'1 device': dict(devices=1), '2 devices': dict(devices=2), '1 device, 32 steps a call': dict(devices=1, calls=32)}
 
 
 def main(config):
@@ -49,25 +47,32 @@ def main(config):
   return 0
 
 
+def label(devices, calls):
+  """How a choice is called in tables."""
+  return f'{devices} device{"s" if devices > 1 else ""}' + (f', {calls} steps a call' if calls > 1 else '')
+
+
 def measure(name, batch):
   """One row: medians, ratios with their intervals, and what each contestant took besides."""
   from experiments.peers import race
-  ours = [race.Racer(label, 'lepton', name, batch, **options) for label, options in CHOICES.items() if options.get('calls', 1) == 1 or name == 'lenet_300_100']
+  first = race.Racer(label(1, 1), 'lepton', name, batch, devices=1, calls=1)
+  chosen = tuple(first.facts['auto'])
+  others = {chosen} | ({(2, 1)} if first.facts['devices'] > 1 else set())  # what auto takes, and could have taken
+  ours = [first, *(race.Racer(label(*choice), 'lepton', name, batch, devices=choice[0], calls=choice[1]) for choice in sorted(others - {(1, 1)}))]
   images = len(race.SHAPES[name]) == 3
   torch = [race.Racer(layout, 'pytorch', name, batch, layout=layout) for layout in (('nchw', 'channels_last') if images else ('nchw',))]
   plain = race.Racer('flax', 'plain_flax', name, batch)
   racers = [*ours, *torch, plain]
   try:
     race.race(racers, FLAGS.rounds, FLAGS.seconds)
-    chosen = '1 device' if ours[0].facts['auto_calls'] == 1 else '1 device, 32 steps a call'
-    auto = next(r for r in ours if r.label == chosen)
+    auto = next(r for r in ours if r.label == label(*chosen))
     best_ours, best_torch = race.best(ours), race.best(torch)
     median = lambda racer: statistics.median(racer.milliseconds)
-    row = dict(network=name, batch=batch, auto=chosen, device=auto.facts['device'], parameters=auto.facts['parameters'], torch_layout=best_torch.label,
+    row = dict(network=name, batch=batch, auto=auto.label, device=auto.facts['device'], parameters=auto.facts['parameters'], torch_layout=best_torch.label,
                torch_threads=best_torch.facts['threads'], jax=auto.facts['version'], torch=best_torch.facts['version'],
                ours_ms=median(auto), torch_ms=median(best_torch), flax_ms=median(plain), choices={r.label: median(r) for r in ours},
                ratio_vs_torch=race.ratio(best_torch, auto), ratio_vs_flax=race.ratio(plain, auto), auto_vs_best=race.ratio(best_ours, auto),
-               gflops=auto.facts['flops'] / median(auto) / 1e6, peak_gflops=auto.ask('peak')[1] / 1e9)
+               gflops=plain.facts['flops'] / median(auto) / 1e6, peak_gflops=auto.ask('peak')[1] / 1e9)
     row.update(compile_seconds=dict(ours=auto.facts['compile_seconds'], flax=plain.facts['compile_seconds']),
                memory_mib={r.label: r.peak_memory() for r in (auto, best_torch, plain)})
     for size in (1, batch):

@@ -156,9 +156,10 @@ class Run:
   """Where and how the run executes. None of these changes a result."""
   runs_dir: str = option('runs', 'run folders are made here (a local path or gs://...)', identity=False)
   rerun: bool = option(False, 'start over if the run folder is finished', identity=False)
-  parallel: str = option('jit', 'one device, or the batch split over all by sharding or by pmap', choices=('jit', 'sharded', 'pmap'), identity=False)
+  parallel: str = option('auto', 'one device, or the batch split over several by sharding or by pmap; auto: by backend and model',
+                         choices=('auto', 'jit', 'sharded', 'pmap'), identity=False)
   devices: int = option(0, 'devices to use in sharded and pmap; 0: all', low=0, identity=False)
-  cpu_devices: int = option(0, 'virtual CPU devices to make; 0: one', low=0, high=256, identity=False)
+  cpu_devices: int = option(0, 'virtual CPU devices to make; 0: one a core, with --parallel=jit one', low=0, high=256, identity=False)
   steps_per_call: str = option('auto', 'train steps in one compiled call, or auto: by backend and model', identity=False)
   checkpoint_every: int = option(1, 'epochs between checkpoints; one is always written at the end', unit='epochs', low=1, identity=False)
   keep_checkpoints: int = option(2, 'checkpoints kept', low=2, identity=False)

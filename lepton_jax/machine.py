@@ -13,15 +13,28 @@ PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 def start(options):
   """Settings that must precede the first use of a device: memory, virtual devices, the cache of compiled programs."""
   keep_freed_memory()
+  wait_for_stopped_devices()
   import jax
-  if options.cpu_devices:
-    with contextlib.suppress(RuntimeError):  # devices are in use already; --devices complains if they are too few
-      jax.config.update('jax_num_cpu_devices', options.cpu_devices)
+  count = options.cpu_devices or (1 if options.parallel == 'jit' else cores())
+  with contextlib.suppress(RuntimeError):  # devices are in use already; --devices complains if they are too few
+    jax.config.update('jax_num_cpu_devices', count)
   where = options.compilation_cache
   if where != 'off':
     home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
     jax.config.update('jax_compilation_cache_dir', str(pathlib.Path(where).expanduser() if where else pathlib.Path(home) / 'lepton_jax' / 'xla'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+
+
+def cores():
+  """How many processor cores this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def wait_for_stopped_devices():
+  """Gives virtual devices ten minutes to meet, where XLA ends the process after 40 s: a laptop is closed, a core is busy elsewhere."""
+  flag = '--xla_cpu_collective_call_terminate_timeout_seconds'
+  if flag not in os.environ.get('XLA_FLAGS', ''):
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flag}=600'.strip()
 
 
 def keep_freed_memory():

@@ -44,12 +44,13 @@ def train_one(config, folder, quiet=False):
   quiet = quiet or not first
   initial = read_initial(config, data) if config.training.init_from else None
   assembly = assemble.build(config, data, initial)
-  layout = parallel_lib.make_parallel(config.run.parallel, config.data.batch_size, config.run.devices)
+  mode, devices = speed.devices(config.run.parallel, config.run.devices, assembly.state.params, config.data.batch_size, jax.default_backend())
+  layout = parallel_lib.make_parallel(mode, config.data.batch_size, devices)
   calls = speed.steps_per_call(config.run.steps_per_call, assembly.state.params, assembly.batches.same_shapes, jax.default_backend())
   if first:
     open_folder(config, folder, data)
   if not quiet:
-    print(describe(config, assembly, layout, calls), flush=True)
+    print(describe(config, assembly, layout, mode, calls), flush=True)
 
   state, checkpoints = resume(assembly, layout, folder, config.run.keep_checkpoints, (lambda text: None) if quiet else print)
   hparams = layout.put_state(network_lib.strengths(config, assembly.network))  # the state's own are given up at each step
@@ -210,9 +211,9 @@ def describe_compression(network, weights, hparams):
               quantized_kernels=sum('weight_bits' in row for row in rows), kernels=rows)
 
 
-def describe(config, assembly, layout, calls):
+def describe(config, assembly, layout, mode, calls):
   """The line that opens a run."""
   data = assembly.dataset
   sizes = ' / '.join(f'{data.size(s):,}' for s in ('train', 'validation', 'test'))
   return (f'{config.name()}: {trees.count(assembly.state.params):,} parameters, {data.name} {sizes} examples, '
-          f'{assembly.total_steps:,} steps, {calls} a call, {config.run.parallel} on {layout.devices} {jax.default_backend()} device(s)')
+          f'{assembly.total_steps:,} steps, {calls} a call, {mode} on {layout.devices} {jax.default_backend()} device(s)')

@@ -1,9 +1,42 @@
-"""How a run is cut into calls, where the user leaves it to us; `./launch.sh benchmark` measures what each choice is worth."""
+"""How a run is spread over devices and cut into calls, where the user leaves it to us; `./launch.sh benchmark` measures what each choice is worth."""
+
+import jax
 
 from lepton_jax import trees
 from lepton_jax.errors import UserError
 
 AUTO = 'auto'
+SHARE = 32  # a device with fewer examples than this waits for the others longer than it computes
+
+
+def devices(mode, asked, params, batch_size, backend):
+  """(mode, number of devices, 0 for all) of a run.
+
+  Under 'auto' several processes and several accelerators share the batch. So do the cores of one CPU,
+  each a virtual device, where 3x3 or larger convolutions over several channels hold most of the
+  convolutions' weights: XLA computes these on one core at a time. A recurrent or a dense network, and one
+  of depthwise and 1x1 convolutions, whose products do use all cores, stays on one device.
+  """
+  if mode != AUTO:
+    return mode, asked
+  if jax.process_count() > 1:
+    return 'sharded', asked
+  split = 'pmap' if backend == 'cpu' else 'sharded'
+  if asked:
+    return (split, asked) if asked > 1 else ('jit', 0)
+  count = jax.device_count()
+  if backend == 'cpu':
+    count = min(count, batch_size // SHARE) if spatial(params) else 1
+  while count > 1 and batch_size % count:
+    count -= 1
+  return (split, count) if count > 1 else ('jit', 0)
+
+
+def spatial(params):
+  """Whether most of the weights of the convolutions look at several positions and several channels."""
+  kernels = [leaf.shape for name, leaf in trees.named(params).items() if trees.is_kernel(name) and leaf.ndim == 4]
+  sizes = [(height * width * channels * features, height * width > 1 and channels > 1) for height, width, channels, features in kernels]
+  return 2 * sum(size for size, several in sizes if several) > sum(size for size, _ in sizes)
 
 
 def steps_per_call(asked, params, same_shapes, backend):

@@ -27,6 +27,12 @@ jax.config.update('jax_compilation_cache_dir', os.environ['LEPTON_TEST_CACHE'] +
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 
+@pytest.fixture(scope='session', autouse=True)
+def virtual_devices():
+  """Made before the first run, which would make as many as there are cores; not on import, for some tests fork."""
+  assert jax.device_count() == 4
+
+
 @pytest.fixture(scope='session')
 def tfds_dir():
   """Prepared TFDS data beside the checkout; tests that read it are skipped elsewhere."""

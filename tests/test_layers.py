@@ -19,10 +19,11 @@ def training(batch, rate=None, axis=None):
   return layers.Training(example=jnp.arange(batch), dropout=None if rate is None else jnp.float32(rate), axis=axis)
 
 
-CONVOLUTIONS = dict(chunked=convolve.chunked, depthwise=convolve.depthwise, pointwise=lambda x, w, strides, padding: convolve.pointwise(x, w, strides))
+CONVOLUTIONS = dict(whole=lambda *arguments: convolve.dense(*arguments, 1), chunked=lambda *arguments: convolve.dense(*arguments, 8),
+                    depthwise=convolve.depthwise, pointwise=lambda x, w, strides, padding: convolve.pointwise(x, w, strides))
 
 
-@settings(max_examples=12)
+@settings(max_examples=16)
 @given(which=st.sampled_from(sorted(CONVOLUTIONS)), batch=st.integers(1, 19), side=st.integers(5, 9), channels=st.integers(2, 4), features=st.integers(1, 5),
        kernel=st.integers(1, 5), stride=st.integers(1, 2), padding=st.sampled_from(['SAME', 'VALID']), mapped=st.booleans(),
        dtype=st.sampled_from(['float32', 'bfloat16']))

@@ -16,10 +16,8 @@ class Contestant:
   """Trains or predicts with one registered network on `devices` devices, `calls` steps a compiled call."""
 
   def __init__(self, name, inputs, label, devices=1, calls=1, dtype='float32'):
-    mode = 'sharded' if devices > 1 else 'jit'
     words = tuple(map(str, range(10_000))) if inputs.ndim == 2 else ()
-    config = Config().replace(model=name, dtype=dtype, batch_size=len(inputs), parallel=mode, devices=devices if devices > 1 else 0, select='last',
-                              cpu_devices=devices, buckets=1, schedule='constant')
+    config = Config().replace(model=name, dtype=dtype, batch_size=len(inputs), devices=devices, select='last', buckets=1, schedule='constant')
     machine.start(config.run)
     channels = inputs.shape[-1] if inputs.ndim == 4 else 1
     classes = tuple(map(str, range(2 if words else 10)))
@@ -27,10 +25,13 @@ class Contestant:
     data = Dataset('made up', '', dict(train=part, validation=part, test=part), classes, (), np.zeros(channels, np.float32), np.ones(channels, np.float32),
                    vocabulary=words)
     assembly = assemble.build(config, data)
-    layout = parallel.make_parallel(mode, len(inputs), config.run.devices)
+    backend = jax.default_backend()
+    mode, count = speed.devices('auto', devices, assembly.state.params, len(inputs), backend)
+    self._auto_devices = max(1, speed.devices('auto', 0, assembly.state.params, len(inputs), backend)[1])
+    layout = parallel.make_parallel(mode, len(inputs), count)
     self.parameters = sum(p.size for p in jax.tree.leaves(assembly.state.params))
     self._state, self._calls = layout.put_state(assembly.state), calls
-    self._auto = speed.steps_per_call(speed.AUTO, assembly.state.params, assembly.batches.same_shapes, jax.default_backend())
+    self._auto_calls = speed.steps_per_call(speed.AUTO, assembly.state.params, assembly.batches.same_shapes, backend)
     self._step = layout.step(assembly.train_step(layout.axis), calls)
     batch = dict(inputs=inputs, label=label, example=np.arange(len(inputs), dtype=np.int32))
     self._batch = layout.put_batch(batch) if calls == 1 else layout.put_batches([batch] * calls)
@@ -42,9 +43,8 @@ class Contestant:
     self.compile_seconds = time.perf_counter() - began
 
   def facts(self):
-    """What the table says beside the times; `flops` is a training step's, three forward passes."""
-    forward = jax.make_jaxpr(self._predict)(self._weights, self._inputs, self._hparams)
-    return dict(version=jax.__version__, device=jax.devices()[0].device_kind, flops=3 * flops(forward.jaxpr), auto_calls=self._auto)
+    """What the table says beside the times."""
+    return dict(version=jax.__version__, device=jax.devices()[0].device_kind, devices=jax.device_count(), auto=(self._auto_devices, self._auto_calls))
 
   def peak(self, size=2048):
     """FLOP a second of the largest matrix product here, the machine's limit."""
@@ -74,21 +74,3 @@ class Contestant:
     for _ in range(passes):
       answer = self._predict(weights, x, self._hparams)
     answer.block_until_ready()
-
-
-def flops(jaxpr):
-  """Multiplications and additions of the matrix products and convolutions in a jaxpr, those of a scan as often as it runs."""
-  total = 0
-  for equation in jaxpr.eqns:
-    name, shapes = equation.primitive.name, [v.aval.shape for v in equation.invars if hasattr(v, 'aval')]
-    if name == 'dot_general':
-      (contracted, _), _ = equation.params['dimension_numbers']
-      total += 2 * np.prod(equation.outvars[0].aval.shape) * np.prod([shapes[0][i] for i in contracted])
-    elif name == 'conv_general_dilated':
-      total += 2 * np.prod(equation.outvars[0].aval.shape) * np.prod(shapes[1][:-1])
-    times = equation.params.get('length', 1) if name == 'scan' else 1
-    for value in equation.params.values():
-      inner = getattr(value, 'jaxpr', value)
-      if hasattr(inner, 'eqns'):
-        total += times * flops(inner)
-  return float(total)

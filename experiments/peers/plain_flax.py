@@ -5,6 +5,7 @@ import time
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 
@@ -132,8 +133,9 @@ class Contestant:
     return steps
 
   def facts(self):
-    """What the table says beside the times."""
-    return dict(version=jax.__version__, device=jax.devices()[0].device_kind)
+    """What the table says beside the times; `flops` is a training step's, three forward passes of the network as its papers define it."""
+    forward = jax.make_jaxpr(self._predict)(*self._state[:2], self._batch[0])
+    return dict(version=jax.__version__, device=jax.devices()[0].device_kind, flops=3 * flops(forward.jaxpr))
 
   def predict(self, passes, batch):
     """So many forward passes over the first `batch` examples."""
@@ -141,3 +143,21 @@ class Contestant:
     for _ in range(passes):
       answer = self._predict(*self._state[:2], x)
     answer.block_until_ready()
+
+
+def flops(jaxpr):
+  """Multiplications and additions of the matrix products and convolutions in a jaxpr, those of a scan as often as it runs."""
+  total = 0
+  for equation in jaxpr.eqns:
+    name, shapes = equation.primitive.name, [v.aval.shape for v in equation.invars if hasattr(v, 'aval')]
+    if name == 'dot_general':
+      (contracted, _), _ = equation.params['dimension_numbers']
+      total += 2 * np.prod(equation.outvars[0].aval.shape) * np.prod([shapes[0][i] for i in contracted])
+    elif name == 'conv_general_dilated':
+      total += 2 * np.prod(equation.outvars[0].aval.shape) * np.prod(shapes[1][:-1])
+    times = equation.params.get('length', 1) if name == 'scan' else 1
+    for value in equation.params.values():
+      inner = getattr(value, 'jaxpr', value)
+      if hasattr(inner, 'eqns'):
+        total += times * flops(inner)
+  return float(total)

@@ -1,14 +1,15 @@
-"""Convolution with the weight gradient that suits the platform."""
+"""Convolution in the form that suits the platform, with gradients of its own on a CPU."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-# On CPU the weight gradient is summed over this many parts of the batch: patches then stay in cache,
-# which is about twice as fast as XLA's one large contraction. More parts cost compile time.
-CHUNKS = 8
+# On CPU the weight gradient is summed over this many parts of a device's share of the batch: patches then stay
+# in cache, which is about twice as fast as XLA's one large contraction. More parts cost compile time.
+CHUNKS = 4
 
 
 def wide(x):
@@ -21,25 +22,59 @@ def plain(x, kernel, strides, padding, groups):
   return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=groups)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def chunked(x, kernel, strides, padding):
-  """`plain` with one group, whose weight gradient is summed over chunks of the batch."""
-  return plain(x, kernel, strides, padding, 1)
+def neighbours(x, kernel, padding):
+  """`plain` of one group and stride 1, where few output channels leave the processor's wide registers half empty.
+
+  Some neighbouring positions of a row are computed as channels of one position: the kernel is repeated,
+  each time shifted by a column and filled up with zeros. More is multiplied, in half the time.
+  """
+  height, width, channels, features = kernel.shape
+  pads = lax.padtype_to_pads(x.shape[1:3], (height, width), (1, 1), padding) if isinstance(padding, str) else padding
+  columns = x.shape[2] + sum(pads[1]) - width + 1
+  count = (64 if channels <= 4 else 32) // features
+  if channels == 1 or count < 2 or columns % count:
+    return plain(x, kernel, (1, 1), pads, 1)
+  kernel = jnp.stack([jnp.pad(kernel, ((0, 0), (i, count - 1 - i), (0, 0), (0, 0))) for i in range(count)], 3)
+  y = plain(x, kernel.reshape(height, width + count - 1, channels, count * features), (1, count), pads, 1)
+  return y.reshape(*y.shape[:2], columns, features)
 
 
-def _forward(x, kernel, strides, padding):
-  return chunked(x, kernel, strides, padding), (x, kernel)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def dense(x, kernel, strides, padding, chunks):
+  """`plain` with one group, its values and both gradients each in the form that a CPU computes fastest."""
+  return neighbours(x, kernel, padding) if strides == (1, 1) else plain(x, kernel, strides, padding, 1)
 
 
-def _backward(strides, padding, saved, gradient):
+def _forward(x, kernel, strides, padding, chunks):
+  return dense(x, kernel, strides, padding, chunks), (x, kernel)
+
+
+def _backward(strides, padding, chunks, saved, gradient):
   x, kernel = saved
-  size = -(-x.shape[0] // CHUNKS)
+  return image_gradient(x, kernel, gradient, strides, padding), weight_gradient(x, kernel, gradient, strides, padding, chunks)
+
+
+dense.defvjp(_forward, _backward)
+
+
+def written_out(x, kernel):
+  """`x`, from memory: XLA would compute it anew, from several convolutions' outputs, in the order of the reader.
+
+  A branch's result is always written out. The other branch is for a kernel of NaN, when nothing is left to learn.
+  """
+  return lax.cond(kernel[0, 0, 0, 0] == kernel[0, 0, 0, 0], lambda x: x, jnp.zeros_like, x)
+
+
+def weight_gradient(x, kernel, gradient, strides, padding, chunks):
+  """The gradient of the kernel, summed over chunks of the batch."""
+  x = written_out(x, kernel)
+  chunks = math.gcd(x.shape[0], chunks)
+  x, gradient = (a.reshape(-1, chunks, *a.shape[1:]) for a in (x, gradient))
   total = jnp.zeros(kernel.shape, wide(x))
-  for start in range(0, x.shape[0], size):
-    part = x[start:start + size]
-    weight = jax.linear_transpose(lambda k, part=part: plain(part, k, strides, padding, 1), kernel)
-    total += weight(gradient[start:start + size])[0].astype(total.dtype)
-  return image_gradient(x, kernel, gradient, strides, padding), total.astype(kernel.dtype)
+  for i in range(chunks):
+    weight = jax.linear_transpose(lambda k, i=i: plain(x[:, i], k, strides, padding, 1), kernel)
+    total += weight(gradient[:, i])[0].astype(total.dtype)
+  return total.astype(kernel.dtype)
 
 
 def image_gradient(x, kernel, gradient, strides, padding):
@@ -49,20 +84,20 @@ def image_gradient(x, kernel, gradient, strides, padding):
   added where it came from, takes half the time.
   """
   height, width, channels, features = kernel.shape
-  if strides != (1, 1) or height * width < 25:
+  if strides != (1, 1):
     return jax.linear_transpose(lambda i: plain(i, kernel, strides, padding, 1), x)(gradient)[0]
+  (top, bottom), (left, right) = lax.padtype_to_pads(x.shape[1:3], (height, width), strides, padding)
+  if height * width < 25:
+    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    return neighbours(gradient, turned, ((height - 1 - top, height - 1 - bottom), (width - 1 - left, width - 1 - right)))
   rows, columns = gradient.shape[1:3]
   taps = jnp.matmul(gradient.reshape(-1, features), kernel.reshape(-1, features).T, preferred_element_type=wide(x))
   taps = taps.reshape(*gradient.shape[:3], height, width, channels)
-  (top, bottom), (left, right) = lax.padtype_to_pads(x.shape[1:3], (height, width), strides, padding)
   total = jnp.zeros((x.shape[0], x.shape[1] + top + bottom, x.shape[2] + left + right, channels), taps.dtype)
   for row in range(height):
     for column in range(width):
       total = total.at[:, row:row + rows, column:column + columns].add(taps[:, :, :, row, column])
   return total[:, top:top + x.shape[1], left:left + x.shape[2]].astype(x.dtype)
-
-
-chunked.defvjp(_forward, _backward)
 
 
 def pointwise(x, kernel, strides):
@@ -89,15 +124,14 @@ def depthwise(x, kernel, strides, padding):
 def convolve(x, kernel, strides, padding, groups):
   """The convolution for where this program runs: XLA's own on accelerators, on a CPU what is fastest there.
 
-  Several devices share a batch along the axis that chunks cut, so they take the plain one; with 16
-  features or fewer the gradient is faster whole.
+  With 16 features or fewer the weight gradient is faster whole.
   """
   if jax.default_backend() != 'cpu':
     return plain(x, kernel, strides, padding, groups)
   if groups == x.shape[-1] == kernel.shape[-1] > 1:
     return depthwise(x, kernel, strides, padding)
-  if groups == 1 and kernel.shape[:2] == (1, 1):
+  if groups > 1:
+    return plain(x, kernel, strides, padding, groups)
+  if kernel.shape[:2] == (1, 1):
     return pointwise(x, kernel, strides)
-  if groups == 1 and jax.device_count() == 1 and kernel.shape[-1] > 16:
-    return chunked(x, kernel, strides, padding)
-  return plain(x, kernel, strides, padding, groups)
+  return dense(x, kernel, strides, padding, CHUNKS if kernel.shape[-1] > 16 else 1)
