@@ -73,7 +73,9 @@ def build(config, dataset, initial=None):
   train_step = functools.partial(make_step, network, optimizer, frozen, len(dataset.classes))
   if 'carry' in variables:
     model_state['carry'] = network_lib.fresh_carry(variables['carry'], config.data.batch_size)
-  state = initial_state(config, network, params, model_state, optimizer, hparams)
+  masks = first_masks(network.prunable, trees.named(params), config.training.init_from and config.prune.keep_zeros)
+  # One program, kept in the cache, where dozens of small ones would be compiled at each start.
+  state = jax.jit(functools.partial(initial_state, config, network, optimizer))(params, model_state, masks, hparams)
   prune_steps = prune_schedule.update_steps(total_steps, config.prune.prune_begin, config.prune.prune_end, config.prune.prune_updates)
   make_hooks = functools.partial(hooks, network, batches, prune_steps)
   return Assembly(config, dataset, network, state, batches, total_steps, train_step, make_hooks,
@@ -132,14 +134,13 @@ def make_step(network, optimizer, frozen, num_classes, axis=None):
                                   effective=effective, terms=terms, finish=finish, axis=axis)
 
 
-def initial_state(config, network, params, model_state, optimizer, hparams):
+def initial_state(config, network, optimizer, params, model_state, masks, hparams):
   """The TrainState before the first step. Activation ranges start at 0 and are calibrated by a hook."""
   ranges = {f'{site}/{end}': jnp.zeros((), at_least_single(config.architecture.dtype)) for site in network.sites for end in ('low', 'high')}
   trained = dict(params=params, quant=trees.nest(ranges))
-  named = trees.named(params)
   state = state_lib.TrainState(
       step=jnp.zeros((), jnp.int32), **trained, model_state=model_state, opt_state=optimizer.init(trained, hparams),
-      masks=first_masks(network.prunable, named, config.training.init_from and config.prune.keep_zeros),
+      masks=masks,
       ema=jax.tree.map(jnp.copy, trained) if config.optimization.ema_decay else {},
       best={}, stale=jnp.zeros((), jnp.int32), totals=state_lib.zero_totals(network.measured), hparams=hparams,
       key=jax.random.key_data(jax.random.fold_in(jax.random.key(config.training.seed), 1)))
@@ -152,7 +153,7 @@ def initial_state(config, network, params, model_state, optimizer, hparams):
 def first_masks(prunable, kernels, keep_zeros):
   """Masks before pruning begins: of all prunable kernels, and with `keep_zeros` of every kernel that has zeros, which stay."""
   if not keep_zeros:
-    return {n: jnp.ones_like(kernels[n]) for n in prunable}
+    return {n: np.ones(kernels[n].shape, kernels[n].dtype) for n in prunable}
   sparse = [n for n, leaf in kernels.items() if trees.is_kernel(n) and (n in prunable or not np.all(np.asarray(leaf)))]
   return {n: (kernels[n] != 0).astype(kernels[n].dtype) for n in sparse}
 

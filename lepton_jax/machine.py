@@ -22,7 +22,7 @@ def start(options):
   if where != 'off':
     home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
     jax.config.update('jax_compilation_cache_dir', str(pathlib.Path(where).expanduser() if where else pathlib.Path(home) / 'lepton_jax' / 'xla'))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 
 def cores():

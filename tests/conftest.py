@@ -24,7 +24,7 @@ hypothesis.settings.load_profile('compiled')
 os.environ.setdefault('LEPTON_TEST_CACHE', tempfile.mkdtemp(prefix='lepton-test-'))
 os.environ['XDG_CACHE_HOME'] = os.environ['LEPTON_TEST_CACHE']
 jax.config.update('jax_compilation_cache_dir', os.environ['LEPTON_TEST_CACHE'] + '/xla')
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 
 @pytest.fixture(scope='session', autouse=True)

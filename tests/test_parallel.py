@@ -15,7 +15,7 @@ from lepton_jax.config import Config
 from lepton_jax.errors import UserError
 from lepton_jax.registry import MODELS
 from lepton_jax.train import parallel
-from tests.test_models import GOLDEN, tiny_dataset
+from tests.test_models import GOLDEN, SHALLOW, tiny_dataset
 
 # Batch norm, dropout, augmentation with mixing, pruning and weight rounding, all at once. Left out is what picks between equals: pixels
 # take few values, so entries of a max pool tie and activations lie on the border of two levels, where the order of a sum decides.
@@ -98,7 +98,8 @@ def test_every_train_step_lowers_for_gpus_and_tpus(model):
   shape, outputs, _ = GOLDEN[model]
   data = tiny_dataset(model, shape, max(outputs, 2) if model != 'lstm_lm' else 65, 4)
   config = Config().replace(model=model, batch_size=4, weight_decay=1e-4, prune_sparsity=0.5, quantize_weight_bits=4, quantize_activation_bits=8,
-                            augment_flip=len(shape) == 3, ema_decay=0.9, sequence_length=16, buckets=1)
+                            augment_flip=len(shape) == 3, ema_decay=0.9, sequence_length=16, buckets=1,
+                            **SHALLOW.get(model, {}))
   built = []
 
   def make_state():
