@@ -14,8 +14,9 @@ def devices(mode, asked, params, batch_size, backend):
 
   Under 'auto' several processes and several accelerators share the batch. So do the cores of one CPU,
   each a virtual device, where 3x3 or larger convolutions over several channels hold most of the
-  convolutions' weights: XLA computes these on one core at a time. A recurrent or a dense network, and one
-  of depthwise and 1x1 convolutions, whose products do use all cores, stays on one device.
+  convolutions' weights, which XLA computes on one core at a time, or where steps follow one another, too
+  small to be cut. A dense network, and one of depthwise and 1x1 convolutions, stays on one device: its large
+  products use all cores by themselves.
   """
   if mode != AUTO:
     return mode, asked
@@ -26,10 +27,15 @@ def devices(mode, asked, params, batch_size, backend):
     return (split, asked) if asked > 1 else ('jit', 0)
   count = jax.device_count()
   if backend == 'cpu':
-    count = min(count, batch_size // SHARE) if spatial(params) else 1
+    count = min(count, batch_size // SHARE) if spatial(params) or recurrent(params) else 1
   while count > 1 and batch_size % count:
     count -= 1
   return (split, count) if count > 1 else ('jit', 0)
+
+
+def recurrent(params):
+  """Whether a layer takes its own output of the step before."""
+  return any(name.endswith('recurrent/kernel') for name in trees.named(params))
 
 
 def spatial(params):
@@ -58,5 +64,4 @@ def steps_per_call(asked, params, same_shapes, backend):
   if backend != 'cpu':
     return 16
   kernels = {name: leaf for name, leaf in trees.named(params).items() if trees.is_kernel(name)}
-  dense = all(leaf.ndim == 2 for leaf in kernels.values()) and not any(name.endswith('recurrent/kernel') for name in kernels)
-  return 32 if dense else 1
+  return 32 if all(leaf.ndim == 2 for leaf in kernels.values()) and not recurrent(params) else 1

@@ -141,10 +141,10 @@ def test_devices_by_backend_and_model():
   from lepton_jax import speed
   lenet = {'conv1': {'kernel': np.zeros((5, 5, 1, 20))}, 'conv2': {'kernel': np.zeros((5, 5, 20, 50))}, 'head': {'kernel': np.zeros((800, 10))}}
   separable = {'stem': {'kernel': np.zeros((3, 3, 3, 8))}, 'depthwise': {'kernel': np.zeros((3, 3, 1, 8))}, 'pointwise': {'kernel': np.zeros((1, 1, 8, 64))}}
-  dense = {'head': {'kernel': np.zeros((2, 2))}}
+  dense, lstm = {'head': {'kernel': np.zeros((2, 2))}}, {'forward1': {'recurrent': {'kernel': np.zeros((2, 8))}}}
   choose = lambda params, batch, backend='cpu', mode='auto', asked=0: speed.devices(mode, asked, params, batch, backend)
   assert jax.device_count() == 4
-  assert [choose(p, 128) for p in (lenet, separable, dense)] == [('pmap', 4), ('jit', 0), ('jit', 0)]
+  assert [choose(p, 128) for p in (lenet, lstm, separable, dense)] == [('pmap', 4), ('pmap', 4), ('jit', 0), ('jit', 0)]
   assert [choose(lenet, batch) for batch in (96, 64, 127, 32)] == [('pmap', 3), ('pmap', 2), ('jit', 0), ('jit', 0)]
   assert [choose(dense, batch, 'tpu') for batch in (8, 6)] == [('sharded', 4), ('sharded', 3)]
   assert choose(dense, 8, asked=2) == ('pmap', 2) and choose(lenet, 128, asked=1) == ('jit', 0)
