@@ -6,7 +6,7 @@ from lepton_jax import trees
 from lepton_jax.errors import UserError
 
 AUTO = 'auto'
-SHARE = 32  # a device with fewer examples than this waits for the others longer than it computes
+SHARE = 32  # the fewest examples on which a device was measured to gain, with two devices
 
 
 def devices(mode, asked, params, batch_size, backend):

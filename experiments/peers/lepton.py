@@ -26,8 +26,8 @@ class Contestant:
                    vocabulary=words)
     assembly = assemble.build(config, data)
     backend = jax.default_backend()
-    mode, count = speed.devices('auto', devices, assembly.state.params, len(inputs), backend)
-    self._auto_devices = max(1, speed.devices('auto', 0, assembly.state.params, len(inputs), backend)[1])
+    mode, count = speed.devices(speed.AUTO, devices, assembly.state.params, len(inputs), backend)
+    self._auto_devices = max(1, speed.devices(speed.AUTO, 0, assembly.state.params, len(inputs), backend)[1])
     layout = parallel.make_parallel(mode, len(inputs), count)
     self.parameters = sum(p.size for p in jax.tree.leaves(assembly.state.params))
     self._state, self._calls = layout.put_state(assembly.state), calls

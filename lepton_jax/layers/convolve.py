@@ -7,14 +7,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lepton_jax.precision import at_least_single
+
 # On CPU the weight gradient is summed over this many parts of a device's share of the batch: patches then stay
 # in cache, which is about twice as fast as XLA's one large contraction. More parts cost compile time.
 CHUNKS = 4
-
-
-def wide(x):
-  """The dtype that sums of x are kept in: at least float32, as XLA's own convolution does."""
-  return jnp.float32 if x.dtype.itemsize < 4 else x.dtype
 
 
 def plain(x, kernel, strides, padding, groups):
@@ -22,14 +19,13 @@ def plain(x, kernel, strides, padding, groups):
   return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=groups)
 
 
-def neighbours(x, kernel, padding):
+def neighbours(x, kernel, pads):
   """`plain` of one group and stride 1, where few output channels leave the processor's wide registers half empty.
 
   Some neighbouring positions of a row are computed as channels of one position: the kernel is repeated,
   each time shifted by a column and filled up with zeros. More is multiplied, in half the time.
   """
   height, width, channels, features = kernel.shape
-  pads = lax.padtype_to_pads(x.shape[1:3], (height, width), (1, 1), padding) if isinstance(padding, str) else padding
   columns = x.shape[2] + sum(pads[1]) - width + 1
   count = (64 if channels <= 4 else 32) // features
   if channels == 1 or count < 2 or columns % count:
@@ -42,7 +38,9 @@ def neighbours(x, kernel, padding):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def dense(x, kernel, strides, padding, chunks):
   """`plain` with one group, its values and both gradients each in the form that a CPU computes fastest."""
-  return neighbours(x, kernel, padding) if strides == (1, 1) else plain(x, kernel, strides, padding, 1)
+  if strides != (1, 1):
+    return plain(x, kernel, strides, padding, 1)
+  return neighbours(x, kernel, lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding))
 
 
 def _forward(x, kernel, strides, padding, chunks):
@@ -70,7 +68,7 @@ def weight_gradient(x, kernel, gradient, strides, padding, chunks):
   x = written_out(x, kernel)
   chunks = math.gcd(x.shape[0], chunks)
   x, gradient = (a.reshape(-1, chunks, *a.shape[1:]) for a in (x, gradient))
-  total = jnp.zeros(kernel.shape, wide(x))
+  total = jnp.zeros(kernel.shape, at_least_single(x.dtype))
   for i in range(chunks):
     weight = jax.linear_transpose(lambda k, i=i: plain(x[:, i], k, strides, padding, 1), kernel)
     total += weight(gradient[:, i])[0].astype(total.dtype)
@@ -91,7 +89,7 @@ def image_gradient(x, kernel, gradient, strides, padding):
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
     return neighbours(gradient, turned, ((height - 1 - top, height - 1 - bottom), (width - 1 - left, width - 1 - right)))
   rows, columns = gradient.shape[1:3]
-  taps = jnp.matmul(gradient.reshape(-1, features), kernel.reshape(-1, features).T, preferred_element_type=wide(x))
+  taps = jnp.matmul(gradient.reshape(-1, features), kernel.reshape(-1, features).T, preferred_element_type=at_least_single(x.dtype))
   taps = taps.reshape(*gradient.shape[:3], height, width, channels)
   total = jnp.zeros((x.shape[0], x.shape[1] + top + bottom, x.shape[2] + left + right, channels), taps.dtype)
   for row in range(height):
@@ -111,7 +109,7 @@ def depthwise(x, kernel, strides, padding):
   height, width = kernel.shape[:2]
   pads = lax.padtype_to_pads(x.shape[1:3], (height, width), strides, padding)
   rows, columns = ((size + sum(pad) - taps) // stride + 1 for size, pad, taps, stride in zip(x.shape[1:3], pads, (height, width), strides))
-  padded = jnp.pad(x.astype(wide(x)), ((0, 0), *pads, (0, 0)))
+  padded = jnp.pad(x.astype(at_least_single(x.dtype)), ((0, 0), *pads, (0, 0)))
   kernel = kernel.astype(padded.dtype)
 
   def view(row, column):
