@@ -6,14 +6,14 @@ Command: ./launch.sh accuracy_table --data_dir=DIR --rows=quick,mnist
 Expected: experiments/results/accuracy.csv as committed, times apart.
 Cost: 20 minutes on 2 cores for the rows `quick` and `mnist`.
 
-Finished lines are kept: a row is trained only for the seeds that the file lacks.
+Finished lines are kept: a row is trained only for the seeds that the file lacks, and a run that was
+stopped goes on where it was.
 """
 
-import csv
+import hashlib
 import pathlib
 import subprocess
 import sys
-import tempfile
 
 from absl import flags as absl_flags
 
@@ -21,11 +21,13 @@ from lepton_jax import flags
 from lepton_jax.errors import UserError
 
 FLAGS = absl_flags.FLAGS
-OWN = ('rows', 'seeds', 'data_dir', 'output')
+OWN = ('rows', 'seeds', 'data_dir', 'output', 'runs_dir')
 RESULTS = pathlib.Path(__file__).parent / 'results' / 'accuracy.csv'
 COLUMNS = ('row', 'seed', 'measure', 'test', 'validation', 'test_examples', 'baselines', 'num_parameters', 'sparsity', 'rounded_sparsity',
            'quantized_kernels', 'steps', 'selected_step', 'train_seconds', 'device', 'jax', 'git_revision', 'finished', 'flags')
 MNIST = ('--model=lenet5', '--dataset=mnist', '--epochs=9', '--augment_crop=2')
+CIFAR = ('--dataset=cifar10', '--batch_size=128', '--optimizer=nesterov', '--learning_rate=0.1', '--weight_decay=5e-3', '--schedule=one_cycle',
+         '--augment_flip', '--augment_crop=4')
 ROWWISE = ('--model=lstm_classifier', '--epochs=20', '--learning_rate=3e-3')
 W4A8 = ('--quantize_weight_bits=4', '--quantize_activation_bits=8')
 DEMAND = ('--dataset=series:demand.csv', '--target=demand', '--relative', '--window=168', '--horizon=24')
@@ -35,6 +37,8 @@ ROWS = {
     'mnist': {'lenet5 on MNIST': ('accuracy', MNIST),
               'lenet5 on MNIST, 90 % sparse, W4 A8': ('accuracy', (*MNIST, '--prune_sparsity=0.9', *W4A8))},
     'cifar10': {'cnn_cifar on CIFAR-10, 10 epochs': ('accuracy', ('--model=cnn_cifar', '--dataset=cifar10', '--epochs=10'))},
+    'cifar10_quick': {'conv6 of half width on CIFAR-10': ('accuracy', ('--model=conv6', '--width=0.5', '--norm=batch', '--epochs=16', *CIFAR))},
+    'cifar10_resnet8': {'resnet8 on CIFAR-10': ('accuracy', ('--model=resnet8', '--epochs=80', *CIFAR))},
     'rowwise': {'LSTM on mnist5k, row by row': ('accuracy', ROWWISE),
                 'LSTM on mnist5k, row by row, 80 % sparse, W4 A8': ('accuracy', (*ROWWISE, '--prune_sparsity=0.8', *W4A8))},
     'shakespeare': {'character LSTM on tiny_shakespeare': ('loss', (
@@ -62,30 +66,20 @@ def main(config):
       for seed in FLAGS.seeds.split(','):
         if (row, seed, ' '.join(arguments)) not in done:
           lines.append(train(row, measure, arguments, seed))
-          write(output, lines)
+          markdown.write_rows(output, sorted(lines, key=lambda line: (line['row'], int(line['seed']))))
   return 0
-
-
-def write(path, lines):
-  """Writes the table by way of a draft, so that a stop leaves the old one."""
-  draft = path.with_suffix('.draft')
-  with draft.open('w', newline='') as file:
-    writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(sorted(lines, key=lambda line: (line['row'], int(line['seed']))))
-  draft.replace(path)
 
 
 def train(row, measure, arguments, seed):
   """One line: the run is a process of its own, as a user would start it."""
   from lepton_jax import assemble, folder
-  with tempfile.TemporaryDirectory() as runs:
-    command = [sys.executable, '-m', 'experiments.train', f'--runs_dir={runs}', *arguments, f'--seed={seed}', f'--data_dir={FLAGS.data_dir}']
-    print('+', ' '.join(command[1:]), flush=True)
-    subprocess.run(command, check=True)
-    place, = pathlib.Path(runs).iterdir()
-    result = folder.read_result(str(place))
-    examples = assemble.load_data(folder.read_config(str(place))).size('test')
+  runs = pathlib.Path(FLAGS.runs_dir) / hashlib.sha256(repr((arguments, seed)).encode()).hexdigest()[:8]
+  command = [sys.executable, '-m', 'experiments.train', f'--runs_dir={runs}', *arguments, f'--seed={seed}', f'--data_dir={FLAGS.data_dir}']
+  print('+', ' '.join(command[1:]), flush=True)
+  subprocess.run(command, check=True)
+  place, = runs.iterdir()
+  result = folder.read_result(str(place))
+  examples = assemble.load_data(folder.read_config(str(place))).size('test')
   naive = '; '.join(f'{name.replace("_", " ")} {measured[measure]:.4g}' for name, measured in result.get('baselines', {}).items())
   found = result | dict(row=row, measure=measure, test=result[f'test_{measure}'], validation=result[f'validation_{measure}'],
                         test_examples=examples, baselines=naive, jax=result['versions']['jax'], flags=' '.join(arguments))
@@ -96,5 +90,6 @@ if __name__ == '__main__':
   absl_flags.DEFINE_string('rows', 'quick', f'groups of rows, comma-separated <{"|".join(ROWS)}>')
   absl_flags.DEFINE_string('seeds', '0,1,2', 'seeds, comma-separated')
   absl_flags.DEFINE_string('data_dir', '', 'folder of prepared TFDS data')
+  absl_flags.DEFINE_string('runs_dir', 'runs/accuracy_table', 'the run folders are made here')
   absl_flags.DEFINE_string('output', str(RESULTS), 'CSV file to extend')
   sys.exit(flags.run(main, __doc__, OWN))

@@ -23,7 +23,9 @@ def main(config):
   from lepton_jax.report import markdown
   path = ROOT / 'README.md'
   text = path.read_text()
-  fresh = markdown.insert(text, 'accuracy', markdown.accuracy_table(markdown.rows(ROOT / 'experiments' / 'results' / 'accuracy.csv')))
+  fresh = text
+  for name, make in dict(accuracy=markdown.accuracy_table, benchmark=markdown.speed_table).items():
+    fresh = markdown.insert(fresh, name, make(markdown.rows(ROOT / 'experiments' / 'results' / f'{name}.csv')))
   if FLAGS.check:
     if fresh != text:
       raise UserError('README.md differs from experiments/results; run ./launch.sh readme')

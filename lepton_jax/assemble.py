@@ -31,6 +31,8 @@ class Assembly:
     train_step: axis -> ((state, batch) -> (state, measurements)).
     make_hooks: (put_examples, rows, compile) -> list of train.loop.Hook.
     selectable_from: the first step whose weights may be kept as the best.
+    another: config -> the Assembly of a run whose `config.program()` is the same: its own seed and strengths,
+      but the functions of this one, so that nothing is compiled anew.
   """
   config: typing.Any
   dataset: dataset_lib.Dataset
@@ -41,6 +43,7 @@ class Assembly:
   train_step: typing.Callable
   make_hooks: typing.Callable
   selectable_from: int
+  another: typing.Callable
 
 
 def load_data(config):
@@ -57,29 +60,41 @@ def build(config, dataset, initial=None):
   if config.optimization.solver == 'closed_form':
     linear.check(config)
   network = network_lib.make_network(config, dataset)
-  key = jax.random.key(config.training.seed)
-  variables = network_lib.init_variables(network, dataset, key)
-  params, model_state = variables['params'], {k: v for k, v in variables.items() if k not in ('params', 'carry')}
-  if initial is not None:
-    params, model_state = network_lib.transplant(params, model_state, initial)
+  init = network_lib.make_init(network, dataset)
+  variables = init(jax.random.key(config.training.seed))
+  params, model_state = weights_of(variables, initial)
   frozen = trees.matching(config.training.freeze, list(trees.named(params)), 'freeze')
   network = network_lib.with_compression(network, params, model_state, dataset, frozen)
-  hparams = network_lib.strengths(config, network)
 
   batches = make_batches(config, dataset)
   total_steps = batches.steps_per_epoch * config.training.epochs
   schedule = schedules.make_schedule(config.optimization, total_steps, batches.steps_per_epoch)
   optimizer = optim.make_optimizer(config.optimization, schedule, {f'params/{n}' for n in frozen})
   train_step = functools.partial(make_step, network, optimizer, frozen, len(dataset.classes))
-  if 'carry' in variables:
-    model_state['carry'] = network_lib.fresh_carry(variables['carry'], config.data.batch_size)
-  masks = first_masks(network.prunable, trees.named(params), config.training.init_from and config.prune.keep_zeros)
-  # One program, kept in the cache, where dozens of small ones would be compiled at each start.
-  state = jax.jit(functools.partial(initial_state, config, network, optimizer))(params, model_state, masks, hparams)
   prune_steps = prune_schedule.update_steps(total_steps, config.prune.prune_begin, config.prune.prune_end, config.prune.prune_updates)
-  make_hooks = functools.partial(hooks, network, batches, prune_steps)
-  return Assembly(config, dataset, network, state, batches, total_steps, train_step, make_hooks,
-                  selectable_from=prune_steps[-1] + 1 if network.prunable else 0)
+  observe = functools.partial(observe_inputs, network)
+  # One program, kept in the cache, where dozens of small ones would be compiled at each start.
+  first_state = jax.jit(functools.partial(initial_state, config, network, optimizer))
+
+  def assembly(config, variables):
+    mine = dataclasses.replace(network, config=config)
+    params, model_state = weights_of(variables, initial)
+    if 'carry' in variables:
+      model_state = dict(model_state, carry=network_lib.fresh_carry(variables['carry'], config.data.batch_size))
+    masks = first_masks(network.prunable, trees.named(params), config.training.init_from and config.prune.keep_zeros)
+    state = first_state(jax.random.key(config.training.seed), params, model_state, masks, network_lib.strengths(config, mine))
+    batches = make_batches(config, dataset)
+    make_hooks = functools.partial(hooks, mine, batches, prune_steps, observe)
+    return Assembly(config, dataset, mine, state, batches, total_steps, train_step, make_hooks, prune_steps[-1] + 1 if network.prunable else 0,
+                    another=lambda config: assembly(config, init(jax.random.key(config.training.seed))))
+
+  return assembly(config, variables)
+
+
+def weights_of(variables, initial):
+  """(params, model_state) that a run starts from: freshly initialised ones, or another run's where they fit."""
+  params, model_state = variables['params'], {k: v for k, v in variables.items() if k not in ('params', 'carry')}
+  return (params, model_state) if initial is None else network_lib.transplant(params, model_state, initial)
 
 
 def make_batches(config, dataset):
@@ -134,7 +149,7 @@ def make_step(network, optimizer, frozen, num_classes, axis=None):
                                   effective=effective, terms=terms, finish=finish, axis=axis)
 
 
-def initial_state(config, network, optimizer, params, model_state, masks, hparams):
+def initial_state(config, network, optimizer, key, params, model_state, masks, hparams):
   """The TrainState before the first step. Activation ranges start at 0 and are calibrated by a hook."""
   ranges = {f'{site}/{end}': jnp.zeros((), at_least_single(config.architecture.dtype)) for site in network.sites for end in ('low', 'high')}
   trained = dict(params=params, quant=trees.nest(ranges))
@@ -143,7 +158,7 @@ def initial_state(config, network, optimizer, params, model_state, masks, hparam
       masks=masks,
       ema=jax.tree.map(jnp.copy, trained) if config.optimization.ema_decay else {},
       best={}, stale=jnp.zeros((), jnp.int32), totals=state_lib.zero_totals(network.measured), hparams=hparams,
-      key=jax.random.key_data(jax.random.fold_in(jax.random.key(config.training.seed), 1)))
+      key=jax.random.key_data(jax.random.fold_in(key, 1)))
   if config.training.select == 'best' or config.training.patience:
     state = state.replace(best=dict(score=jnp.full((), -jnp.inf, jnp.float32), loss=jnp.full((), jnp.inf, jnp.float32),
                                     step=jnp.zeros((), jnp.int32), weights=jax.tree.map(jnp.copy, state.evaluated)))
@@ -158,7 +173,15 @@ def first_masks(prunable, kernels, keep_zeros):
   return {n: (kernels[n] != 0).astype(kernels[n].dtype) for n in sparse}
 
 
-def hooks(network, batches, prune_steps, put_examples, rows, compiled):
+def observe_inputs(network, state, batch):
+  """The ranges of the layers' inputs on a batch, with the weights that count."""
+  training = layers.Training(example=batch['example'])
+  weights = network.round_kernels(dict(state.trained, params=prune_masks.apply_masks(state.params, state.masks)), state.hparams)
+  inputs = network.normalize_batch(batch)['inputs']
+  return network.observe(weights, state.model_state, inputs, network.sites, training)
+
+
+def hooks(network, batches, prune_steps, observe, put_examples, rows, compiled):
   """What happens before a step: calibrating activation ranges, renewing masks. Each is a loop.Hook."""
   config, found = network.config, []
   at_epoch = lambda step: step % batches.steps_per_epoch == 0
@@ -170,12 +193,6 @@ def hooks(network, batches, prune_steps, put_examples, rows, compiled):
   if isinstance(batches, batches_lib.StreamBatches):
     found.append(loop.Hook(at_epoch, restart))
   if network.sites:
-    def observe(state, batch):
-      training = layers.Training(example=batch['example'])
-      weights = network.round_kernels(dict(state.trained, params=prune_masks.apply_masks(state.params, state.masks)), state.hparams)
-      inputs = network.normalize_batch(batch)['inputs']
-      return network.observe(weights, state.model_state, inputs, network.sites, training)
-
     observe = compiled(observe)
 
     def calibrate(state, step):

@@ -14,14 +14,16 @@ from lepton_jax import registry
 from lepton_jax.errors import UserError
 
 
-def option(default, help, *, unit='', choices=None, low=None, high=None, identity=True):
+def option(default, help, *, unit='', choices=None, low=None, high=None, identity=True, traced=False, log=False, separator=','):
   """A dataclass field that is also a flag.
 
   `choices` is a tuple of names or a Registry; `low` and `high` bound a number, inclusively. A field
-  typed `X | None` is unset by default and then left to the model or data set.
+  typed `X | None` is unset by default and then left to the model or data set. All non-zero values of a
+  `traced` field share one compiled program. A search draws a `log` field evenly on a log scale; a sweep's
+  list of values is cut at `separator`.
   """
   return dataclasses.field(default=default, metadata=dict(
-      help=help, unit=unit, choices=choices, low=low, high=high, identity=identity))
+      help=help, unit=unit, choices=choices, low=low, high=high, identity=identity, traced=traced, log=log, separator=separator))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,8 +34,8 @@ class Architecture:
   depth: int | None = option(None, 'hidden layers, or blocks per stage', low=1, high=1000)
   activation: str | None = option(None, 'non-linearity', choices=('relu', 'gelu', 'silu', 'tanh', 'sigmoid', 'elu', 'leaky_relu'))
   norm: str | None = option(None, 'normalisation layer', choices=('batch', 'group', 'layer', 'none'))
-  dropout: float | None = option(None, 'dropout rate', low=0, high=0.99)
-  recurrent_dropout: float | None = option(None, 'dropout rate of the state, one mask a sequence', low=0, high=0.99)
+  dropout: float | None = option(None, 'dropout rate', low=0, high=0.99, traced=True)
+  recurrent_dropout: float | None = option(None, 'dropout rate of the state, one mask a sequence', low=0, high=0.99, traced=True)
   hidden: int | None = option(None, 'units of a recurrent layer', low=1, high=65536)
   embedding: int | None = option(None, 'size of a word vector', low=1, high=65536)
   tied: bool | None = option(None, 'language model: the embedding is the output layer as well')
@@ -57,7 +59,7 @@ class Data:
   folds: int = option(0, 'k-fold cross-validation over training + validation examples; 0: off. '
                          'Unless --select=last, each best epoch is chosen on its own fold', low=0, high=100)
   fold: int | None = option(None, 'train this fold alone; unset: all of them', low=0)
-  target: str = option('', 'csv: name of the target column; series: one or more, comma-separated')
+  target: str = option('', 'csv: name of the target column; series: one or more, comma-separated', separator=';')
   time_column: str = option('date', 'series: name of the time column')
   window: int = option(96, 'series: past steps the network sees', unit='steps', low=1)
   horizon: int = option(1, 'series: future steps it predicts', unit='steps', low=1)
@@ -95,32 +97,32 @@ class Augment:
 class Optimization:
   """How the weights move."""
   optimizer: str = option('adam', 'update rule; weight decay is decoupled in all of them', choices=registry.OPTIMIZERS)
-  learning_rate: float = option(1e-3, 'peak learning rate', low=0)
+  learning_rate: float = option(1e-3, 'peak learning rate', low=0, traced=True, log=True)
   momentum: float = option(0.9, 'momentum, nesterov, rmsprop: momentum; adam, adamw, lamb: first-moment decay', low=0, high=1)
   schedule: str = option('cosine', 'learning rate over the run', choices=registry.SCHEDULES)
   warmup_epochs: float = option(0.0, 'linear rise from 0 before the schedule', unit='epochs', low=0)
-  schedule_boundaries: str = option('0.5,0.75', 'step schedule: shares of the run at which the rate drops')
+  schedule_boundaries: str = option('0.5,0.75', 'step schedule: shares of the run at which the rate drops', separator=';')
   schedule_factor: float = option(0.1, 'step: factor at each drop; exponential: rate at the end over rate at the start', low=0, high=1)
-  weight_decay: float = option(0.0, 'decoupled decay a step, times the learning rate; kernels only (arXiv:1711.05101)', low=0)
-  clip_norm: float = option(0.0, 'clip the global norm of the gradient; 0: off', low=0)
+  weight_decay: float = option(0.0, 'decoupled decay a step, times the learning rate; kernels only (arXiv:1711.05101)', low=0, traced=True, log=True)
+  clip_norm: float = option(0.0, 'clip the global norm of the gradient; 0: off', low=0, traced=True)
   loss: str | None = option(None, 'objective; unset: by task and model', choices=registry.LOSSES)
   class_weights: str = option('none', 'weigh training losses by inverse class frequency, for imbalance', choices=('none', 'balanced'))
-  ema_decay: float = option(0.0, 'evaluate an exponential moving average of the weights with this decay; 0: off', low=0, high=0.999999)
+  ema_decay: float = option(0.0, 'evaluate an exponential moving average of the weights with this decay; 0: off', low=0, high=0.999999, traced=True)
   solver: str = option('gradient', "closed_form solves --model=linear --loss=mse by least squares", choices=('gradient', 'closed_form'))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Regularize:
   """Penalties and smoothing; a strength of 0 is absent from the program."""
-  l1: float = option(0.0, 'strength * sum |w| over kernels', low=0)
-  l2: float = option(0.0, 'strength * sum w^2 over kernels (coupled: adaptive optimizers rescale it)', low=0)
-  label_smoothing: float = option(0.0, 'share of the target spread evenly over the classes (arXiv:1512.00567)', low=0, high=0.99)
+  l1: float = option(0.0, 'strength * sum |w| over kernels', low=0, traced=True, log=True)
+  l2: float = option(0.0, 'strength * sum w^2 over kernels (coupled: adaptive optimizers rescale it)', low=0, traced=True, log=True)
+  label_smoothing: float = option(0.0, 'share of the target spread evenly over the classes (arXiv:1512.00567)', low=0, high=0.99, traced=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prune:
   """Unstructured pruning; masked weights are exactly zero."""
-  prune_sparsity: float = option(0.0, 'share of all prunable kernel entries set to zero; 0: off', low=0, high=0.9999)
+  prune_sparsity: float = option(0.0, 'share of all prunable kernel entries set to zero; 0: off', low=0, high=0.9999, traced=True)
   prune_score: str = option('magnitude', 'what ranks the weights; the lowest go', choices=registry.SCORES)
   prune_begin: float = option(0.1, 'share of the run at which pruning starts', low=0, high=1)
   prune_end: float = option(0.6, 'share of the run at which the target is reached (cubic, arXiv:1710.01878)', low=0, high=1)
@@ -132,8 +134,8 @@ class Prune:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quantize:
   """Quantisation-aware training with straight-through gradients; 0 bits: off."""
-  quantize_weight_bits: int = option(0, 'symmetric, a scale per output channel', unit='bits', low=0, high=16)
-  quantize_activation_bits: int = option(0, 'affine, a range per layer input', unit='bits', low=0, high=16)
+  quantize_weight_bits: int = option(0, 'symmetric, a scale per output channel', unit='bits', low=0, high=16, traced=True)
+  quantize_activation_bits: int = option(0, 'affine, a range per layer input', unit='bits', low=0, high=16, traced=True)
   quantize_ranges: str = option('learned', 'activation ranges: trained with the weights (arXiv:1902.08153) or re-calibrated each epoch',
                                 choices=('learned', 'calibrated'))
   quantize_calibration: int = option(8, 'training batches that set the activation ranges', unit='batches', low=1)
@@ -161,7 +163,8 @@ class Run:
   devices: int = option(0, 'devices to use in sharded and pmap; 0: all', low=0, identity=False)
   cpu_devices: int = option(0, 'virtual CPU devices to make; 0: one a core, with --parallel=jit one', low=0, high=256, identity=False)
   steps_per_call: str = option('auto', 'train steps in one compiled call, or auto: by backend and model', identity=False)
-  checkpoint_every: int = option(1, 'epochs between checkpoints; one is always written at the end', unit='epochs', low=1, identity=False)
+  checkpoint_every: int = option(1, 'epochs between checkpoints; 0: only where a run is stopped', unit='epochs', low=0, identity=False)
+  save_weights: bool = option(True, 'keep the selected weights', identity=False)
   keep_checkpoints: int = option(2, 'checkpoints kept', low=2, identity=False)
   tensorboard: bool = option(True, 'write TensorBoard events', identity=False)
   pictures: bool = option(True, 'draw learning curves', identity=False)
@@ -215,6 +218,11 @@ class Config:
     """Six hex digits that agree exactly when every result-changing field agrees."""
     values = {n: v for n, v in self.flat().items() if FIELDS[n][1].metadata['identity']}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:6]
+
+  def program(self):
+    """A hashable value, equal for runs that can share compiled programs: strengths count as on or off, the seed not at all."""
+    on = lambda name, value: bool(value) if FIELDS[name][1].metadata['traced'] and value is not None else value
+    return tuple((n, on(n, v)) for n, v in self.flat().items() if FIELDS[n][1].metadata['identity'] and n != 'seed')
 
   def name(self):
     """The run folder's name, for people and machines: 'lenet5-mnist5k-3f9a2c'."""

@@ -3,6 +3,7 @@
 Only absl and the standard library are imported here, so `--help` answers at once.
 """
 
+import gc
 import pathlib
 import sys
 
@@ -47,6 +48,42 @@ def define(flag_values=flags.FLAGS):
       flags.DEFINE(_Parser(name), name, field.default, text, flag_values=flag_values, serializer=flags.ArgumentSerializer())
 
 
+class _ListParser(flags.ArgumentParser):
+  """Turns a flag's text into values of the field's type, cut at the field's separator."""
+
+  def __init__(self, name):
+    self.one, self.separator = _Parser(name), config_lib.FIELDS[name][1].metadata['separator']
+
+  def parse(self, argument):
+    if isinstance(argument, list):
+      return argument
+    if self.one.kind is not bool:
+      return [self.one.parse(part.strip()) for part in argument.split(self.separator)]
+    words = dict(true=True, false=False)
+    if not set(argument.lower().split(',')) <= set(words):
+      raise ValueError(f'{argument!r}: allowed are true and false')
+    return [words[part] for part in argument.lower().split(',')]
+
+  def flag_type(self):
+    return f'list of {self.one.flag_type()}'
+
+
+def define_lists(flag_values=flags.FLAGS, **defaults):
+  """Defines --config and one flag per configuration field that takes several values; `defaults` replace the fields' own."""
+  flags.DEFINE_string('config', '', 'config.json of a run to vary; other flags override it', flag_values=flag_values)
+  for name, (_, field) in config_lib.FIELDS.items():
+    serializer = flags.ListSerializer(field.metadata['separator'])
+    flags.DEFINE(_ListParser(name), name, [defaults.get(name, field.default)], describe(name), flag_values=flag_values, serializer=serializer)
+
+
+def lists(flag_values=flags.FLAGS):
+  """(the Config on which a sweep is built, {field: the values that its flag lists})."""
+  given = {n: flag_values[n].value for n in config_lib.FIELDS if flag_values[n].present}
+  sweeps = {n: flag_values[n].default[0] for n, (_, field) in config_lib.FIELDS.items() if flag_values[n].default != [field.default]}
+  base = _from_file(flag_values.config).replace(**sweeps)
+  return base, given
+
+
 def describe(name):
   """A flag's help: meaning, unit, choices."""
   meta = config_lib.FIELDS[name][1].metadata
@@ -61,16 +98,20 @@ def describe(name):
 
 def configuration(flag_values=flags.FLAGS):
   """The Config that the command line asks for: defaults, then --config, then the flags given."""
-  config = config_lib.Config()
-  if flag_values.config:
-    path = pathlib.Path(flag_values.config).expanduser()
-    if path.is_dir():
-      path = path / 'config.json'
-    if not path.is_file():
-      raise UserError(f'--config={flag_values.config}: no such file')
-    config = config_lib.Config.from_json(path.read_text(), source=str(path))
   given = {n: flag_values[n].value for n in config_lib.FIELDS if flag_values[n].present}
-  return config.replace(**given).check()
+  return _from_file(flag_values.config).replace(**given).check()
+
+
+def _from_file(name):
+  """The Config in a config.json, or in the one of a run folder; the defaults for ''."""
+  if not name:
+    return config_lib.Config()
+  path = pathlib.Path(name).expanduser()
+  if path.is_dir():
+    path = path / 'config.json'
+  if not path.is_file():
+    raise UserError(f'--config={name}: no such file')
+  return config_lib.Config.from_json(path.read_text(), source=str(path))
 
 
 def help_text(doc, own, flag_values=flags.FLAGS):
@@ -91,26 +132,32 @@ def help_text(doc, own, flag_values=flags.FLAGS):
 
 
 def _flag_line(flag, text):
-  default = 'unset' if flag.default in (None, '') else str(flag.default).lower() if isinstance(flag.default, bool) else flag.default
+  default = flag.default[0] if isinstance(flag.default, list) else flag.default
+  default = 'unset' if default in (None, '') else str(default).lower() if isinstance(default, bool) else default
   return f'  --{flag.name}={default}\n      {text}'
 
 
 def run(main, doc, own=()):
   """Parses the command line and calls `main(config)`; a user's mistake ends in one line and exit status 1.
 
-  `main` returns an exit status or None; `own` names the flags that the script defined itself. A
-  script that did not call `define` gets None for config.
+  `main` returns an exit status or None; `own` names the flags that the script defined itself. A script
+  that called `define_lists` gets what `lists` returns for config, one that defined no configuration None.
   """
   if any(a in ('--help', '-h', '-help', '--helpfull', '--helpshort') for a in sys.argv[1:]):
     print(help_text(doc, own))
     return
 
   def guarded(argv):
+    # Importing and tracing make millions of objects that stay; to look through them for garbage every
+    # 700 of them, Python's default, took a sixth of the time to the first step.
+    gc.set_threshold(100_000, 20, 20)
     logging.set_verbosity(logging.WARNING)  # jax and orbax narrate at INFO
     try:
       if len(argv) > 1:
         raise UserError(f'unexpected argument {argv[1]!r}: options are given as --name=value')
-      return main(configuration() if 'config' in flags.FLAGS else None)
+      if 'config' not in flags.FLAGS:
+        return main(None)
+      return main(lists() if isinstance(flags.FLAGS['seed'].value, list) else configuration())
     except UserError as error:
       print(f'error: {error}', file=sys.stderr)
       return 1

@@ -208,20 +208,25 @@ def class_weights(config, dataset):
   return (dataset.size('train') / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
 
 
-def init_variables(network, dataset, key):
-  """Freshly initialised {'params', 'batch_stats', ...}."""
-  inputs = example_inputs(network.config, dataset)
-  try:
-    output, variables = jax.jit(lambda k: network.module.init_with_output(k, inputs, None))(key)
-  except UserError:
-    raise
-  except (TypeError, ValueError, IndexError) as error:
-    raise UserError(f'{network.config.architecture.model} cannot read {dataset.name}, whose inputs have shape {dataset.input_shape}; '
-                    f'choose another --model ({str(error).splitlines()[0]})') from error
-  if (output.ndim == 3) != dataset.labels_steps:
-    network_answers, labels = ('step', 'example') if output.ndim == 3 else ('example', 'step')
-    raise UserError(f'{network.config.architecture.model} gives an answer for each {network_answers}; {dataset.name} has a label for each {labels}')
-  return variables
+def make_init(network, dataset):
+  """A function from a key to freshly initialised {'params', 'batch_stats', ...}, compiled once; raises UserError where model and data do not fit."""
+  inputs, model = example_inputs(network.config, dataset), network.config.architecture.model
+  compiled = jax.jit(lambda key: network.module.init_with_output(key, inputs, None))
+
+  def init(key):
+    try:
+      output, variables = compiled(key)
+    except UserError:
+      raise
+    except (TypeError, ValueError, IndexError) as error:
+      raise UserError(f'{model} cannot read {dataset.name}, whose inputs have shape {dataset.input_shape}; '
+                      f'choose another --model ({str(error).splitlines()[0]})') from error
+    if (output.ndim == 3) != dataset.labels_steps:
+      network_answers, labels = ('step', 'example') if output.ndim == 3 else ('example', 'step')
+      raise UserError(f'{model} gives an answer for each {network_answers}; {dataset.name} has a label for each {labels}')
+    return variables
+
+  return init
 
 
 def transplant(params, model_state, initial):

@@ -8,6 +8,7 @@ import ast
 import difflib
 import importlib
 import pathlib
+import threading
 
 from lepton_jax.errors import UserError
 
@@ -17,6 +18,10 @@ def unknown(kind, name, choices):
   close = difflib.get_close_matches(str(name), list(choices), n=1, cutoff=0.5)
   hint = f"; did you mean '{close[0]}'?" if close else '.'
   return f'unknown {kind} {name!r}{hint} Allowed: {", ".join(choices)}'
+
+
+# Python's own parser is not safe in two threads at once (3.11: "AST constructor recursion depth mismatch").
+PARSING = threading.Lock()
 
 
 class Registry:
@@ -57,6 +62,10 @@ class Registry:
 
   def _found(self):
     """Name -> module, by reading the decorators in the package's source."""
+    with PARSING:
+      return self._read()
+
+  def _read(self):
     if self._modules is None:
       here = pathlib.Path(__file__).parent / self._package.replace('.', '/')
       files = sorted(here.rglob('*.py')) if here.is_dir() else [here.with_suffix('.py')]

@@ -74,19 +74,29 @@ def train_one(config, folder, quiet=False):
     record.close()
     checkpoints.close()
 
+  return finish(config, assembly, folder, state, record.rows, time.monotonic() - began, hparams, measure, layout.devices)
+
+
+def finish(config, assembly, folder, state, rows, elapsed, hparams, measure, devices):
+  """Keeps the selected weights, measures them on validation and, once, on test, and writes result.json last; returns the result.
+
+  `measure` is (weights, split) -> measurements.
+  """
+  data = assembly.dataset
   use_best = bool(config.training.select == 'best' and state.best and int(state.best['step']))
   weights = state.best['weights'] if use_best else state.evaluated
-  checkpoint.Checkpoints(folder / 'weights').save(int(state.step), weights)
+  if config.run.save_weights:
+    checkpoint.Checkpoints(folder / 'weights').save(int(state.step), weights)
   result = dict(
       name=config.name(), **named('test', measure(weights, 'test')), **named('validation', measure(weights, 'validation')),
-      **count_steps(assembly, state, use_best, record.rows, time.monotonic() - began),
+      **count_steps(assembly, state, use_best, rows, elapsed),
       **describe_compression(assembly.network, weights, hparams), **naive_forecasts(config, data),
       **(linear.coefficients(assembly.network, data, weights) if config.architecture.model == 'linear' and data.task == 'regression' else {}),
-      parameters_sha256=trees.digest(state.trained), seed=config.training.seed, dataset_sha256=data.fingerprint(), **machine.facts(), devices=layout.devices)
-  if first:
-    if config.run.pictures and record.rows:
+      parameters_sha256=trees.digest(state.trained), seed=config.training.seed, dataset_sha256=data.fingerprint(), **machine.facts(), devices=devices)
+  if jax.process_index() == 0:
+    if config.run.pictures and rows:
       from lepton_jax.report import pictures
-      pictures.learning_curves(record.rows, folder / 'learning_curves.png', config.name())
+      pictures.learning_curves(rows, folder / 'learning_curves.png', config.name())
     record_lib.write_atomically(folder / folder_lib.RESULT, json.dumps(result, indent=2) + '\n')
   return result
 

@@ -148,8 +148,8 @@ def test_every_model_is_pruned_and_quantised_by_flags(small, model, monkeypatch)
   side = SMALL.get(model, 8)
   config = small.replace(model=model, prune_sparsity=0.75, quantize_weight_bits=4, quantize_activation_bits=6, **SHALLOW.get(model, {}))
   data = tiny_dataset(model, (side, side, 1), 2)
-  real = network_lib.init_variables
-  monkeypatch.setattr(network_lib, 'init_variables', lambda *arguments: random_like(jax.eval_shape(lambda: real(*arguments))))
+  real = network_lib.make_init
+  monkeypatch.setattr(network_lib, 'make_init', lambda *arguments: lambda key: random_like(jax.eval_shape(lambda: real(*arguments)(key))))
   assembly = assemble.build(config.replace(batch_size=8, sequence_length=8), data)
   network, state = assembly.network, assembly.state
   kernels = trees.kernels(state.params)

@@ -4,6 +4,7 @@ import collections
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lepton_jax import assemble, machine, speed
@@ -13,9 +14,9 @@ from lepton_jax.train import loop, parallel
 
 
 class Contestant:
-  """Trains or predicts with one registered network on `devices` devices, `calls` steps a compiled call."""
+  """Trains or predicts with one registered network on `devices` devices, `calls` steps a compiled call, or `trials` of it in one program."""
 
-  def __init__(self, name, inputs, label, devices=1, calls=1, dtype='float32'):
+  def __init__(self, name, inputs, label, devices=1, calls=1, trials=1, dtype='float32'):
     words = tuple(map(str, range(10_000))) if inputs.ndim == 2 else ()
     config = Config().replace(model=name, dtype=dtype, batch_size=len(inputs), devices=devices, select='last', buckets=1, schedule='constant')
     machine.start(config.run)
@@ -27,35 +28,42 @@ class Contestant:
     assembly = assemble.build(config, data)
     backend = jax.default_backend()
     mode, count = speed.devices(speed.AUTO, devices, assembly.state.params, len(inputs), backend)
+    self._dtype, self._count, self._recurrent = dtype, max(1, count), speed.recurrent(assembly.state.params)
     self._auto_devices = max(1, speed.devices(speed.AUTO, 0, assembly.state.params, len(inputs), backend)[1])
     layout = parallel.make_parallel(mode, len(inputs), count)
     self.parameters = sum(p.size for p in jax.tree.leaves(assembly.state.params))
-    self._state, self._calls = layout.put_state(assembly.state), calls
     self._auto_calls = speed.steps_per_call(speed.AUTO, assembly.state.params, assembly.batches.same_shapes, backend)
-    self._step = layout.step(assembly.train_step(layout.axis), calls)
+    state, step = assembly.state, assembly.train_step(layout.axis)
     batch = dict(inputs=inputs, label=label, example=np.arange(len(inputs), dtype=np.int32))
+    if trials > 1:
+      step = jax.vmap(step)
+      state, batch = jax.tree.map(lambda a: jnp.broadcast_to(a, (trials, *a.shape)), (state, batch))
+    self._state, self._calls = layout.put_state(state), calls
+    self._step = layout.step(step, calls)
     self._batch = layout.put_batch(batch) if calls == 1 else layout.put_batches([batch] * calls)
-    network = assembly.network
-    self._predict = jax.jit(network.predict)
+    self._predict, self._put = {}, {}
+    for size, place in ((1, parallel.make_parallel('jit', 1)), (len(inputs), layout)):
+      self._predict[size], self._put[size] = place.predict(assembly.network.predict), (place.put_state, place.put_examples)
     self._weights, self._hparams, self._inputs = jax.device_get((assembly.state.evaluated, assembly.state.hparams, inputs))
     began = time.perf_counter()
     self.train(calls)
     self.compile_seconds = time.perf_counter() - began
 
   def facts(self):
-    """What the table says beside the times."""
-    return dict(version=jax.__version__, device=jax.devices()[0].device_kind, devices=jax.device_count(), auto=(self._auto_devices, self._auto_calls))
+    """What the table says beside the times; `bytes` is the memory traffic of a step by XLA's own count.
 
-  def peak(self, size=2048):
-    """FLOP a second of the largest matrix product here, the machine's limit."""
-    matrix = jax.numpy.ones((size, size))
-    product = jax.jit(lambda a: a @ a)
-    times = []
-    for _ in range(8):
-      began = time.perf_counter()
-      product(matrix).block_until_ready()
-      times.append(time.perf_counter() - began)
-    return 2 * size ** 3 / min(times)
+    XLA counts what a loop does once, which is a step where a call makes several, and unknown for a recurrence.
+    """
+    cost = self._step.lower(self._state, self._batch).compile().cost_analysis()
+    cost = cost[0] if isinstance(cost, list) else cost
+    return dict(version=jax.__version__, device=jax.devices()[0].device_kind, devices=jax.device_count(), auto=(self._auto_devices, self._auto_calls),
+                bytes=None if self._recurrent else cost['bytes accessed'] * self._count)
+
+  def peaks(self):
+    """(FLOP a second of the largest matrix product here, bytes a second of a sum of two large arrays), the machine's limits."""
+    size, length = (2048, 2 ** 25) if jax.default_backend() == 'cpu' else (8192, 2 ** 29)
+    matrix, array = jnp.ones((size, size), self._dtype), jnp.ones(length)
+    return (2 * size ** 3 / quickest(lambda a: a @ a, matrix), 2 * array.nbytes / quickest(lambda a: a + 1, array))
 
   def train(self, steps):
     """Takes at least so many steps, in whole calls, as few ahead as a run has, and waits for the last; returns how many."""
@@ -69,8 +77,19 @@ class Contestant:
     return calls * self._calls
 
   def predict(self, passes, batch):
-    """So many forward passes over the first `batch` examples."""
-    weights, x = jax.device_put((self._weights, self._inputs[:batch]))
+    """So many forward passes over the first `batch` examples: one, or all of them, spread as a run spreads them."""
+    put_state, put_examples = self._put[batch]
+    weights, hparams, x = put_state(self._weights), put_state(self._hparams), put_examples(self._inputs[:batch])
     for _ in range(passes):
-      answer = self._predict(weights, x, self._hparams)
+      answer = self._predict[batch](weights, x, hparams)
     answer.block_until_ready()
+
+
+def quickest(function, argument, times=8):
+  """Least seconds of a compiled call."""
+  compiled, found = jax.jit(function), []
+  for _ in range(times + 1):
+    began = time.perf_counter()
+    compiled(argument).block_until_ready()
+    found.append(time.perf_counter() - began)
+  return min(found[1:])

@@ -98,11 +98,12 @@ NETWORKS = dict(
 
 
 class Contestant:
-  """Trains or predicts with one network on one device."""
+  """Trains or predicts with one network on one device; weights stay in float32, what is computed with them is of `dtype`."""
 
-  def __init__(self, name, inputs, label):
+  def __init__(self, name, inputs, label, dtype='float32'):
     model, adam = NETWORKS[name], optax.adam(1e-3)
-    self._batch = jnp.asarray(inputs), jnp.asarray(label)
+    lower = lambda tree: jax.tree.map(lambda a: a.astype(dtype) if a.dtype == jnp.float32 else a, tree)
+    self._batch = lower(jnp.asarray(inputs)), jnp.asarray(label)
     variables = model.init(jax.random.key(0), self._batch[0][:1], False)
     params, rest = variables['params'], {k: v for k, v in variables.items() if k != 'params'}
     self.parameters = sum(p.size for p in jax.tree.leaves(params))
@@ -112,15 +113,15 @@ class Contestant:
       params, rest, optimizer = state
 
       def objective(params):
-        logits, changed = model.apply({'params': params, **rest}, batch[0], True, mutable=list(rest))
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean(), changed
+        logits, changed = model.apply({'params': lower(params), **rest}, batch[0], True, mutable=list(rest))
+        return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch[1]).mean(), changed
 
       (loss, changed), gradient = jax.value_and_grad(objective, has_aux=True)(params)
       updates, optimizer = adam.update(gradient, optimizer)
       return (optax.apply_updates(params, updates), changed, optimizer), loss
 
     self._step = jax.jit(step, donate_argnums=0)
-    self._predict = jax.jit(lambda params, rest, x: model.apply({'params': params, **rest}, x, False))
+    self._predict = jax.jit(lambda params, rest, x: model.apply({'params': lower(params), **rest}, x, False))
     began = time.perf_counter()
     self.train(1)
     self.compile_seconds = time.perf_counter() - began

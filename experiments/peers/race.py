@@ -7,7 +7,6 @@ round by round.
 import contextlib
 import importlib
 import multiprocessing
-import os
 import resource
 import statistics
 import time
@@ -64,6 +63,10 @@ class Racer:
     self.milliseconds.append(1e3 * taken / steps)
     return self.milliseconds[-1]
 
+  def median(self):
+    """Median milliseconds a step."""
+    return statistics.median(self.milliseconds)
+
   def predict(self, batch, seconds):
     """Median milliseconds a forward pass at this batch size."""
     taken, _ = self.ask('predict', 3, batch)
@@ -82,7 +85,6 @@ class Racer:
 
 def serve(pipe, library, name, batch, options):
   """The other end: builds the contestant, then answers requests until told to stop."""
-  os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # contestants share a card
   try:
     contestant = importlib.import_module(f'experiments.peers.{library}').Contestant(name, *made_up(name, batch), **options)
     pipe.send(dict(parameters=contestant.parameters, compile_seconds=contestant.compile_seconds, **contestant.facts()))
@@ -118,4 +120,4 @@ def ratio(slow, fast):
 
 def best(racers):
   """The fastest by its median."""
-  return min(racers, key=lambda r: statistics.median(r.milliseconds))
+  return min(racers, key=Racer.median)

@@ -153,11 +153,14 @@ def _take(part, rows):
 
 def _moments(inputs):
   """Mean and standard deviation over all but the last axis, f32; a constant input gets deviation 1."""
-  if inputs.dtype == np.uint8:  # 256 counts a channel: exact, and without a float copy of the whole set
-    values = np.arange(256.0)
-    counts = np.stack([np.bincount(inputs[..., c].ravel(), minlength=256) for c in range(inputs.shape[-1])])
-    mean = counts @ values / counts.sum(1)
-    variance = (counts * np.square(values[None] - mean[:, None])).sum(1) / counts.sum(1)
+  if inputs.dtype == np.uint8:  # in whole numbers: exact, and without a float copy of the whole set
+    flat, count = inputs.reshape(len(inputs), -1), inputs.size // inputs.shape[-1]
+    sums = np.zeros((2, flat.shape[1]))
+    for start in range(0, len(flat), 256):
+      part = flat[start:start + 256]
+      sums += part.sum(0, dtype=np.uint32), np.multiply(part, part, dtype=np.uint16).sum(0, dtype=np.uint32)
+    mean, square = sums.reshape(2, -1, inputs.shape[-1]).sum(1) / count
+    variance = square - np.square(mean)
   else:
     axes = tuple(range(inputs.ndim - 1))
     mean, variance = inputs.mean(axes, dtype=np.float64), inputs.var(axes, dtype=np.float64)

@@ -16,6 +16,16 @@ def rows(path):
     return list(csv.DictReader(file))
 
 
+def write_rows(path, lines):
+  """Writes dictionaries of one set of keys as a CSV file, by way of a draft, so that a stop leaves the old one."""
+  draft = pathlib.Path(path).with_suffix('.draft')
+  with draft.open('w', newline='') as file:
+    writer = csv.DictWriter(file, list(lines[0]), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(lines)
+  draft.replace(path)
+
+
 def table(header, body):
   """A Markdown table; the first column is left-aligned, the others right."""
   lines = ['| ' + ' | '.join(header) + ' |', '|' + '|'.join([':--', *['--:'] * (len(header) - 1)]) + '|']
@@ -57,6 +67,22 @@ def accuracy_table(lines):
   versions = ', '.join(sorted({f'jax {line["jax"]}' for line in lines}))
   return (f'{table(header, body)}\n\nMean ± standard deviation over seeds; the interval is 95 % (Wilson) for a test set of that size. '
           f'2 CPU cores, {versions}, {newest[:10]}.')
+
+
+def speed_table(lines):
+  """The benchmark's rows, numbers or the text of numbers: times of a training step and their ratios."""
+  ratio = lambda line, name: '{:.2f} ({:.2f} to {:.2f})'.format(*(float(line[f'{name}{end}']) for end in ('', '_low', '_high')))
+  body = []
+  for line in lines:
+    took = {who: f'{float(line[f"{who}_ms"]):.2f}' for who in ('ours', 'torch', 'flax')}
+    body.append((f'{line["network"]}, {line["dtype"]}', str(line['batch']), took['ours'], f'{took["torch"]} ({line["torch_choice"]})', took['flax'],
+                 ratio(line, 'ratio_vs_torch'), ratio(line, 'ratio_vs_flax'), line['auto'], ratio(line, 'auto_vs_best'), f'{float(line["gflops"]):.0f}',
+                 f'{100 * float(line["gflops"]) / float(line["peak_gflops"]):.0f} %'))
+  header = ('network', 'batch', 'ours, ms', 'PyTorch, ms', 'plain Flax, ms', 'PyTorch / ours', 'plain Flax / ours', 'auto', 'best choice / auto', 'GFLOP/s',
+            'of peak')
+  first = lines[0]
+  return (f'{table(header, body)}\n\n{first["cores"]} cores ({first["device"]}), jax {first["jax"]}, torch {first["torch"]} on {first["torch_threads"]} '
+          f'threads, Adam; {first["date"]}. The largest matrix product ran at {max(float(line["peak_gflops"]) for line in lines):.0f} GFLOP/s.')
 
 
 def wilson(share, count, z=1.96):

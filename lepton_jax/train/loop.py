@@ -84,7 +84,7 @@ def fit(state, *, step_fns, batch_at, batch_size, total_steps, steps_per_epoch, 
     selectable_from: first step whose weights may be the best (before it, pruning is under way).
     patience: epochs without a new best before stopping; 0 never stops.
     save: state -> None, writes a checkpoint.
-    save_every: epochs between checkpoints.
+    save_every: epochs between checkpoints; 0: only when stopped.
     record, progress: see record.py.
     describe: state -> {name: float}, more for each row.
     stop: a StopSignal, or None.
@@ -129,19 +129,12 @@ def fit(state, *, step_fns, batch_at, batch_size, total_steps, steps_per_epoch, 
       look(0)
       rate = (step + 1 - since) * batch_size / (time.monotonic() - began)
       epoch = (step + 1) // steps_per_epoch
-      totals = {name: float(total) for name, total in jax.device_get(state.totals).items()}
-      validation = evaluate(state)
-      if validation and not math.isfinite(validation['loss']):
-        raise NotFinite(f'validation loss = {validation["loss"]} after step {step} (epoch {epoch})')
-      state = track_best(state, validation, step + 1 >= selectable_from)
-      row = dict(epoch=epoch, step=step + 1, **{f'train_{name}': total / totals['steps'] for name, total in totals.items() if name != 'steps'},
-                 **{f'validation_{name}': value for name, value in validation.items() if name != 'score'}, **describe(state))
+      state, row = end_epoch(state, step, epoch, evaluate, step + 1 >= selectable_from, describe)
       row.update(examples_per_second=rate or None, seconds=earlier + time.monotonic() - clock)
       record.add(row)
       progress.line(format_row(row))
-      state = state.replace(totals=jax.tree.map(jnp.zeros_like, state.totals))
       over = bool(patience) and int(state.stale) >= patience
-      if epoch % save_every == 0 or over or step + 1 == total_steps:
+      if save_every and (epoch % save_every == 0 or over or step + 1 == total_steps):
         save(state)
       if over:
         progress.line(f'no better validation for {patience} epochs: stopping')
@@ -152,6 +145,21 @@ def fit(state, *, step_fns, batch_at, batch_size, total_steps, steps_per_epoch, 
       save(state)
       raise Interrupted(stop.arrived)
   return state
+
+
+def end_epoch(state, step, epoch, evaluate, selectable, describe):
+  """(state, row) after the last `step` of an epoch: evaluated, with the best weights kept and the totals at zero.
+
+  Raises NotFinite if the validation loss is NaN or infinite.
+  """
+  totals = {name: float(total) for name, total in jax.device_get(state.totals).items()}
+  validation = evaluate(state)
+  if validation and not math.isfinite(validation['loss']):
+    raise NotFinite(f'validation loss = {validation["loss"]} after step {step} (epoch {epoch})')
+  state = track_best(state, validation, selectable)
+  row = dict(epoch=epoch, step=step + 1, **{f'train_{name}': total / totals['steps'] for name, total in totals.items() if name != 'steps'},
+             **{f'validation_{name}': value for name, value in validation.items() if name != 'score'}, **describe(state))
+  return state.replace(totals=jax.tree.map(jnp.zeros_like, state.totals)), row
 
 
 def track_best(state, validation, selectable):

@@ -55,7 +55,7 @@ def make_parallel(mode, batch_size, devices=0):
       raise UserError(f'--devices={devices}: --parallel=jit uses one; pass --parallel=sharded or pmap')
     if jax.process_count() > 1:
       raise UserError('--parallel=jit uses one device of one process; with several processes pass --parallel=sharded or pmap')
-    put = functools.partial(jax.device_put, device=jax.devices()[0])
+    put = jax.device_put  # to the default device
 
     def step(function, count=1):
       return jax.jit(repeated(function, count), donate_argnums=0)

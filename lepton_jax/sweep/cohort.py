@@ -1,0 +1,212 @@
+"""Trials of one program, trained side by side in the lanes of one device: one on a CPU, several on an accelerator."""
+
+import collections
+import time
+import traceback
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from lepton_jax import evaluation, run
+from lepton_jax import network as network_lib
+from lepton_jax.train import loop, parallel
+from lepton_jax.train import record as record_lib
+
+
+def freezing(step):
+  """A step of ((state, active), batch) that leaves the state of a lane alone once it is not `active`, as after a NaN."""
+  def advance(lane, batch):
+    state, active = lane
+    new, measured = step(state, batch)
+    active &= jnp.all(jnp.stack([jnp.isfinite(m) for m in jax.tree.leaves(measured)]))
+    return (jax.tree.map(lambda mine, old: jnp.where(active, mine, old), new, state), active), measured
+
+  return advance
+
+
+def carrying(step):
+  """The same of a lane that is alone: training ends where it fails."""
+  def advance(lane, batch):
+    new, measured = step(lane[0], batch)
+    return (new, lane[1]), measured
+
+  return advance
+
+
+class Failed(typing.NamedTuple):
+  """A trial that came to no result: what went wrong, and the traceback where it was not the training itself."""
+  error: str
+  traceback: str
+
+
+class Program:
+  """The compiled functions that all trials with one `config.program()` share on one device.
+
+  Attributes:
+    lanes: how many trials train at once.
+    assembly: config -> the Assembly of one of the trials.
+    steps: {count: ((state, active), batch) -> ((state, active), measurements)} for the steps that a call makes; with
+      several lanes every array has a leading axis of them.
+  """
+
+  def __init__(self, assembly, lanes, calls):
+    self.assembly, self.lanes, self.calls = assembly.another, lanes, calls
+    self.layout = parallel.make_parallel('jit', assembly.config.data.batch_size)
+    step = assembly.train_step()
+    # A lane that is alone needs no freezing, and is then the very program of a single run.
+    step = freezing(step) if lanes > 1 else carrying(step)
+    spread = jax.vmap if lanes > 1 else lambda function: function
+    self.steps = {count: jax.jit(spread(parallel.repeated(step, count)), donate_argnums=0) for count in {1, calls}}
+    network = assembly.network
+    self.predict = self.layout.predict(network.predict_stream if assembly.dataset.stream else network.predict)
+
+  def stack(self, trees):
+    """One tree of the lanes' `trees`, for `steps`; lanes that are left over repeat the first."""
+    if self.lanes == 1:
+      return trees[0]
+    trees = [*trees, *trees[:1] * (self.lanes - len(trees))]
+    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *trees)
+
+  def unstack(self, tree, count):
+    """The first `count` lanes of a tree, as trees."""
+    if self.lanes == 1:
+      return [tree]
+    tree = jax.device_get(tree)
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(count)]
+
+
+class Trial:
+  """One run folder, open as a lane."""
+
+  def __init__(self, config, program, folder):
+    self.config, self.folder, self.program = config, epath.Path(folder), program
+    self.assembly = program.assembly(config)
+    run.open_folder(config, self.folder, self.assembly.dataset)
+    self.state, self._checkpoints = run.resume(self.assembly, program.layout, self.folder, config.run.keep_checkpoints, lambda text: None)
+    self._hparams = network_lib.strengths(config, self.assembly.network)
+    self.hooks = self.assembly.make_hooks(program.layout.put_examples, slice(None), jax.jit)
+    self._record = record_lib.Record(self.folder, int(self.state.step), config.run.tensorboard)
+    self._earlier, self._began = self._record.rows[-1]['seconds'] if self._record.rows else 0.0, time.monotonic()
+    self.result = self.failed = None
+
+  @property
+  def over(self):
+    """Whether nothing is left to train."""
+    patience = self.config.training.patience
+    return self.failed is not None or int(self.state.step) >= self.assembly.total_steps or bool(patience) and int(self.state.stale) >= patience
+
+  def measure(self, weights, split):
+    """{measurement: float} of weights on a split; {} where it has no examples."""
+    config, data, program = self.config, self.assembly.dataset, self.program
+    if not data.size(split):
+      return {}
+    weights = program.layout.put_state(weights)
+    return evaluation.evaluate_split(self.assembly.network, program.predict, weights, self._hparams, data, split, config.data.batch_size, program.layout)
+
+  def end_epoch(self, began):
+    """What a single run does after an epoch, which began at the time `began`."""
+    steps, step = self.assembly.batches.steps_per_epoch, int(self.state.step)
+    self.state, row = loop.end_epoch(self.state, step - 1, step // steps, lambda s: self.measure(s.evaluated, 'validation'),
+                                     step >= self.assembly.selectable_from, lambda s: run.describe_state(self.assembly.network, s))
+    now = time.monotonic()
+    row.update(examples_per_second=steps * self.config.data.batch_size / (now - began), seconds=self._earlier + now - self._began)
+    self._record.add(row)
+    every = self.config.run.checkpoint_every
+    if every and (step // steps % every == 0 or self.over):
+      self.save()
+
+  def save(self):
+    """Writes a checkpoint."""
+    self._checkpoints.save(int(self.state.step), self.state)
+
+  def close(self):
+    """Writes the result, if the training came to its end."""
+    self._record.close()
+    self._checkpoints.close()
+    if self.failed is None and self.over:
+      elapsed = time.monotonic() - self._began
+      self.result = run.finish(self.config, self.assembly, self.folder, self.state, self._record.rows, elapsed, self._hparams, self.measure, 1)
+
+
+def train(program, trials, stop=None):
+  """Trains the trials, which stand at the same step, to their ends; each then has a `result` or has `failed`.
+
+  Raises loop.Interrupted, after saving, when `stop` was asked for.
+  """
+  live = [t for t in trials if not t.over]
+  steps_per_epoch = trials[0].assembly.batches.steps_per_epoch
+  while live and not (stop and stop.arrived):
+    live = train_epoch(program, live, steps_per_epoch, stop)
+  if stop and stop.arrived:
+    for trial in live:
+      trial.save()
+    raise loop.Interrupted(stop.arrived)
+
+
+def train_epoch(program, live, steps_per_epoch, stop):
+  """Takes the trials to the end of their epoch, or to where `stop` was asked for; returns those that have more to do."""
+  step = int(live[0].state.step)
+  end, total = (step // steps_per_epoch + 1) * steps_per_epoch, live[0].assembly.total_steps
+  began, pending, faults = time.monotonic(), collections.deque(), {}
+
+  def look(limit):
+    """Notes where measurements of all but the last `limit` calls ceased to be numbers."""
+    while len(pending) > limit:
+      first, measured = pending.popleft()
+      for i, values in enumerate(program.unstack(jax.device_get(measured), len(live))):
+        values = {name: np.atleast_1d(value) for name, value in values.items()}
+        for j in range(len(values['loss'])):
+          bad = {name: float(value[j]) for name, value in values.items() if not np.isfinite(value[j])}
+          if bad and i not in faults:
+            said = ', '.join(f'{name} = {value}' for name, value in bad.items())
+            faults[i] = f'{said} at step {first + j} (epoch {(first + j) // steps_per_epoch + 1})'
+
+  lanes = None
+  while step < end and not (stop and stop.arrived):
+    if any(hook.due(step) for trial in live for hook in trial.hooks):
+      if lanes is not None:
+        update(program, live, lanes)
+      for trial in live:
+        for hook in trial.hooks:
+          trial.state = hook(trial.state, step)
+      lanes = None
+    if lanes is None:
+      lanes = program.stack([(t.state, np.ones((), bool)) for t in live])
+    count = min(loop.steps_at_once(step, program.calls, total, steps_per_epoch, trial.hooks) for trial in live)
+    batch = program.layout.put_batch(program.stack([batches(trial, step, count) for trial in live]))
+    lanes, measured = program.steps[count](lanes, batch)
+    pending.append((step, measured))
+    step += count
+    look(loop.LAG)
+  look(0)
+  update(program, live, lanes)
+  for i, trial in enumerate(live):
+    try:
+      if i in faults:
+        raise loop.NotFinite(faults[i])
+      if step == end:
+        trial.end_epoch(began)
+    except Exception as error:
+      trial.failed = failure(error)
+  return [t for t in live if not t.over]
+
+
+def update(program, live, lanes):
+  """Brings the states of the lanes back into their trials."""
+  for trial, state in zip(live, program.unstack(lanes[0], len(live))):
+    trial.state = state
+
+
+def batches(trial, step, count):
+  """A lane's batch of a step, or the batches of several along a new leading axis."""
+  found = [trial.assembly.batches.at(step + i) for i in range(count)]
+  return found[0] if count == 1 else parallel.stacked(found)
+
+
+def failure(error):
+  """The Failed of an exception; training that diverged needs no traceback."""
+  expected = isinstance(error, (loop.NotFinite, run.UserError))
+  return Failed(str(error) or type(error).__name__, '' if expected else ''.join(traceback.format_exception(error)))
