@@ -17,6 +17,7 @@ from lepton_jax.data import batches as batches_lib
 from lepton_jax.data import dataset as dataset_lib
 from lepton_jax.errors import UserError
 from lepton_jax.precision import at_least_single
+from lepton_jax.regularize import constraints, feature_maps, noise, outputs
 from lepton_jax.train import loop, optim, schedules
 from lepton_jax.train import state as state_lib
 from lepton_jax.train import step as step_lib
@@ -70,7 +71,7 @@ def build(config, dataset, initial=None):
   total_steps = batches.steps_per_epoch * config.training.epochs
   schedule = schedules.make_schedule(config.optimization, total_steps, batches.steps_per_epoch)
   optimizer = optim.make_optimizer(config.optimization, schedule, {f'params/{n}' for n in frozen})
-  train_step = functools.partial(make_step, network, optimizer, frozen, len(dataset.classes))
+  train_step = functools.partial(make_step, network, optimizer, frozen, len(dataset.classes), total_steps)
   prune_steps = prune_schedule.update_steps(total_steps, config.prune.prune_begin, config.prune.prune_end, config.prune.prune_updates)
   observe = functools.partial(observe_inputs, network)
   # One program, kept in the cache, where dozens of small ones would be compiled at each start.
@@ -108,6 +109,8 @@ def make_batches(config, dataset):
     kind, fits = ('words', dataset.vocabulary) if name == 'augment_word_dropout' else ('images', not dataset.vocabulary and len(dataset.input_shape) == 3)
     if not fits:
       raise UserError(f'--{name} changes {kind}; {dataset.name} has none')
+  if config.regularize.input_noise and dataset.vocabulary:
+    raise UserError(f'--input_noise is added to numbers; {dataset.name} has words')
   if mixing and dataset.task == 'regression':
     raise UserError(f'--augment_mixup and --augment_cutmix mix classes; {dataset.name} has none')
   if dataset.vocabulary:
@@ -115,16 +118,27 @@ def make_batches(config, dataset):
   return batches_lib.Batches(*common, pairs=mixing)
 
 
-def make_step(network, optimizer, frozen, num_classes, axis=None):
+def make_step(network, optimizer, frozen, num_classes, total_steps, axis=None):
   """The pure train step, for one device or for one of several along a pmap axis."""
-  augment = augment_lib.make_augment(network.config.augment, num_classes, network.std)
+  augment, on = augment_lib.make_augment(network.config.augment, num_classes, network.std), network.config.regularize
 
-  def prepare(batch, key):
+  def prepare(batch, key, hparams):
     batch = network.normalize_batch(batch)
-    return batch if augment is None else augment(batch, key)
+    batch = batch if augment is None else augment(batch, key)
+    if 'input_noise' in hparams:
+      batch = dict(batch, inputs=noise.input_noise(batch['inputs'], batch['example'], hparams['input_noise'], jax.random.fold_in(key, 1)))
+    return batch
 
   def apply_fn(weights, model_state, batch, hparams, key, axis):
-    training = layers.Training(example=batch['example'], dropout=hparams.get('dropout'), recurrent_dropout=hparams.get('recurrent_dropout'), axis=axis)
+    rates = {name: hparams.get(name) for name in ('dropout', 'recurrent_dropout', 'stochastic_depth')}
+    training = layers.Training(example=batch['example'], axis=axis, **rates)
+    weights = dict(weights, params=disturbed(weights['params'], hparams, key))
+    if 'spatial_dropout' in hparams:
+      with feature_maps.spatial_dropout(training, hparams['spatial_dropout']):
+        return answer(weights, model_state, batch, hparams, training, key, axis)
+    return answer(weights, model_state, batch, hparams, training, key, axis)
+
+  def answer(weights, model_state, batch, hparams, training, key, axis):
     if axis is None or 'carry' not in model_state:
       return network.forward(weights, model_state, batch['inputs'], hparams, training, key)
     # Under pmap the carry is whole on every device; each continues its own rows and all share the result.
@@ -142,11 +156,43 @@ def make_step(network, optimizer, frozen, num_classes, axis=None):
     return hparams[name] * registry.PENALTIES.get(name)(kernels)
 
   def finish(trained, state):
-    return dict(trained, params=prune_masks.apply_masks(trained['params'], state.masks))
+    params = prune_masks.apply_masks(trained['params'], state.masks)
+    if 'max_norm' in state.hparams:
+      limit = lambda n, leaf: constraints.max_norm(leaf, state.hparams['max_norm']) if trees.is_kernel(n) and n not in frozen else leaf
+      params = trees.map_named(limit, params)
+    return dict(trained, params=params)
 
   terms = [functools.partial(penalty, name) for name in registry.PENALTIES.names() if getattr(network.config.regularize, name)]
   return step_lib.make_train_step(apply_fn, optimizer, network.training_loss, network.measure, prepare=prepare,
-                                  effective=effective, terms=terms, finish=finish, axis=axis)
+                                  effective=effective, terms=terms, finish=finish, axis=axis,
+                                  output_terms=[functools.partial(output_term, name) for name in OUTPUT_TERMS if getattr(on, name)],
+                                  twice=bool(on.r_drop), uphill=uphill if on.sam else None, disturb=disturb if on.gradient_noise else None,
+                                  average=functools.partial(step_lib.kept_share, total_steps=total_steps))
+
+
+# Terms on answers: (logits, those of the second pass or None) -> f32[batch].
+OUTPUT_TERMS = dict(confidence_penalty=lambda logits, other: outputs.confidence_penalty(logits), r_drop=outputs.r_drop)
+
+
+def output_term(name, logits, other, hparams):
+  return hparams[name] * OUTPUT_TERMS[name](logits, other)
+
+
+def uphill(trained, gradients, hparams):
+  return constraints.sharpest(trained, gradients, hparams['sam'])
+
+
+def disturb(gradients, step, hparams, key):
+  return noise.gradient_noise(gradients, hparams['gradient_noise'], step, key)
+
+
+def disturbed(params, hparams, key):
+  """Parameters with the noise of this step on their kernels."""
+  kernels = {n: leaf for n, leaf in trees.named(params).items() if trees.is_kernel(n)}
+  for i, name in enumerate(('weight_noise', 'drop_connect')):
+    if name in hparams:
+      kernels = getattr(noise, name)(kernels, hparams[name], jax.random.fold_in(key, 3 + i))
+  return trees.map_named(lambda n, leaf: kernels.get(n, leaf), params)
 
 
 def initial_state(config, network, optimizer, key, params, model_state, masks, hparams):
@@ -156,7 +202,7 @@ def initial_state(config, network, optimizer, key, params, model_state, masks, h
   state = state_lib.TrainState(
       step=jnp.zeros((), jnp.int32), **trained, model_state=model_state, opt_state=optimizer.init(trained, hparams),
       masks=masks,
-      ema=jax.tree.map(jnp.copy, trained) if config.optimization.ema_decay else {},
+      ema=jax.tree.map(jnp.copy, trained) if config.optimization.ema_decay or config.optimization.swa_start else {},
       best={}, stale=jnp.zeros((), jnp.int32), totals=state_lib.zero_totals(network.measured), hparams=hparams,
       key=jax.random.key_data(jax.random.fold_in(key, 1)))
   if config.training.select == 'best' or config.training.patience:

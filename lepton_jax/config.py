@@ -35,6 +35,7 @@ class Architecture:
   activation: str | None = option(None, 'non-linearity', choices=('relu', 'gelu', 'silu', 'tanh', 'sigmoid', 'elu', 'leaky_relu'))
   norm: str | None = option(None, 'normalisation layer', choices=('batch', 'group', 'layer', 'none'))
   dropout: float | None = option(None, 'dropout rate', low=0, high=0.99, traced=True)
+  stochastic_depth: float | None = option(None, 'share of residual branches left out, at the last block (arXiv:1603.09382)', low=0, high=0.99, traced=True)
   recurrent_dropout: float | None = option(None, 'dropout rate of the state, one mask a sequence', low=0, high=0.99, traced=True)
   hidden: int | None = option(None, 'units of a recurrent layer', low=1, high=65536)
   embedding: int | None = option(None, 'size of a word vector', low=1, high=65536)
@@ -108,15 +109,27 @@ class Optimization:
   loss: str | None = option(None, 'objective; unset: by task and model', choices=registry.LOSSES)
   class_weights: str = option('none', 'weigh training losses by inverse class frequency, for imbalance', choices=('none', 'balanced'))
   ema_decay: float = option(0.0, 'evaluate an exponential moving average of the weights with this decay; 0: off', low=0, high=0.999999, traced=True)
+  swa_start: float = option(0.0, 'share of the run from which averaged weights are evaluated (SWA, arXiv:1803.05407); 0: off', low=0, high=0.99, traced=True)
   solver: str = option('gradient', "closed_form solves --model=linear --loss=mse by least squares", choices=('gradient', 'closed_form'))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Regularize:
-  """Penalties and smoothing; a strength of 0 is absent from the program."""
+  """Penalties, noise and constraints; a strength of 0 is absent from the program."""
   l1: float = option(0.0, 'strength * sum |w| over kernels', low=0, traced=True, log=True)
   l2: float = option(0.0, 'strength * sum w^2 over kernels (coupled: adaptive optimizers rescale it)', low=0, traced=True, log=True)
+  group_lasso: float = option(0.0, 'strength * sum of sqrt(size) * |w| over filters and hidden units (arXiv:1608.03665)', low=0, traced=True, log=True)
+  orthogonality: float = option(0.0, 'strength * squared distance of each kernel from an orthogonal one (arXiv:1609.07093)', low=0, traced=True, log=True)
+  max_norm: float = option(0.0, 'largest norm of the weights into a filter or unit (JMLR 15, 2014); 0: off', low=0, traced=True)
+  spatial_dropout: float = option(0.0, 'share of the feature maps of each convolution set to zero (arXiv:1411.4280)', low=0, high=0.99, traced=True)
+  drop_connect: float = option(0.0, 'share of single weights set to zero at each step (Wan et al., ICML 2013)', low=0, high=0.99, traced=True)
+  weight_noise: float = option(0.0, 'deviation of noise on the weights of each step (Graves, NIPS 2011)', low=0, traced=True, log=True)
+  input_noise: float = option(0.0, 'deviation of noise on normalised inputs (Neural Comput. 7, 1995)', low=0, traced=True, log=True)
+  gradient_noise: float = option(0.0, 'deviation of noise on the first gradient, fading (arXiv:1511.06807)', low=0, traced=True, log=True)
   label_smoothing: float = option(0.0, 'share of the target spread evenly over the classes (arXiv:1512.00567)', low=0, high=0.99, traced=True)
+  confidence_penalty: float = option(0.0, 'strength * minus the entropy of the prediction (arXiv:1701.06548)', low=0, traced=True, log=True)
+  r_drop: float = option(0.0, 'strength * divergence of two predictions under different dropout, two passes a step (arXiv:2106.14448)', low=0, traced=True)
+  sam: float = option(0.0, 'radius of sharpness-aware minimisation, two gradients a step (arXiv:2010.01412)', low=0, traced=True, log=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

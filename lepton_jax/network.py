@@ -15,8 +15,8 @@ from lepton_jax.data import series
 from lepton_jax.errors import UserError
 from lepton_jax.precision import at_least_single
 
-MODEL_OPTIONS = ('width', 'depth', 'hidden', 'embedding', 'activation', 'norm', 'pooling', 'tied', 'dropout', 'recurrent_dropout')
-STRENGTHS = ('learning_rate', 'weight_decay', 'clip_norm', 'ema_decay', 'label_smoothing')
+MODEL_OPTIONS = ('width', 'depth', 'hidden', 'embedding', 'activation', 'norm', 'pooling', 'tied', 'dropout', 'recurrent_dropout', 'stochastic_depth')
+STRENGTHS = ('learning_rate', 'weight_decay', 'clip_norm', 'ema_decay', 'swa_start')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,10 +271,9 @@ def with_compression(network, params, model_state, dataset, frozen=frozenset()):
 
 def strengths(config, network):
   """{name: scalar} of the strengths that are not zero; what is absent is absent from the program."""
-  flat = config.flat()  # a penalty's strength is the field of config.Regularize by its name
-  values = {name: flat[name] for name in (*STRENGTHS, *registry.PENALTIES.names())}
+  values = {name: getattr(config.optimization, name) for name in STRENGTHS} | dataclasses.asdict(config.regularize)
   parameters = inspect.signature(registry.MODELS.get(config.architecture.model)).parameters
-  for name in ('dropout', 'recurrent_dropout'):
+  for name in ('dropout', 'recurrent_dropout', 'stochastic_depth'):
     given = getattr(config.architecture, name)
     values[name] = given if given is not None else parameters[name].default if name in parameters else 0.0
   values['weight_bits'] = config.quantize.quantize_weight_bits if network.quantized else 0

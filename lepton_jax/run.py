@@ -11,6 +11,7 @@ from etils import epath
 from lepton_jax import assemble, evaluation, linear, machine, speed, trees
 from lepton_jax import folder as folder_lib
 from lepton_jax import network as network_lib
+from lepton_jax.compress import size
 from lepton_jax.compress.prune import masks
 from lepton_jax.compress.quantize import sites
 from lepton_jax.errors import UserError
@@ -209,7 +210,7 @@ def describe_compression(network, weights, hparams):
   """Sparsity and bits of the final arrays, and what each kernel got or why not.
 
   `sparsity` counts zeros of the trained kernels; `rounded_sparsity` after quantisation, which rounds
-  small weights to zero as well.
+  small weights to zero as well. `estimated_bytes` is what compress/size.py says of a file.
   """
   config, kernels = network.config, trees.kernels(weights['params'])
   prunable = network.prunable or kernels
@@ -217,7 +218,11 @@ def describe_compression(network, weights, hparams):
   rows = sites.report(kernels, config.quantize.quantize_weight_bits, config.quantize.quantize_activation_bits, excluded,
                       network.sites, config.quantize.quantize_exclude)
   rounded = network.round_kernels(weights, hparams)
-  return dict(sparsity=masks.sparsity(weights['params'], prunable), rounded_sparsity=masks.sparsity(rounded['params'], prunable),
+  counted = {n: np.asarray(leaf) for n, leaf in trees.named(rounded['params']).items() if trees.is_kernel(n)}
+  bits = {row['kernel']: row['weight_bits'] for row in rows if 'weight_bits' in row}
+  others = trees.count((weights['params'], weights['model_state'])) - trees.count(counted)
+  return dict(estimated_bytes=size.estimate(counted, bits, others, len(network.sites)),
+              sparsity=masks.sparsity(weights['params'], prunable), rounded_sparsity=masks.sparsity(rounded['params'], prunable),
               quantized_kernels=sum('weight_bits' in row for row in rows), kernels=rows)
 
 

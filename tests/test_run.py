@@ -302,5 +302,5 @@ def test_regression_rows_have_no_accuracy(tmp_path, small):
 
 
 def test_readme_tables_are_the_committed_results():
-  done = subprocess.run([sys.executable, '-m', 'experiments.readme', '--check'], cwd=ROOT, capture_output=True, text=True)
+  done = subprocess.run([sys.executable, '-m', 'experiments.report', '--check'], cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -11,12 +12,14 @@ import time
 import jax
 import numpy as np
 import pytest
+from optuna import distributions
 
 from lepton_jax import assemble, run, trees
+from lepton_jax.compress import size
 from lepton_jax.config import Config
 from lepton_jax.errors import UserError
 from lepton_jax.report import sweeps
-from lepton_jax.sweep import claims, cohort, engine, grid
+from lepton_jax.sweep import claims, cohort, engine, estimate, grid, search
 
 
 @pytest.fixture
@@ -58,12 +61,12 @@ def test_executors_agree_with_each_other_and_with_a_single_run(base, tmp_path):
   """Bit for bit: a trial owns one device and runs one program, whoever starts it."""
   found = {}
   for executor in engine.EXECUTORS:
-    configs = grid.product(base.replace(runs_dir=str(tmp_path / executor), dropout=0.2), dict(l2=[1e-3, 1e-4], seed=[0, 1]))
+    configs = grid.product(base.replace(runs_dir=str(tmp_path / executor), dropout=0.2), dict(l2=[1e-3, 1e-4]))
     costs = engine.sweep(configs, executor, workers=2, tell=lambda text: None)
-    assert costs.trials == 4
+    assert costs.trials == 2
     found[executor] = results(configs)
   assert found['inline'] == found['devices'] == found['processes']
-  alone = configs[2].replace(runs_dir=str(tmp_path / 'alone'), parallel='jit')
+  alone = configs[1].replace(runs_dir=str(tmp_path / 'alone'), parallel='jit')
   run.train(alone, quiet=True)
   assert results([alone])[alone.name()] == found['inline'][alone.name()]
 
@@ -151,33 +154,63 @@ def test_a_claim_is_held_by_one_and_dies_with_its_process(tmp_path):
   claims.take(tmp_path / 'trial').release()
 
 
-def command(folder, *arguments):
-  return [sys.executable, '-m', 'experiments.regularization_sweep', '--model=mlp', '--dataset=digits', '--width=0.25', '--epochs=4',
-          '--l2=1e-4,1e-3', '--seed=0,1,2', f'--runs_dir={folder}', *arguments]
+def forked():
+  """Real processes without importing JAX in each."""
+  context = multiprocessing.get_context('forkserver')
+  context.set_forkserver_preload(['tests.conftest', 'lepton_jax.sweep.cohort'])
+  return context
 
 
-def table(folder):
-  """The table without its times."""
-  return [line.rpartition(',')[0] for line in (folder / 'table.csv').read_text().splitlines()]
+def sweeping(configs, cache, said=None):
+  """What a process of its own does: the whole sweep."""
+  os.environ['XDG_CACHE_HOME'] = cache
+  costs = engine.sweep(configs, tell=lambda text: None)
+  if said is not None:
+    said.put(costs.trials)
 
 
-def test_a_killed_sweep_ends_in_the_table_of_one_that_was_not(tmp_path):
-  subprocess.run(command(tmp_path / 'whole'), check=True, capture_output=True)
-  kept = tmp_path / 'killed'
-  for _ in range(2):
-    done = len(list(kept.glob('*/result.json')))
-    process = subprocess.Popen(command(kept), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and len(list(kept.glob('*/result.json'))) == done:
-      time.sleep(0.005)
+def table(configs):
+  """The rows of the table without their times."""
+  rows = sweeps.rows([(c, engine.finished(c)) for c in configs])
+  return [{k: v for k, v in row.items() if k != 'seconds'} for row in rows]
+
+
+def test_a_killed_sweep_ends_in_the_table_of_one_that_was_not(base, tmp_path):
+  """kill -9 while trials are under way; each next process goes on."""
+  grids = [grid.product(base.replace(runs_dir=str(tmp_path / name), epochs=3), dict(l2=[1e-4, 1e-3], seed=[0, 1, 2])) for name in ('whole', 'killed')]
+  whole, killed = grids
+  engine.sweep(whole, tell=lambda text: None)
+  finished = lambda: sum(engine.finished(c) is not None for c in killed)
+  rng = random.Random(3)
+  for _ in range(5):
+    process, done = forked().Process(target=sweeping, args=(killed, os.environ['XDG_CACHE_HOME'])), finished()
+    process.start()
+    begun = lambda: sum((engine.folder_of(c) / 'config.json').exists() for c in killed)
+    while process.is_alive() and begun() <= done:
+      time.sleep(0.001)
+    time.sleep(rng.uniform(0, 0.15))
     process.kill()
-    process.wait()
-  assert 2 <= len(list(kept.glob('*/result.json'))) < 6
-  said = subprocess.run(command(kept), check=True, capture_output=True, text=True).stdout
-  assert 'finished already' in said and table(kept) == table(tmp_path / 'whole')
+    process.join()
+  assert finished() < 6
+  engine.sweep(killed, tell=lambda text: None)
+  assert table(killed) == table(whole)
+
+
+def test_two_sweeps_share_a_folder(base):
+  configs = grid.product(base, dict(seed=list(range(6))))
+  said = forked().Queue()
+  both = [forked().Process(target=sweeping, args=(configs, os.environ['XDG_CACHE_HOME'], said)) for _ in range(2)]
+  for process in both:
+    process.start()
+  assert sum(said.get(timeout=120) for _ in both) == 6
+  for process in both:
+    process.join()
+  assert all(engine.finished(c) for c in configs)
 
 
 def test_a_stopped_sweep_saves_the_trial_it_was_training(tmp_path):
-  arguments = command(tmp_path, '--epochs=300', '--l2=1e-4', '--seed=0', '--width=1')
+  arguments = [sys.executable, '-m', 'experiments.regularization_sweep', '--model=mlp', '--dataset=digits', '--epochs=300', '--l2=1e-4,1e-3',
+               f'--runs_dir={tmp_path}']
   process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
   while not any(path.read_text().count('\n') >= 3 for path in tmp_path.glob('*/metrics.jsonl')):
     assert process.poll() is None
@@ -189,15 +222,8 @@ def test_a_stopped_sweep_saves_the_trial_it_was_training(tmp_path):
   assert len(steps) == 1 and steps[0] > 0 and not list(tmp_path.glob('*/result.json'))
 
 
-def test_two_sweeps_share_a_folder(tmp_path):
-  both = [subprocess.Popen(command(tmp_path), stdout=subprocess.PIPE, text=True) for _ in range(2)]
-  said = [process.communicate()[0] for process in both]
-  trained = [int(next(line for line in text.splitlines() if 'trials trained' in line).split()[0]) for text in said]
-  assert sum(trained) == 6 and [p.returncode for p in both] == [0, 0]
-
-
 def trial(l2, seed, validation, test):
-  result = dict(validation_accuracy=validation, test_accuracy=test, num_parameters=10, train_seconds=1.0, seed=seed)
+  result = dict(validation_accuracy=validation, test_accuracy=test, num_parameters=10, estimated_bytes=40, train_seconds=1.0, seed=seed)
   return Config().replace(l2=l2, seed=seed), result
 
 
@@ -209,6 +235,58 @@ def test_table_is_over_seeds_and_shows_test_of_the_best_alone():
   assert rows[0]['validation_accuracy_ci95'] == pytest.approx(4.302653 * 0.02 / 3 ** 0.5, abs=1e-5)  # t of 2 degrees of freedom
   assert rows[0]['test_accuracy'] == pytest.approx(0.6) and rows[1]['test_accuracy'] == ''
   assert [row['test_accuracy'] for row in sweeps.rows(trials, all_tests=True)] == [pytest.approx(0.6), pytest.approx(0.9)]
+
+
+def test_front_keeps_what_nothing_beats_in_both():
+  points = [(4, 0.9), (1, 0.5), (2, 0.7), (3, 0.6), (2, 0.8), (5, 0.9)]
+  assert sweeps.front(points) == [(1, 0.5), (2, 0.8), (4, 0.9)]
+
+
+def test_estimated_size_counts_bits_positions_and_scales():
+  kernel = np.zeros((10, 8))
+  kernel[:4] = 1
+  assert size.estimate(dict(k=kernel), {}, 3, 0) == (32 * 32 + 80 + 3 * 32) // 8  # 32 entries of 80, a bit each for where they are
+  assert size.estimate(dict(k=kernel), dict(k=4), 0, 2) == (32 * 4 + 80 + 8 * 32 + 4 * 32) // 8
+  assert size.estimate(dict(k=np.ones((10, 8))), dict(k=4), 0, 0) == (80 * 4 + 8 * 32) // 8  # dense is smaller
+
+
+def test_report_of_a_folder_has_every_form(base, tmp_path):
+  configs = grid.product(base, dict(l2=[0.0, 1e-3], learning_rate=[1e-3, 3e-3], seed=[0, 1]))
+  engine.sweep(configs, tell=lambda text: None)
+  rows = sweeps.write(sweeps.read(base.run.runs_dir), tmp_path / 'report')
+  assert len(rows) == 4 and {row['seeds'] for row in rows} == {2}
+  names = {path.name for path in (tmp_path / 'report').iterdir()}
+  assert {'report.md', 'table.csv', 'table.tex'} | {f'{n}.{e}' for n in ('learning_curves', 'settings', 'heat_map') for e in ('png', 'pdf')} == names
+  assert (tmp_path / 'report' / 'table.tex').read_text().count(r'\\') == 5
+  text = (tmp_path / 'report' / 'report.md').read_text()
+  assert text.count('±') >= 5 and 'heat_map.png' in text
+
+
+def test_search_draws_on_the_field_s_scale():
+  space = search.space(dict(l2=[1e-6, 1e-2], dropout=[0.0, 0.5], hidden=[8, 64], optimizer=['adam', 'sgd'], l1=[0.0, 1e-3, 1e-2]))
+  assert space['l2'] == distributions.FloatDistribution(1e-6, 1e-2, log=True)
+  assert space['dropout'] == distributions.FloatDistribution(0.0, 0.5) and space['hidden'] == distributions.IntDistribution(8, 64)
+  assert space['optimizer'].choices == ('adam', 'sgd') and space['l1'].choices == (0.0, 1e-3, 1e-2)
+  with pytest.raises(UserError, match='begin above 0'):
+    search.space(dict(l2=[0.0, 1e-2]))
+
+
+def test_search_trains_so_many_settings_once_and_gives_hopeless_ones_up(base):
+  lists, lines = dict(learning_rate=[1e-9, 1e-1], seed=[0, 1]), []
+  configs, costs = search.search(base.replace(epochs=3), lists, 'tpe', 10, 'inline', lines.append)
+  given_up = sum('given up' in text for text in lines)
+  assert given_up >= 1 and len(configs) == 2 * (10 - given_up) == costs.trials
+  assert all(engine.finished(c) for c in configs) and {c.training.seed for c in configs} == {0, 1}
+  again, costs = search.search(base.replace(epochs=3), lists, 'tpe', 10, 'inline', lines.append)
+  assert [c.name() for c in again] == [c.name() for c in configs] and costs.trials == 0
+  with pytest.raises(UserError, match='inline or devices'):
+    search.search(base, lists, 'random', 2, 'processes', lines.append)
+
+
+def test_estimate_counts_what_is_left(base):
+  configs = grid.product(base, dict(epochs=[100], seed=[0, 1]))
+  whole = estimate.estimate(configs, 'inline', 0)
+  assert whole > 2 * estimate.TRIAL and estimate.estimate([], 'inline', 0) == 0
 
 
 def test_what_a_sweep_cannot_do_is_refused_before_it_begins(base):

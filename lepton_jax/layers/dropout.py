@@ -22,3 +22,20 @@ class Dropout(nn.Module):
     draw = jax.vmap(lambda k: jax.random.uniform(k, x.shape[1:], jnp.float32))(keys)
     keep = 1 - training.dropout
     return jnp.where(draw < keep.astype(jnp.float32), x / keep.astype(x.dtype), jnp.zeros_like(x))
+
+
+class StochasticDepth(nn.Module):
+  """Leaves out a residual branch of some examples, at `depth` times the rate of the training step (arXiv:1603.09382).
+
+  `depth` in (0, 1] is the block's place among all blocks. A branch that stays is scaled to keep the mean.
+  """
+  depth: float
+
+  @nn.compact
+  def __call__(self, x, training):
+    if training is None or training.stochastic_depth is None:
+      return x
+    key, keep = self.make_rng('dropout'), 1 - self.depth * training.stochastic_depth
+    draw = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (), jnp.float32))(training.example)
+    kept = (draw < keep.astype(jnp.float32)).reshape(-1, *[1] * (x.ndim - 1))
+    return jnp.where(kept, x / keep.astype(x.dtype), jnp.zeros_like(x))

@@ -5,29 +5,31 @@ import io
 from etils import epath
 
 
-def _axes(width, height, columns=1):
+def new_axes(width, height, columns=1):
+  """(figure, axes) in inches, drawn without a screen."""
   import matplotlib
   matplotlib.use('Agg')
   from matplotlib import pyplot
   return pyplot.subplots(1, columns, figsize=(width, height), dpi=120, layout='constrained')
 
 
-def _save(figure, path):
-  """Writes a figure as PNG through memory, so that remote folders work and no half file is left."""
+def save(figure, *paths):
+  """Writes a figure in the formats of the paths' endings, through memory, so that remote folders work and no half file is left."""
   from matplotlib import pyplot
-  content = io.BytesIO()
-  figure.savefig(content, format='png')
+  for path in map(epath.Path, paths):
+    content = io.BytesIO()
+    # Without the date, the same numbers make the same file.
+    figure.savefig(content, format=path.suffix[1:], metadata=dict(CreationDate=None) if path.suffix == '.pdf' else None)
+    draft = path.parent / f'.{path.name}.draft'
+    draft.write_bytes(content.getvalue())
+    draft.replace(path)
   pyplot.close(figure)
-  path = epath.Path(path)
-  draft = path.parent / f'.{path.name}.draft'
-  draft.write_bytes(content.getvalue())
-  draft.replace(path)
 
 
 def learning_curves(rows, path, title):
   """Loss and accuracy (or RMSE) over epochs, training beside validation; sparsity where there is pruning."""
   second = 'accuracy' if any('validation_accuracy' in row for row in rows) else 'rmse' if any('validation_rmse' in row for row in rows) else 'accuracy'
-  figure, axes = _axes(9, 3.6, 2)
+  figure, axes = new_axes(9, 3.6, 2)
   marker = 'o' if len(rows) < 30 else None
   for axis, measure in zip(axes, ('loss', second)):
     for split, colour in (('train', '#4878a8'), ('validation', '#d1605e')):
@@ -44,7 +46,7 @@ def learning_curves(rows, path, title):
     other.legend(loc='center right', frameon=False)
   axes[0].legend(frameon=False)
   figure.suptitle(title, fontsize=10)
-  _save(figure, path)
+  save(figure, path)
 
 
 def confusion_matrix(matrix, classes, path, title):
@@ -52,7 +54,7 @@ def confusion_matrix(matrix, classes, path, title):
   import numpy as np
   matrix = np.asarray(matrix)
   side = min(max(4, 0.5 * len(classes) + 2), 16)
-  figure, axis = _axes(side, side)
+  figure, axis = new_axes(side, side)
   share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
   axis.imshow(share, cmap='Blues', vmin=0, vmax=1)
   if len(classes) <= 20:
@@ -63,12 +65,12 @@ def confusion_matrix(matrix, classes, path, title):
     axis.set_yticks(range(len(classes)), classes)
   axis.set(xlabel='predicted', ylabel='true')
   axis.set_title(title, fontsize=10)
-  _save(figure, path)
+  save(figure, path)
 
 
 def ratio_bars(names, ratios, path, title):
   """Bars with intervals around the line at 1; `ratios` is {label: (middle, low, high) for each name}."""
-  figure, axes = _axes(8, 3.2)
+  figure, axes = new_axes(8, 3.2)
   width = 0.8 / len(ratios)
   for place, (label, triples) in enumerate(ratios.items()):
     middle = [m for m, _, _ in triples]
@@ -78,4 +80,4 @@ def ratio_bars(names, ratios, path, title):
   axes.set_xticks([i + 0.4 - width / 2 for i in range(len(names))], names, rotation=20)
   axes.set_ylabel(title)
   axes.legend()
-  _save(figure, path)
+  save(figure, path)

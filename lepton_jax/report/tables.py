@@ -20,14 +20,16 @@ def print_table(title, rows):
 
 
 def print_rows(rows):
-  """Prints dictionaries of one set of keys as a table with a header; a column that is empty throughout is left out."""
+  """Prints the rows of sweeps.rows as a table with a header."""
   from rich import box, console, table
+
+  from lepton_jax.report import sweeps
   grid = table.Table(box=box.ROUNDED if sys.stdout.isatty() else box.ASCII2)
-  names = [name for name in rows[0] if any(row[name] not in ('', None) for row in rows)]
+  names = sweeps.columns(rows)
   for name in names:
     grid.add_column(name.replace('_', ' '), justify='right')
   for row in rows:
-    grid.add_row(*(f'{row[n]:.4g}' if isinstance(row[n], float) else '' if row[n] is None else str(row[n]) for n in names))
+    grid.add_row(*(sweeps.cell(row, n, ' +- ') for n in names))
   console.Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(grid)
 
 

@@ -79,9 +79,13 @@ class Program:
 
 
 class Trial:
-  """One run folder, open as a lane."""
+  """One run folder, open as a lane.
 
-  def __init__(self, config, program, folder):
+  `watch`, if there is one, is called with the configuration and the row of each epoch; True gives the trial up.
+  """
+
+  def __init__(self, config, program, folder, watch=None):
+    self._watch, self.given_up = watch, False
     self.config, self.folder, self.program = config, epath.Path(folder), program
     self.assembly = program.assembly(config)
     run.open_folder(config, self.folder, self.assembly.dataset)
@@ -96,7 +100,7 @@ class Trial:
   def over(self):
     """Whether nothing is left to train."""
     patience = self.config.training.patience
-    return self.failed is not None or int(self.state.step) >= self.assembly.total_steps or bool(patience) and int(self.state.stale) >= patience
+    return self.failed is not None or self.given_up or int(self.state.step) >= self.assembly.total_steps or bool(patience) and int(self.state.stale) >= patience
 
   def measure(self, weights, split):
     """{measurement: float} of weights on a split; {} where it has no examples."""
@@ -114,6 +118,7 @@ class Trial:
     now = time.monotonic()
     row.update(examples_per_second=steps * self.config.data.batch_size / (now - began), seconds=self._earlier + now - self._began)
     self._record.add(row)
+    self.given_up = self._watch is not None and not self.over and self._watch(self.config, row)
     every = self.config.run.checkpoint_every
     if every and (step // steps % every == 0 or self.over):
       self.save()
@@ -126,7 +131,7 @@ class Trial:
     """Writes the result, if the training came to its end."""
     self._record.close()
     self._checkpoints.close()
-    if self.failed is None and self.over:
+    if self.failed is None and self.over and not self.given_up:
       elapsed = time.monotonic() - self._began
       self.result = run.finish(self.config, self.assembly, self.folder, self.state, self._record.rows, elapsed, self._hparams, self.measure, 1)
 

@@ -6,10 +6,10 @@ from absl import flags as absl_flags
 
 from lepton_jax import flags
 from lepton_jax.errors import UserError
-from lepton_jax.sweep import engine, grid
+from lepton_jax.sweep import engine, estimate, grid, search
 
 FLAGS = absl_flags.FLAGS
-OWN = ('executor', 'workers', 'dry_run', 'report_all_test', 'output')
+OWN = ('executor', 'workers', 'search', 'trials', 'dry_run', 'report_all_test', 'output')
 SHOWN = 20
 
 
@@ -18,18 +18,21 @@ def define(name, **defaults):
   flags.define_lists(runs_dir=f'runs/{name}', tensorboard=False, pictures=False, save_weights=False, checkpoint_every=0, **defaults)
   absl_flags.DEFINE_enum('executor', 'inline', engine.EXECUTORS, 'inline: one trial after another; devices: one on each device; processes: several processes')
   absl_flags.DEFINE_integer('workers', 0, 'processes of --executor=processes; 0: one a core', lower_bound=0)
+  absl_flags.DEFINE_enum('search', 'grid', search.METHODS, 'grid: every combination; random, tpe: --trials settings, two numbers of a flag being a range')
+  absl_flags.DEFINE_integer('trials', 50, 'settings of a search; each is trained on every --seed', lower_bound=1)
   absl_flags.DEFINE_bool('dry_run', False, 'list the trials and how many programs they need, and train nothing')
   absl_flags.DEFINE_bool('report_all_test', False, 'show the test results of every setting, not only of the best on validation')
-  absl_flags.DEFINE_string('output', '', 'CSV file for the table; empty: table.csv in --runs_dir')
+  absl_flags.DEFINE_string('output', '', 'folder for tables and pictures; empty: report/ in --runs_dir')
 
 
 def main(lists):
   """Runs the sweep of `flags.lists()`; the exit status is 1 if trials failed, 130 if it was stopped."""
-  from lepton_jax.train import loop
+  if len(lists[1].get('runs_dir', [])) > 1:
+    raise UserError('--runs_dir takes one folder')
+  if FLAGS.search != 'grid':
+    return drawn(*lists)
   configs = grid.product(*lists)
   engine.check(configs)
-  if len({config.run.runs_dir for config in configs}) > 1:
-    raise UserError('--runs_dir takes one folder')
   print(f'{len(configs)} trials, {len(engine.programs(configs))} programs, in {configs[0].run.runs_dir}', flush=True)
   if FLAGS.dry_run:
     return dry_run(configs)
@@ -37,8 +40,27 @@ def main(lists):
   if done:
     print(f'{done} of them are finished already')
   count = iter(range(done + 1, len(configs) + 1))
+  numbered = lambda text: print(f'[{next(count, len(configs))}/{len(configs)}] {text}', flush=True)
+  return trained(lambda: (configs, engine.sweep(configs, FLAGS.executor, FLAGS.workers, tell=numbered)))
+
+
+def drawn(base, lists):
+  """Runs a search."""
+  base = base.replace(**{name: values[0] for name, values in lists.items() if len(values) == 1})
+  lists = {name: values for name, values in lists.items() if len(values) > 1}
+  engine.check([base])
+  if FLAGS.dry_run:
+    for name, distribution in search.space({n: v for n, v in lists.items() if n != 'seed'}).items():
+      print(f'{name}: {distribution}')
+    return 0
+  return trained(lambda: search.search(base, lists, FLAGS.search, FLAGS.trials, FLAGS.executor, lambda text: print(text, flush=True)))
+
+
+def trained(work):
+  """Does the work, which returns (configurations, Costs), and shows what it found; returns the exit status."""
+  from lepton_jax.train import loop
   try:
-    costs = engine.sweep(configs, FLAGS.executor, FLAGS.workers, tell=lambda text: print(f'[{next(count, len(configs))}/{len(configs)}] {text}', flush=True))
+    configs, costs = work()
   except loop.Interrupted as signal:
     print(f'{signal}: what has begun was saved. To go on, repeat the same command', file=sys.stderr)
     return 130
@@ -53,19 +75,22 @@ def dry_run(configs):
     print(f'{config.name()}  ' + '  '.join(f'{name}={config.flat()[name]}' for name in swept))
   if len(configs) > SHOWN:
     print(f'... and {len(configs) - SHOWN} more')
+  seconds = estimate.estimate(configs, FLAGS.executor, FLAGS.workers)
+  print(f'about {seconds:.0f} s' if seconds < 120 else f'about {seconds / 60:.0f} minutes')
   return 0
 
 
 def show(configs):
   """Prints and writes the table of what is finished, then what failed; returns the exit status."""
-  from lepton_jax.report import markdown, sweeps, tables
+  from lepton_jax.report import sweeps, tables
   trials = [(config, result) for config in configs if (result := engine.finished(config)) is not None]
   if trials:
-    rows = sweeps.rows(trials, FLAGS.report_all_test)
-    markdown.write_rows(FLAGS.output or f'{configs[0].run.runs_dir}/table.csv', rows)
+    folder = FLAGS.output or f'{configs[0].run.runs_dir}/report'
+    rows = sweeps.write(trials, folder, FLAGS.report_all_test)
     tables.print_rows(rows[:SHOWN])
     if len(rows) > SHOWN:
       print(f'... and {len(rows) - SHOWN} more settings')
+    print(f'{folder}/report.md has the table as CSV and LaTeX, and pictures')
   failed = [(config, found) for config in configs if engine.finished(config) is None and (found := engine.failure(config)) is not None]
   for config, found in failed:
     print(f'failed: {engine.folder_of(config)}: {found["error"].splitlines()[0]}', file=sys.stderr)

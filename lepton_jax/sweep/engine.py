@@ -19,6 +19,7 @@ from lepton_jax.sweep import claims
 
 EXECUTORS = ('inline', 'devices', 'processes')
 FAILURE = 'failure.json'
+KEPT = 8  # programs that a worker holds on to
 POLL = 0.5  # seconds between looks at a trial that another sweep has
 
 
@@ -96,22 +97,50 @@ def sweep(configs, executor='inline', workers=0, per_device=0, tell=print):
 
 
 def here(configs, all_devices, per_device, tell):
-  """Trains in this process, in a thread for each device, whose programs are those of a run on one device, bit for bit."""
-  options = configs[0].run
-  machine.start(dataclasses.replace(options, parallel='auto', cpu_devices=options.cpu_devices if all_devices else 1))
-  import jax
+  """Trains in this process; returns the Costs."""
+  with Session(configs[0].run, all_devices, per_device, tell) as session:
+    session.train(configs)
+    return session.costs
 
-  from lepton_jax.train import loop
-  devices = jax.local_devices() if all_devices else jax.local_devices()[:1]
-  lanes = 1 if jax.default_backend() == 'cpu' or not all_devices else per_device or 16
-  todo = Todo(configs, lanes)
-  workers = [Worker(device, lanes, tell) for device in devices]
-  with compile_clock() as clock, loop.StopSignal() as stop, futures.ThreadPoolExecutor(len(devices)) as pool:
-    for done in [pool.submit(worker.run, todo, stop) for worker in workers]:
+
+class Session:
+  """This process's workers, a thread for each device, and the programs that they have compiled.
+
+  Every device runs the program of a run on one device, so a trial's numbers are the same bit for bit,
+  whichever device has it. (One program over all devices would be compiled, and round, differently.)
+  """
+
+  def __init__(self, options, all_devices, per_device, tell, watch=None):
+    machine.start(dataclasses.replace(options, parallel='auto', cpu_devices=options.cpu_devices if all_devices else 1))
+    import jax
+    devices = jax.local_devices() if all_devices else jax.local_devices()[:1]
+    self.lanes = 1 if jax.default_backend() == 'cpu' or not all_devices else per_device or 16
+    self.workers = [Worker(device, self.lanes, tell, watch) for device in devices]
+
+  def __enter__(self):
+    from lepton_jax.train import loop
+    self._open = contextlib.ExitStack()
+    self._clock = self._open.enter_context(compile_clock())
+    self._stop = self._open.enter_context(loop.StopSignal())
+    self._pool = self._open.enter_context(futures.ThreadPoolExecutor(len(self.workers)))
+    return self
+
+  def __exit__(self, *error):
+    return self._open.__exit__(*error)
+
+  def train(self, configs):
+    """Trains what has no result; raises train.loop.Interrupted where it was stopped."""
+    from lepton_jax.train import loop
+    todo = Todo(configs, self.lanes)
+    for done in [self._pool.submit(worker.run, todo, self._stop) for worker in self.workers]:
       done.result()
-    if stop.arrived:
-      raise loop.Interrupted(stop.arrived)
-  return Costs(sum(w.trained for w in workers), sum(w.programs for w in workers), clock.seconds)
+    if self._stop.arrived:
+      raise loop.Interrupted(self._stop.arrived)
+
+  @property
+  def costs(self):
+    """The Costs so far, but for the seconds in all."""
+    return Costs(sum(w.trained for w in self.workers), sum(w.programs for w in self.workers), self._clock.seconds)
 
 
 class Todo:
@@ -148,8 +177,8 @@ class Todo:
 class Worker:
   """Trains cohorts of trials on one device."""
 
-  def __init__(self, device, lanes, tell):
-    self._device, self._lanes, self._tell = device, lanes, tell
+  def __init__(self, device, lanes, tell, watch=None):
+    self._device, self._lanes, self._tell, self._watch = device, lanes, tell, watch
     self._kept, self.trained, self.programs = {}, 0, 0
 
   def run(self, todo, stop):
@@ -175,13 +204,13 @@ class Worker:
       folder = folder_of(config)
       (folder / FAILURE).unlink(missing_ok=True)
       try:
-        trials.append(cohort.Trial(config, self._program(config), folder))
+        trials.append(cohort.Trial(config, self.program(config), folder, self._watch))
       except Exception as error:
         self._failed(config, cohort.failure(error))
     return trials
 
-  def _program(self, config):
-    """The Program of a configuration: made once, the last one kept."""
+  def program(self, config):
+    """The Program of a configuration: made once, the last few kept."""
     from lepton_jax import assemble, run, speed
     from lepton_jax.sweep import cohort
     key = config.program()
@@ -190,8 +219,10 @@ class Worker:
       data = load_data(config.data, config.optimization.loss)
       assembly = assemble.build(config, data, run.read_initial(config, data) if config.training.init_from else None)
       calls = speed.steps_per_call(config.run.steps_per_call, assembly.state.params, assembly.batches.same_shapes, jax.default_backend())
-      self._kept = {key: cohort.Program(assembly, self._lanes, calls)}
+      self._kept[key] = cohort.Program(assembly, self._lanes, calls)
       self.programs += 1
+      if len(self._kept) > KEPT:
+        del self._kept[next(iter(self._kept))]
     return self._kept[key]
 
   def _train(self, trials, stop):

@@ -1,0 +1,55 @@
+"""Turns run folders into tables and pictures, and the committed results into the README's tables.
+
+Question: what did a folder of runs find, over seeds, and do the README's numbers stand in the committed results?
+Command: ./launch.sh report --runs=runs/regularization_sweep     or, for the README: ./launch.sh report --readme
+Expected: report.md, table.csv, table.tex and PNG and PDF pictures in --output; with --check exit status 0.
+Cost: seconds.
+"""
+
+import pathlib
+import sys
+
+from absl import flags as absl_flags
+
+from lepton_jax import flags
+from lepton_jax.errors import UserError
+
+FLAGS = absl_flags.FLAGS
+OWN = ('runs', 'output', 'report_all_test', 'readme', 'check')
+ROOT = pathlib.Path(__file__).parents[1]
+RESULTS = ROOT / 'experiments' / 'results'
+
+
+def main(config):
+  del config
+  if FLAGS.readme or FLAGS.check:
+    return readme(FLAGS.check)
+  if not FLAGS.runs:
+    raise UserError('--runs=FOLDER names the folder whose run folders are reported; or pass --readme or --check')
+  from lepton_jax.report import sweeps, tables
+  folder = FLAGS.output or f'{FLAGS.runs}/report'
+  tables.print_rows(sweeps.write(sweeps.read(FLAGS.runs), folder, FLAGS.report_all_test))
+  print(f'{folder}/report.md')
+  return 0
+
+
+def readme(check):
+  """Writes the README's tables from the CSV files in experiments/results, or only says whether they agree."""
+  from lepton_jax.report import markdown
+  text = fresh = (ROOT / 'README.md').read_text()
+  for name, make in dict(accuracy=markdown.accuracy_table, benchmark=markdown.speed_table).items():
+    fresh = markdown.insert(fresh, name, make(markdown.rows(RESULTS / f'{name}.csv')))
+  if check and fresh != text:
+    raise UserError('README.md differs from experiments/results; run ./launch.sh report --readme')
+  if not check:
+    (ROOT / 'README.md').write_text(fresh)
+  return 0
+
+
+if __name__ == '__main__':
+  absl_flags.DEFINE_string('runs', '', 'folder that holds run folders')
+  absl_flags.DEFINE_string('output', '', 'folder for tables and pictures; empty: report/ in --runs')
+  absl_flags.DEFINE_bool('report_all_test', False, 'show the test results of every setting, not only of the best on validation')
+  absl_flags.DEFINE_bool('readme', False, "write the README's tables")
+  absl_flags.DEFINE_bool('check', False, 'change nothing; fail if the README differs from the committed results')
+  sys.exit(flags.run(main, __doc__, OWN))

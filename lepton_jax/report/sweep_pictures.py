@@ -1,0 +1,104 @@
+"""Pictures of a sweep, each as PNG and as PDF."""
+
+import statistics
+
+from lepton_jax.report import sweeps
+from lepton_jax.report.pictures import new_axes, save
+
+CURVES, BARS = 6, 24  # more settings than these are not told apart
+
+
+def draw_all(rows, curves, folder):
+  """Draws what fits the sweep into a folder; returns the names of the pictures.
+
+  rows: of sweeps.rows, best first. curves: for each row the metrics.jsonl rows of its seeds.
+  """
+  drawn, fields = [], sweeps.swept(rows)
+  numeric = [f for f in fields if all(isinstance(row[f], (int, float)) for row in rows)]
+
+  def keep(name, figure):
+    save(figure, f'{folder}/{name}.png', f'{folder}/{name}.pdf')
+    drawn.append(name)
+
+  keep('learning_curves', learning_curves(rows[:CURVES], curves[:CURVES]))
+  keep('settings', settings(rows[:BARS]))
+  if len(numeric) >= 2:
+    keep('heat_map', heat_map(rows, *numeric[:2]))
+  if len({row['num_parameters'] for row in rows}) > 1:
+    keep('parameters', against_size(rows, 'num_parameters', 'parameters'))
+  if len({row['estimated_bytes'] for row in rows}) > 1:
+    keep('size', against_size(rows, 'estimated_bytes', 'estimated size (bytes)'))
+  return drawn
+
+
+def name_of(row):
+  """A setting in words: the fields that are swept and their values."""
+  return ', '.join(f'{field.replace("quantize_", "")} {row[field]}' for field in sweeps.swept([row])) or 'all trials'
+
+
+def label_of(rows):
+  """What is measured, for an axis."""
+  return sweeps.measure(rows).replace('_', ' ')
+
+
+def learning_curves(rows, curves):
+  """Validation over epochs: the mean of the seeds, and a band of one standard deviation."""
+  figure, axis = new_axes(8, 4.2)
+  measure = sweeps.measure(rows)
+  for row, seeds in zip(rows, curves):
+    epochs = sorted(set.intersection(*({r['epoch'] for r in seed if measure in r} for seed in seeds)))
+    values = [[r[measure] for seed in seeds for r in seed if r['epoch'] == epoch and measure in r] for epoch in epochs]
+    middle = [statistics.mean(v) for v in values]
+    spread = [statistics.stdev(v) if len(v) > 1 else 0 for v in values]
+    line, = axis.plot(epochs, middle, label=name_of(row), marker='o' if len(epochs) < 15 else None, markersize=3)
+    axis.fill_between(epochs, [m - s for m, s in zip(middle, spread)], [m + s for m, s in zip(middle, spread)], color=line.get_color(), alpha=0.15, linewidth=0)
+  axis.set(xlabel='epoch', ylabel=label_of(rows))
+  axis.xaxis.get_major_locator().set_params(integer=True)
+  axis.grid(alpha=0.3)
+  axis.legend(frameon=False, fontsize=7)
+  return figure
+
+
+def settings(rows):
+  """The settings, best above, each with the 95 % interval of its mean over seeds."""
+  figure, axis = new_axes(8, 1.2 + 0.28 * len(rows))
+  measure = sweeps.measure(rows)
+  places = range(len(rows))[::-1]
+  axis.errorbar([row[measure] for row in rows], places, xerr=[row[f'{measure}_ci95'] or 0 for row in rows], fmt='o', markersize=4, capsize=3)
+  axis.set_yticks(places, [name_of(row) for row in rows], fontsize=7)
+  axis.set(xlabel=f'{label_of(rows)} (mean, 95 % interval)')
+  axis.grid(axis='x', alpha=0.3)
+  return figure
+
+
+def heat_map(rows, across, down):
+  """The mean over two swept fields, all others averaged."""
+  figure, axis = new_axes(6, 4.5)
+  measure = sweeps.measure(rows)
+  columns, lines = (sorted({row[field] for row in rows}) for field in (across, down))
+  mean = lambda c, r: [row[measure] for row in rows if row[across] == c and row[down] == r]
+  cells = [[statistics.mean(found) if (found := mean(c, r)) else float('nan') for c in columns] for r in lines]
+  shown = axis.imshow(cells, cmap='viridis', aspect='auto')
+  for i, line in enumerate(cells):
+    for j, value in enumerate(line):
+      axis.text(j, i, f'{value:.3g}', ha='center', va='center', fontsize=8, color='white' if shown.norm(value) < 0.6 else 'black')
+  axis.set_xticks(range(len(columns)), columns)
+  axis.set_yticks(range(len(lines)), lines)
+  axis.set(xlabel=across.replace('_', ' '), ylabel=down.replace('_', ' '))
+  figure.colorbar(shown, label=label_of(rows))
+  return figure
+
+
+def against_size(rows, size, title):
+  """The measurement against a size, with the front of settings that no other beats in both."""
+  figure, axis = new_axes(7, 4.2)
+  measure = sweeps.measure(rows)
+  sign = 1 if measure.endswith('accuracy') else -1
+  axis.errorbar([row[size] for row in rows], [row[measure] for row in rows], yerr=[row[f'{measure}_sd'] or 0 for row in rows], fmt='o', markersize=4,
+                capsize=2, alpha=0.7, label='settings (mean, standard deviation)')
+  best = sweeps.front([(row[size], sign * row[measure]) for row in rows])
+  axis.plot([s for s, _ in best], [sign * v for _, v in best], color='#d1605e', drawstyle='steps-post', label='Pareto front')
+  axis.set(xlabel=title, ylabel=label_of(rows), xscale='log')
+  axis.grid(alpha=0.3, which='both')
+  axis.legend(frameon=False)
+  return figure

@@ -1,0 +1,47 @@
+"""How long a sweep will take, from a few steps of each of its networks."""
+
+import time
+
+from lepton_jax.sweep import engine
+
+# What tells the time of a step apart; all other flags are taken not to.
+KIND = ('model', 'width', 'depth', 'hidden', 'embedding', 'norm', 'dtype', 'dataset', 'image_size', 'batch_size', 'sequence_length', 'r_drop', 'sam')
+TRIAL = 0.3  # seconds to open and close a run folder
+EVALUATION = 1.1  # a tenth of the examples is evaluated after an epoch
+
+
+def estimate(configs, executor, workers):
+  """Seconds; those of trials that are finished already are left out."""
+  from lepton_jax import machine
+  probes, total = {}, 0.0
+  at_once = 1 if executor == 'inline' else workers or machine.cores()
+  for group in engine.programs([config for config in configs if engine.finished(config) is None]):
+    flat = group[0].flat()
+    kind = tuple(bool(flat[name]) if name in ('r_drop', 'sam') else flat[name] for name in KIND)
+    if kind not in probes:
+      probes[kind] = probe(group[0])
+    compiling, step, steps_per_epoch = probes[kind]
+    total += compiling * min(at_once, len(group))
+    total += sum(TRIAL + step * EVALUATION * steps_per_epoch * config.training.epochs for config in group)
+  return total / at_once
+
+
+def probe(config):
+  """(seconds to build and compile, seconds a step, steps an epoch) of one trial's network."""
+  import jax
+  import numpy as np
+
+  session = engine.Session(config.run, False, 0, print)
+  began = time.monotonic()
+  program = session.workers[0].program(config)
+  assembly = program.assembly(config)
+  lane, count = (assembly.state, np.ones((), bool)), program.calls
+  batch = assembly.batches.at(0)
+  stacked = batch if count == 1 else jax.tree.map(lambda x: np.stack([x] * count), batch)
+  lane, _ = jax.block_until_ready(program.steps[count](lane, stacked))
+  compiling, calls = time.monotonic() - began, 0
+  began = time.monotonic()
+  while time.monotonic() - began < 1 or calls < 3:
+    lane, _ = jax.block_until_ready(program.steps[count](lane, stacked))
+    calls += 1
+  return compiling, (time.monotonic() - began) / calls / count, assembly.batches.steps_per_epoch
