@@ -73,7 +73,9 @@ def define_lists(flag_values=flags.FLAGS, **defaults):
   flags.DEFINE_string('config', '', 'config.json of a run to vary; other flags override it', flag_values=flag_values)
   for name, (_, field) in config_lib.FIELDS.items():
     serializer = flags.ListSerializer(field.metadata['separator'])
-    flags.DEFINE(_ListParser(name), name, [defaults.get(name, field.default)], describe(name), flag_values=flag_values, serializer=serializer)
+    flag = flags.Flag(_ListParser(name), serializer, name, [defaults.get(name, field.default)], describe(name))
+    flag.boolean = config_lib.value_type(name)[0] is bool  # --name alone is true, --noname false
+    flags.DEFINE_flag(flag, flag_values)
 
 
 def lists(flag_values=flags.FLAGS):

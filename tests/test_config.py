@@ -112,3 +112,15 @@ def test_flags_help_shows_meaning_default_unit_and_choices():
   text = flags.help_text('Doc.', (), values)
   assert '--epochs=20' in text and '[pixels]' in text and 'lenet5|' in text
   assert json.loads(Config().to_json())['training']['epochs'] == 20
+
+
+def test_sweep_flags_take_lists():
+  values = absl_flags.FlagValues()
+  flags.define_lists(values, runs_dir='runs/x')
+  values(['sweep', '--l2=0,1e-4', '--model=mlp,lenet5', '--augment_flip', '--nopictures', '--target=a,b;c', '--tied=true,false', '--seed=1'])
+  base, lists = flags.lists(values)
+  assert lists == dict(l2=[0.0, 1e-4], model=['mlp', 'lenet5'], augment_flip=[True], pictures=[False], target=['a,b', 'c'], tied=[True, False], seed=[1])
+  assert base == Config().replace(runs_dir='runs/x')
+  for wrong in ('--l2=0,-1', '--model=mlp,lenet6', '--l2=', '--tied=perhaps'):
+    with pytest.raises(absl_flags.IllegalFlagValueError):
+      values(['sweep', wrong])

@@ -1,0 +1,79 @@
+"""What sharing one program between trials saves, and what a second device brings.
+
+Question: how long do 64 short trials take as one sweep, as 64 processes, and compiled anew each; and how many
+trials a minute does each executor train?
+Command: ./launch.sh sweep_cost
+Expected: experiments/results/sweep_cost.csv as committed, for that machine.
+Cost: ten minutes on 2 cores with nothing else running.
+
+Processes and recompilations are timed on 8 trials and scaled to 64. Every contestant writes the same files.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+from absl import flags as absl_flags
+
+from lepton_jax import flags
+
+FLAGS = absl_flags.FLAGS
+RESULTS = pathlib.Path(__file__).parent / 'results' / 'sweep_cost.csv'
+FEW = ('--tensorboard=false', '--pictures=false', '--save_weights=false', '--checkpoint_every=0')
+SMALL = ('--model=lenet_300_100', '--epochs=3')
+GRID = ('--learning_rate=3e-4,1e-3,3e-3,1e-2', '--l2=1e-5,1e-4', '--dropout=0.1,0.3', '--seed=0,1,2,3')
+CNN = ('--model=lenet5', '--epochs=4', '--learning_rate=3e-4,1e-3', '--l2=1e-5,1e-4', '--seed=0,1,2,3')
+ONE_BY_ONE = """
+import sys
+from absl import flags as absl_flags
+from lepton_jax import flags, run
+flags.define()
+absl_flags.FLAGS(sys.argv)
+config = flags.configuration()
+for seed in range(8):
+  run.train(config.replace(seed=seed, learning_rate=1e-3 * (1 + seed)), quiet=True)
+"""
+
+
+def main(config):
+  del config
+  lines = []
+  with tempfile.TemporaryDirectory() as scratch:
+    for number in range(FLAGS.rounds):
+      place = f'{scratch}/{number}'
+      timed = {f'64 trials of lenet_300_100, --executor={e}': seconds(sweep(f'{place}-{e}', e, *SMALL, *GRID)) for e in ('inline', 'devices')}
+      strengths = (*SMALL, *FEW, '--l2=1e-4', '--dropout=0.3', '--parallel=jit')
+      timed['64 processes of ./launch.sh train'] = 8 * sum(seconds(train(f'{place}-p', *strengths, f'--seed={seed}')) for seed in range(8))
+      again = [sys.executable, '-c', ONE_BY_ONE, *strengths, f'--runs_dir={place}-o']
+      timed['64 trials compiled one by one in a process'] = 8 * seconds([*again, '--compilation_cache=off'])
+      timed['the same, with the cache of compiled programs'] = 8 * seconds([*again, f'--runs_dir={place}-c'])
+      timed |= {f'16 trials of lenet5, --executor={e}': seconds(sweep(f'{place}-cnn-{e}', e, *CNN)) for e in ('inline', 'devices')}
+      lines += [dict(round=number, measured=name, seconds=round(took, 1), cores=os.cpu_count()) for name, took in timed.items()]
+      print('\n'.join(f'{line["seconds"]:8.1f} s  {line["measured"]}' for line in lines[-len(timed):]), flush=True)
+  from lepton_jax.report import markdown
+  markdown.write_rows(FLAGS.output, lines)
+  return 0
+
+
+def sweep(folder, executor, *arguments):
+  return [sys.executable, '-m', 'experiments.regularization_sweep', f'--runs_dir={folder}', f'--executor={executor}', *arguments]
+
+
+def train(folder, *arguments):
+  return [sys.executable, '-m', 'experiments.train', f'--runs_dir={folder}', *arguments]
+
+
+def seconds(command):
+  """How long a whole process takes."""
+  began = time.monotonic()
+  subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+  return time.monotonic() - began
+
+
+if __name__ == '__main__':
+  absl_flags.DEFINE_integer('rounds', 3, 'turns of each contestant')
+  absl_flags.DEFINE_string('output', str(RESULTS), 'CSV file to write')
+  sys.exit(flags.run(main, __doc__, ('rounds', 'output')))
