@@ -161,7 +161,7 @@ class Training:
   epochs: int = option(20, 'passes over the training part', low=1)
   seed: int = option(0, 'initial weights, batches, augmentation, dropout', low=0)
   select: str = option('best', "weights to report: 'best' on validation, or 'last'", choices=('best', 'last'))
-  patience: int = option(0, 'stop after this many epochs without a better validation; 0: never', unit='epochs', low=0)
+  patience: int = option(0, 'stop after this many epochs without a better validation; 0: never', unit='epochs', low=0, traced=True)
   init_from: str = option('', 'run folder to take weights from; a head of another size starts anew')
   freeze: str = option('', 'parameters whose path matches this regular expression stay as they are (running averages still follow the data)')
 

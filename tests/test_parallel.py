@@ -23,6 +23,8 @@ EVERYTHING = dict(model='resnet8', width=0.25, dataset='digits', dtype='float64'
                   learning_rate=0.05, augment_crop=1, augment_mixup=0.5, weight_decay=1e-3, prune_sparsity=0.6, prune_begin=0.0, prune_end=0.1, prune_updates=3,
                   quantize_weight_bits=4, ema_decay=0.9)
 
+SHORT = dict(model='ds_cnn', depth=1)  # of two processes each compiles every program
+
 
 def train(mode, steps=20, **options):
   """{name: array} of the state after some steps in a parallel mode, and the logits of its weights."""
@@ -60,17 +62,19 @@ def test_modes_agree_in_double_precision(mode, reference):
     compare(reference, train(mode))
 
 
-def test_two_processes_agree_with_one(tmp_path, reference):
+def test_two_processes_agree_with_one(tmp_path):
   """Two real processes of two devices each, connected by jax.distributed on the loopback."""
+  with jax.enable_x64(True):
+    reference = train('jit', **SHORT)
   with socket.socket() as probe:
     probe.bind(('127.0.0.1', 0))
     port = probe.getsockname()[1]
   code = ('import jax, json, sys, numpy as np\n'
           "jax.config.update('jax_platforms', 'cpu'); jax.config.update('jax_num_cpu_devices', 2); jax.config.update('jax_enable_x64', True)\n"
           f"jax.distributed.initialize('127.0.0.1:{port}', 2, int(sys.argv[1]))\n"
-          'from tests.test_parallel import train\n'
+          'from tests.test_parallel import SHORT, train\n'
           "for mode in ('sharded', 'pmap'):\n"
-          "  np.savez(f'{sys.argv[2]}/{mode}-{sys.argv[1]}.npz', **{n.replace('/', '|'): a for n, a in train(mode).items()})\n")
+          "  np.savez(f'{sys.argv[2]}/{mode}-{sys.argv[1]}.npz', **{n.replace('/', '|'): a for n, a in train(mode, **SHORT).items()})\n")
   environment = dict(os.environ, PYTHONPATH=str(pathlib.Path(__file__).parents[1]))
   workers = [subprocess.Popen([sys.executable, '-c', code, str(i), str(tmp_path)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
              for i in range(2)]

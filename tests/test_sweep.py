@@ -78,6 +78,18 @@ def test_one_program_serves_a_grid_of_strengths(base):
   assert engine.sweep(configs, tell=lambda text: None)[:2] == (0, 0)  # nothing is trained twice
 
 
+def test_one_program_serves_sparsities_and_bit_widths(base, tmp_path):
+  configs = grid.product(base.replace(quantize_activation_bits=8, prune_end=0.5), dict(prune_sparsity=[0.5, 0.9], quantize_weight_bits=[3, 8]))
+  assert engine.sweep(configs, tell=lambda text: None).programs == 1
+  found = [engine.finished(c) for c in configs]
+  assert [round(r['sparsity'], 2) for r in found] == [0.5, 0.5, 0.9, 0.9]
+  sizes = [r['estimated_bytes'] for r in found]
+  assert sizes[2] < sizes[0] < sizes[1] and sizes[2] < sizes[3] < sizes[1]
+  alone = configs[3].replace(runs_dir=str(tmp_path / 'alone'), parallel='jit')
+  run.train(alone, quiet=True)
+  assert results([alone])[alone.name()] == results(configs)[alone.name()]
+
+
 def test_no_collective_is_in_a_trial_s_program(base):
   assembly = assemble.build(base, assemble.load_data(base))
   for lanes in (1, 3):

@@ -7,13 +7,13 @@ from lepton_jax.registry import PENALTIES
 
 @PENALTIES.register
 def l1(kernels):
-  """Sum of |w|."""
+  """Sum of |w| (J. R. Stat. Soc. B 58, 1996)."""
   return sum(jnp.sum(jnp.abs(kernel)) for kernel in kernels.values())
 
 
 @PENALTIES.register
 def l2(kernels):
-  """Sum of w^2, whose gradient is 2 w."""
+  """Sum of w^2, whose gradient is 2 w (Technometrics 12, 1970)."""
   return sum(jnp.sum(jnp.square(kernel)) for kernel in kernels.values())
 
 

@@ -22,7 +22,7 @@ def draw_all(rows, curves, folder):
 
   keep('learning_curves', learning_curves(rows[:CURVES], curves[:CURVES]))
   keep('settings', settings(rows[:BARS]))
-  if len(numeric) >= 2:
+  if len(numeric) >= 2 and is_grid(rows, *numeric[:2]):
     keep('heat_map', heat_map(rows, *numeric[:2]))
   if len({row['num_parameters'] for row in rows}) > 1:
     keep('parameters', against_size(rows, 'num_parameters', 'parameters'))
@@ -33,7 +33,18 @@ def draw_all(rows, curves, folder):
 
 def name_of(row):
   """A setting in words: the fields that are swept and their values."""
-  return ', '.join(f'{field.replace("quantize_", "")} {row[field]}' for field in sweeps.swept([row])) or 'all trials'
+  return ', '.join(f'{field.replace("_", " ")} {short(row[field])}' for field in sweeps.swept([row])) or 'all trials'
+
+
+def short(value):
+  """A value as a label."""
+  return f'{value:.3g}' if isinstance(value, float) else str(value)
+
+
+def is_grid(rows, across, down):
+  """Whether most combinations of two fields were tried, and few enough to be told apart."""
+  columns, lines = (len({row[field] for row in rows}) for field in (across, down))
+  return max(columns, lines) <= 16 and 2 * len({(row[across], row[down]) for row in rows}) > columns * lines
 
 
 def label_of(rows):
@@ -81,9 +92,10 @@ def heat_map(rows, across, down):
   shown = axis.imshow(cells, cmap='viridis', aspect='auto')
   for i, line in enumerate(cells):
     for j, value in enumerate(line):
-      axis.text(j, i, f'{value:.3g}', ha='center', va='center', fontsize=8, color='white' if shown.norm(value) < 0.6 else 'black')
-  axis.set_xticks(range(len(columns)), columns)
-  axis.set_yticks(range(len(lines)), lines)
+      if value == value:  # a combination that was tried
+        axis.text(j, i, f'{value:.3g}', ha='center', va='center', fontsize=8, color='white' if shown.norm(value) < 0.6 else 'black')
+  axis.set_xticks(range(len(columns)), map(short, columns))
+  axis.set_yticks(range(len(lines)), map(short, lines))
   axis.set(xlabel=across.replace('_', ' '), ylabel=down.replace('_', ' '))
   figure.colorbar(shown, label=label_of(rows))
   return figure
