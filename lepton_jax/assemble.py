@@ -124,7 +124,7 @@ def make_step(network, optimizer, frozen, num_classes, total_steps, axis=None):
 
   def prepare(batch, key, hparams):
     batch = network.normalize_batch(batch)
-    batch = batch if augment is None else augment(batch, key)
+    batch = batch if augment is None else augment(batch, key, hparams)
     if 'input_noise' in hparams:
       batch = dict(batch, inputs=noise.input_noise(batch['inputs'], batch['example'], hparams['input_noise'], jax.random.fold_in(key, 1)))
     return batch

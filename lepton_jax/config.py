@@ -83,15 +83,15 @@ class Augment:
   """Random changes of training examples, each example with its own key; 0 leaves one out."""
   augment_flip: bool = option(False, 'mirror left-right with probability 1/2')
   augment_crop: int = option(0, 'pad by this much and crop back at a random place', unit='pixels', low=0, high=64)
-  augment_rotate: float = option(0.0, 'rotate by up to this angle', unit='degrees', low=0, high=180)
-  augment_shift: float = option(0.0, 'shift by up to this share of the side', low=0, high=1)
-  augment_zoom: float = option(0.0, 'zoom by a factor within 1 -+ this', low=0, high=0.9)
-  augment_brightness: float = option(0.0, 'add up to this share of the full scale', low=0, high=1)
-  augment_contrast: float = option(0.0, 'scale the distance from the mean by 1 -+ this', low=0, high=1)
+  augment_rotate: float = option(0.0, 'rotate by up to this angle', unit='degrees', low=0, high=180, traced=True)
+  augment_shift: float = option(0.0, 'shift by up to this share of the side', low=0, high=1, traced=True)
+  augment_zoom: float = option(0.0, 'zoom by a factor within 1 -+ this', low=0, high=0.9, traced=True)
+  augment_brightness: float = option(0.0, 'add up to this share of the full scale', low=0, high=1, traced=True)
+  augment_contrast: float = option(0.0, 'scale the distance from the mean by 1 -+ this', low=0, high=1, traced=True)
   augment_cutout: int = option(0, 'erase a square of this side (arXiv:1708.04552)', unit='pixels', low=0, high=512)
-  augment_word_dropout: float = option(0.0, 'text: share of the words that become <unk>, so that the network meets it', low=0, high=0.9)
-  augment_mixup: float = option(0.0, 'blend pairs, weight ~ Beta(a, a) (arXiv:1710.09412)', low=0, high=100)
-  augment_cutmix: float = option(0.0, 'paste boxes between pairs, area ~ Beta(a, a) (arXiv:1905.04899)', low=0, high=100)
+  augment_word_dropout: float = option(0.0, 'text: share of the words that become <unk>, so that the network meets it', low=0, high=0.9, traced=True)
+  augment_mixup: float = option(0.0, 'blend pairs, weight ~ Beta(a, a) (arXiv:1710.09412)', low=0, high=100, traced=True)
+  augment_cutmix: float = option(0.0, 'paste boxes between pairs, area ~ Beta(a, a) (arXiv:1905.04899)', low=0, high=100, traced=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

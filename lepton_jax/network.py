@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lepton_jax import config as config_lib
 from lepton_jax import losses, metrics, models, registry, trees
 from lepton_jax.compress.quantize import quantizers
 from lepton_jax.compress.quantize import sites as quantize_sites
@@ -272,6 +273,7 @@ def with_compression(network, params, model_state, dataset, frozen=frozenset()):
 def strengths(config, network):
   """{name: scalar} of the strengths that are not zero; what is absent is absent from the program."""
   values = {name: getattr(config.optimization, name) for name in STRENGTHS} | dataclasses.asdict(config.regularize)
+  values |= {name: value for name, value in dataclasses.asdict(config.augment).items() if config_lib.FIELDS[name][1].metadata['traced']}
   parameters = inspect.signature(registry.MODELS.get(config.architecture.model)).parameters
   for name in ('dropout', 'recurrent_dropout', 'stochastic_depth'):
     given = getattr(config.architecture, name)

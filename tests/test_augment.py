@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,8 @@ def batch(size=8, side=10, channels=3):
 
 
 def make(**options):
-  return augment.make_augment(Config().replace(**options).augment, 4, np.ones(3, np.float32) * 60)
+  change = augment.make_augment(Config().replace(**options).augment, 4, np.ones(3, np.float32) * 60)
+  return change and functools.partial(change, strengths={})
 
 
 @pytest.mark.parametrize('name', ON)

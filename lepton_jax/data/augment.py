@@ -4,49 +4,29 @@ Images are normalised already, f32[h, w, c]; what comes in from outside an image
 Texts are int32[time] tokens, 0 after the end.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
 
 def make_augment(options, num_classes, std):
-  """A function (batch, key) -> batch that applies the augmentations that `config.Augment` switches on.
+  """A function (batch, key, strengths) -> batch that applies the augmentations that `config.Augment` switches on.
 
-  std: f32[channels], the deviation pixels were divided by (brightness is in shares of 255).
-  Returns None where nothing is on. The label becomes f32[batch, classes] when examples are mixed.
+  std: f32[channels], the deviation pixels were divided by (brightness is in shares of 255). Traced values in
+  `strengths` take the place of the options of their names. Returns None where nothing is on. The label becomes
+  f32[batch, classes] when examples are mixed.
   """
-  o = options
-  single = [change for on, change in (
-      (o.augment_flip, flip),
-      (o.augment_crop, lambda image, key: crop(image, key, o.augment_crop)),
-      (o.augment_rotate or o.augment_shift or o.augment_zoom,
-       lambda image, key: affine(image, key, o.augment_rotate, o.augment_shift, o.augment_zoom)),
-      (o.augment_brightness, lambda image, key: brightness(image, key, o.augment_brightness * 255 / std)),
-      (o.augment_contrast, lambda image, key: contrast(image, key, o.augment_contrast)),
-      (o.augment_word_dropout, lambda tokens, key: word_dropout(tokens, key, o.augment_word_dropout)),
-      (o.augment_cutout, lambda image, key: cutout(image, key, o.augment_cutout)),
-  ) if on]
-  mixes = [mix for on, mix in (
-      (o.augment_mixup, lambda a, b, key: mixup(a, b, key, o.augment_mixup)),
-      (o.augment_cutmix, lambda a, b, key: cutmix(a, b, key, o.augment_cutmix)),
-  ) if on]
-  if not single and not mixes:
+  names = [field.name for field in dataclasses.fields(options)]
+  if not any(getattr(options, name) for name in names):
     return None
 
-  def change_one(image, key):
-    for i, change in enumerate(single):
-      image = change(image, jax.random.fold_in(key, i))
-    return image
-
-  def mix_one(image, other, label, other_label, key):
-    which = jax.random.randint(key, (), 0, len(mixes))  # with both on, each example takes one of them
-    results = [mix(image, other, jax.random.fold_in(key, i)) for i, mix in enumerate(mixes)]
-    mixed, share = (jax.tree.map(lambda *r: jnp.stack(r)[which], *results) if len(results) > 1 else results[0])
-    return mixed, share * label + (1 - share) * other_label
-
-  def augment(batch, key):
+  def augment(batch, key, strengths):
+    now = dataclasses.replace(options, **{name: strengths[name] for name in names if name in strengths})
+    change_one, mix_one = one_by_one(options, now, std), mixer(options, now)
     keys = jax.vmap(lambda e: jax.random.fold_in(key, e))(batch['example'])
     batch = dict(batch, inputs=jax.vmap(change_one)(batch['inputs'], keys))
-    if mixes:
+    if mix_one is not None:
       other_keys = jax.vmap(lambda k: jax.random.fold_in(k, 1_000))(keys)
       other = jax.vmap(change_one)(batch.pop('other_inputs'), other_keys)
       labels = [jax.nn.one_hot(batch[k], num_classes, dtype=other.dtype) for k in ('label', 'other_label')]
@@ -56,6 +36,43 @@ def make_augment(options, num_classes, std):
     return batch
 
   return augment
+
+
+def one_by_one(options, now, std):
+  """(example, key) -> example, changed by all that is on in `options`, as strongly as `now` says."""
+  changes = [change for on, change in (
+      (options.augment_flip, flip),
+      (options.augment_crop, lambda image, key: crop(image, key, now.augment_crop)),
+      (options.augment_rotate or options.augment_shift or options.augment_zoom,
+       lambda image, key: affine(image, key, now.augment_rotate, now.augment_shift, now.augment_zoom)),
+      (options.augment_brightness, lambda image, key: brightness(image, key, now.augment_brightness * (255 / jnp.asarray(std, image.dtype)))),
+      (options.augment_contrast, lambda image, key: contrast(image, key, now.augment_contrast)),
+      (options.augment_word_dropout, lambda tokens, key: word_dropout(tokens, key, now.augment_word_dropout)),
+      (options.augment_cutout, lambda image, key: cutout(image, key, now.augment_cutout)),
+  ) if on]
+
+  def change_one(example, key):
+    for i, change in enumerate(changes):
+      example = change(example, jax.random.fold_in(key, i))
+    return example
+
+  return change_one
+
+
+def mixer(options, now):
+  """(example, other, label, other label, key) -> (example, label), or None where examples are not mixed."""
+  mixes = [mix for on, mix in (
+      (options.augment_mixup, lambda a, b, key: mixup(a, b, key, now.augment_mixup)),
+      (options.augment_cutmix, lambda a, b, key: cutmix(a, b, key, now.augment_cutmix)),
+  ) if on]
+
+  def mix_one(image, other, label, other_label, key):
+    which = jax.random.randint(key, (), 0, len(mixes))  # with both on, each example takes one of them
+    results = [mix(image, other, jax.random.fold_in(key, i)) for i, mix in enumerate(mixes)]
+    mixed, share = (jax.tree.map(lambda *r: jnp.stack(r)[which], *results) if len(results) > 1 else results[0])
+    return mixed, share * label + (1 - share) * other_label
+
+  return mix_one if mixes else None
 
 
 def flip(image, key):
