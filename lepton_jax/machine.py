@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import functools
 import importlib.metadata
 import os
 import pathlib
@@ -55,10 +56,11 @@ def facts():
   """Versions, device, git revision and time, for result.json."""
   import jax
   return dict(versions={p: importlib.metadata.version(p) for p in PACKAGES}, device=jax.devices()[0].device_kind,
-              git_revision=_git_revision(), finished=datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'))
+              git_revision=git_revision(), finished=datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'))
 
 
-def _git_revision():
+@functools.cache
+def git_revision():
   """The commit of this source, with '-dirty' if files differ from it; None outside git."""
   here = pathlib.Path(__file__).parent
   try:

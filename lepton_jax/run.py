@@ -47,7 +47,7 @@ def train_one(config, folder, quiet=False):
   assembly = assemble.build(config, data, initial)
   mode, devices = speed.devices(config.run.parallel, config.run.devices, assembly.state.params, config.data.batch_size, jax.default_backend())
   layout = parallel_lib.make_parallel(mode, config.data.batch_size, devices)
-  calls = speed.steps_per_call(config.run.steps_per_call, assembly.state.params, assembly.batches.same_shapes, jax.default_backend())
+  calls = speed.steps_per_call(config.run.steps_per_call, assembly.state.params, assembly.batches, jax.default_backend())
   if first:
     open_folder(config, folder, data)
   if not quiet:
@@ -93,7 +93,7 @@ def finish(config, assembly, folder, state, rows, elapsed, hparams, measure, dev
       **count_steps(assembly, state, use_best, rows, elapsed),
       **describe_compression(assembly.network, weights, hparams), **naive_forecasts(config, data),
       **(linear.coefficients(assembly.network, data, weights) if config.architecture.model == 'linear' and data.task == 'regression' else {}),
-      parameters_sha256=trees.digest(state.trained), seed=config.training.seed, dataset_sha256=data.fingerprint(), **machine.facts(), devices=devices)
+      parameters_sha256=trees.digest(state.trained), seed=config.training.seed, dataset_sha256=data.fingerprint, **machine.facts(), devices=devices)
   if jax.process_index() == 0:
     if config.run.pictures and rows:
       from lepton_jax.report import pictures

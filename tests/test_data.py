@@ -52,7 +52,7 @@ def test_embedded_sets(name):
     assert counts.max() - counts.min() <= (0 if name == 'mnist5k' else 12)
   flat = [set(map(bytes, data.splits[s][0])) for s in ('train', 'validation', 'test')]
   assert not flat[0] & flat[2] and not flat[0] & flat[1]
-  assert load(dataset=name).fingerprint() == data.fingerprint()
+  assert load(dataset=name).fingerprint == data.fingerprint
 
 
 def test_statistics_come_from_the_training_part_alone(tmp_path):
@@ -112,7 +112,7 @@ def test_a_damaged_cache_is_made_again(tmp_path):
   first = load(dataset='digits', cache_dir=str(tmp_path))
   file = next(tmp_path.glob('digits*/train-inputs.npy'))
   file.write_bytes(file.read_bytes()[:-9])
-  assert load(dataset='digits', cache_dir=str(tmp_path)).fingerprint() == first.fingerprint()
+  assert load(dataset='digits', cache_dir=str(tmp_path)).fingerprint == first.fingerprint
   assert len(list(tmp_path.iterdir())) == 1
 
 

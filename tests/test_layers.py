@@ -77,6 +77,30 @@ def test_batch_norm_equals_flax(shape):
   np.testing.assert_allclose(mine.apply({**variables, **state}, x, None), theirs.apply({**variables, **state}, x, use_running_average=True), atol=1e-4)
 
 
+@pytest.mark.parametrize('mean', [0, 1e2, 1e4])
+def test_batch_norm_far_from_zero_loses_what_its_input_lost(mean):
+  """Against float64, values and the image's gradient: some of the distance between two float32 numbers there."""
+  tolerance = 1e-5 + 16 * np.spacing(np.float32(mean))
+  x = normal(6, 64, 4, 4, 3) + mean
+  layer, weight = layers.make_norm('batch'), normal(7, 64, 4, 4, 3)
+  variables = layer.init(jax.random.key(0), x, None)
+  apply = lambda x: layer.apply(variables, x, training(64), mutable=['batch_stats'])[0]
+  wide = np.asarray(x, np.float64)
+  centred = wide - wide.mean((0, 1, 2))
+  scale = 1 / np.sqrt(centred.var((0, 1, 2)) + 1e-5)
+  np.testing.assert_allclose(apply(x), centred * scale, atol=tolerance)
+  w = np.asarray(weight, np.float64)
+  expected = scale * (w - w.mean((0, 1, 2)) - centred * scale ** 2 * (w * centred).mean((0, 1, 2)))
+  np.testing.assert_allclose(jax.grad(lambda x: jnp.sum(apply(x) * weight))(x), expected, atol=tolerance)
+
+
+def test_pool_shows_a_nan_also_where_a_gradient_is_wanted():
+  x = jnp.array([1, jnp.nan, 2, 3]).reshape(1, 2, 2, 1)
+  value, gradient = jax.value_and_grad(lambda x: layers.max_pool(x).sum())(x)
+  assert np.isnan(layers.max_pool(x)).all() and np.isnan(value)
+  np.testing.assert_array_equal(gradient.ravel(), [0, 1, 0, 0])
+
+
 def test_dropout_keeps_the_mean_and_the_rate():
   x = jnp.ones((64, 1000))
   y = layers.Dropout().apply({}, x, training(64, 0.3), rngs={'dropout': jax.random.key(0)})

@@ -5,6 +5,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from lepton_jax import assemble, trees
 from lepton_jax.config import Config
 from lepton_jax.errors import UserError
+from lepton_jax.layers import platform
 from lepton_jax.registry import MODELS
 from lepton_jax.train import parallel
 from tests.test_models import GOLDEN, SHALLOW, tiny_dataset
@@ -98,7 +100,8 @@ def test_too_many_devices_is_an_error():
 
 
 @pytest.mark.parametrize('model', MODELS.names())
-def test_every_train_step_lowers_for_gpus_and_tpus(model):
+def test_every_train_step_lowers_for_gpus_and_tpus(model, monkeypatch):
+  monkeypatch.setattr(platform, 'own_forms', lambda: False)  # as there
   shape, outputs, _ = GOLDEN[model]
   data = tiny_dataset(model, shape, max(outputs, 2) if model != 'lstm_lm' else 65, 4)
   config = Config().replace(model=model, batch_size=4, weight_decay=1e-4, prune_sparsity=0.5, quantize_weight_bits=4, quantize_activation_bits=8,
@@ -159,10 +162,12 @@ def test_steps_a_call_by_backend_and_model():
   from lepton_jax import speed
   dense, conv = {'head': {'kernel': np.zeros((2, 2))}}, {'conv1': {'kernel': np.zeros((3, 3, 1, 2))}}
   recurrent = {'forward1': {'recurrent': {'kernel': np.zeros((2, 8))}}}
-  assert [speed.steps_per_call('auto', p, True, 'cpu') for p in (dense, conv, recurrent)] == [32, 1, 1]
-  assert speed.steps_per_call('auto', conv, True, 'tpu') == 16 and speed.steps_per_call('auto', dense, False, 'tpu') == 1
+  epoch = lambda steps, same=True: types.SimpleNamespace(same_shapes=same, steps_per_epoch=steps)
+  assert [speed.steps_per_call('auto', p, epoch(96), 'cpu') for p in (dense, conv, recurrent)] == [32, 1, 1]
+  assert speed.steps_per_call('auto', conv, epoch(96), 'tpu') == 16 and speed.steps_per_call('auto', dense, epoch(96, False), 'tpu') == 1
+  assert [speed.steps_per_call('auto', dense, epoch(steps), 'cpu') for steps in (54, 10, 31, 1)] == [27, 10, 31, 1]  # none is left over
   for asked in ('0', 'many', '-1'):
     with pytest.raises(UserError, match='allowed are auto'):
-      speed.steps_per_call(asked, dense, True, 'cpu')
+      speed.steps_per_call(asked, dense, epoch(96), 'cpu')
   with pytest.raises(UserError, match='several lengths'):
-    speed.steps_per_call('2', dense, False, 'cpu')
+    speed.steps_per_call('2', dense, epoch(96, False), 'cpu')

@@ -1,7 +1,9 @@
 """Our own training step and prediction, as a run makes them, on made-up data."""
 
 import collections
+import functools
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,8 @@ class Contestant:
 
   def __init__(self, name, inputs, label, devices=1, calls=1, trials=1, dtype='float32'):
     words = tuple(map(str, range(10_000))) if inputs.ndim == 2 else ()
-    config = Config().replace(model=name, dtype=dtype, batch_size=len(inputs), devices=devices, select='last', buckets=1, schedule='constant')
+    config = Config().replace(model=name, dtype=dtype, batch_size=len(inputs), devices=devices, select='last', buckets=1, schedule='constant',
+                              compilation_cache='off')
     machine.start(config.run)
     channels = inputs.shape[-1] if inputs.ndim == 4 else 1
     classes = tuple(map(str, range(2 if words else 10)))
@@ -32,7 +35,8 @@ class Contestant:
     self._auto_devices = max(1, speed.devices(speed.AUTO, 0, assembly.state.params, len(inputs), backend)[1])
     layout = parallel.make_parallel(mode, len(inputs), count)
     self.parameters = sum(p.size for p in jax.tree.leaves(assembly.state.params))
-    self._auto_calls = speed.steps_per_call(speed.AUTO, assembly.state.params, assembly.batches.same_shapes, backend)
+    long = types.SimpleNamespace(same_shapes=assembly.batches.same_shapes, steps_per_epoch=960)  # these data are one batch
+    self._auto_calls = speed.steps_per_call(speed.AUTO, assembly.state.params, long, backend)
     state, step = assembly.state, assembly.train_step(layout.axis)
     batch = dict(inputs=inputs, label=label, example=np.arange(len(inputs), dtype=np.int32))
     if trials > 1:
@@ -41,28 +45,30 @@ class Contestant:
     self._state, self._calls = layout.put_state(state), calls
     self._step = layout.step(step, calls)
     self._batch = layout.put_batch(batch) if calls == 1 else layout.put_batches([batch] * calls)
-    self._predict, self._put = {}, {}
+    weights, hparams = jax.device_get((assembly.state.evaluated, assembly.state.hparams))
+    self._forward = {}  # one example on one device, a batch spread as a run spreads it
     for size, place in ((1, parallel.make_parallel('jit', 1)), (len(inputs), layout)):
-      self._predict[size], self._put[size] = place.predict(assembly.network.predict), (place.put_state, place.put_examples)
-    self._weights, self._hparams, self._inputs = jax.device_get((assembly.state.evaluated, assembly.state.hparams, inputs))
+      arguments = place.put_state(weights), place.put_examples(inputs[:size]), place.put_state(hparams)
+      self._forward[size] = functools.partial(place.predict(assembly.network.predict), *arguments)
     began = time.perf_counter()
     self.train(calls)
     self.compile_seconds = time.perf_counter() - began
 
   def facts(self):
-    """What the table says beside the times; `bytes` is the memory traffic of a step by XLA's own count.
+    """What the table says beside the times."""
+    return dict(version=jax.__version__, device=jax.devices()[0].device_kind, devices=jax.device_count(), auto=(self._auto_devices, self._auto_calls))
 
-    XLA counts what a loop does once, which is a step where a call makes several, and unknown for a recurrence.
-    """
+  def traffic(self):
+    """Bytes that a step reads and writes by XLA's own count, which takes what a loop does once: right for steps in one call, not for a recurrence (None)."""
+    if self._recurrent:
+      return None
     cost = self._step.lower(self._state, self._batch).compile().cost_analysis()
-    cost = cost[0] if isinstance(cost, list) else cost
-    return dict(version=jax.__version__, device=jax.devices()[0].device_kind, devices=jax.device_count(), auto=(self._auto_devices, self._auto_calls),
-                bytes=None if self._recurrent else cost['bytes accessed'] * self._count)
+    return (cost[0] if isinstance(cost, list) else cost)['bytes accessed'] * self._count
 
   def peaks(self):
     """(FLOP a second of the largest matrix product here, bytes a second of a sum of two large arrays), the machine's limits."""
     size, length = (2048, 2 ** 25) if jax.default_backend() == 'cpu' else (8192, 2 ** 29)
-    matrix, array = jnp.ones((size, size), self._dtype), jnp.ones(length)
+    matrix, array = jax.random.normal(jax.random.key(0), (size, size), self._dtype), jnp.ones(length)
     return (2 * size ** 3 / quickest(lambda a: a @ a, matrix), 2 * array.nbytes / quickest(lambda a: a + 1, array))
 
   def train(self, steps):
@@ -76,12 +82,15 @@ class Contestant:
     jax.block_until_ready(list(pending))
     return calls * self._calls
 
+  def device_memory(self):
+    """Most memory of an accelerator in use so far, MiB; None on a CPU."""
+    used = (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use') if jax.default_backend() != 'cpu' else None
+    return used and used / 2 ** 20
+
   def predict(self, passes, batch):
-    """So many forward passes over the first `batch` examples: one, or all of them, spread as a run spreads them."""
-    put_state, put_examples = self._put[batch]
-    weights, hparams, x = put_state(self._weights), put_state(self._hparams), put_examples(self._inputs[:batch])
+    """So many forward passes over the first `batch` examples: one, or all of them."""
     for _ in range(passes):
-      answer = self._predict[batch](weights, x, hparams)
+      answer = self._forward[batch]()
     answer.block_until_ready()
 
 

@@ -1,9 +1,13 @@
 """What the benchmark measures of one network: a row against its peers, scaling, many trials in one program."""
 
+import contextlib
 import datetime
-import os
+import importlib.metadata
+import pathlib
+import platform
 
 from experiments.peers import race
+from lepton_jax import machine
 
 TRIALS = 64
 
@@ -23,60 +27,61 @@ def rivals(name, batch, dtype, gpu):
 
 def row(name, batch, dtype, gpu, rounds, seconds):
   """One row: medians, ratios with their intervals, and what each contestant took besides."""
-  enter = lambda devices, calls: race.Racer(label(devices, calls), 'lepton', name, batch, devices=devices, calls=calls, dtype=dtype)
-  first = enter(1, 1)
-  chosen = tuple(first.facts['auto'])
-  others = {chosen} | ({(2, 1)} if first.facts['devices'] > 1 else set())  # what auto takes, and could have taken
-  ours = [first, *(enter(*choice) for choice in sorted(others - {(1, 1)}))]
-  torch, plain = rivals(name, batch, dtype, gpu), race.Racer('flax', 'plain_flax', name, batch, dtype=dtype)
-  racers = [*ours, *torch, plain]
-  try:
-    race.race(racers, rounds, seconds)
-    auto = next(r for r in ours if r.label == label(*chosen))
-    best_ours, best_torch = race.best(ours), race.best(torch)
-    found = dict(network=name, dtype=dtype, batch=batch, auto=auto.label, device=auto.facts['device'], cores=os.cpu_count(), date=str(datetime.date.today()),
-               parameters=auto.facts['parameters'], torch_choice=best_torch.label, torch_threads=best_torch.facts['threads'],
-               jax=auto.facts['version'], torch=best_torch.facts['version'],
-               ours_ms=auto.median(), torch_ms=best_torch.median(), flax_ms=plain.median(), best_choice=best_ours.label)
-    for ratio, slow in (('ratio_vs_torch', best_torch), ('ratio_vs_flax', plain), ('auto_vs_best', best_ours), ('ratio_vs_one_by_one', first)):
+  with contextlib.ExitStack() as stack:
+    enter = lambda racer: stack.enter_context(contextlib.closing(racer))
+    ours_on = lambda choice: enter(race.Racer(label(*choice), 'lepton', name, batch, devices=choice[0], calls=choice[1], dtype=dtype))
+    first = ours_on((1, 1))
+    chosen = tuple(first.facts['auto'])
+    # What auto takes and could have taken. Convolutions in a scan are known to be many times slower on a CPU.
+    choices = {(d, c) for d in (1, first.facts['devices']) for c in (1, chosen[1])} | {chosen}
+    ours = [first, *map(ours_on, sorted(choices - {(1, 1)}))]
+    torch, plain = [enter(r) for r in rivals(name, batch, dtype, gpu)], enter(race.Racer('flax', 'plain_flax', name, batch, dtype=dtype))
+    race.race([*ours, *torch, plain], rounds, seconds)
+    auto, best_torch = next(r for r in ours if r.label == label(*chosen)), race.best(torch)
+    fixed = race.best([r for r in ours if r is not auto] or [auto])
+    found = dict(network=name, dtype=dtype, batch=batch, auto=auto.label, parameters=auto.facts['parameters'], torch_choice=best_torch.label,
+                 ours_ms=auto.median(), torch_ms=best_torch.median(), flax_ms=plain.median(), fixed_choice=fixed.label, fixed_ms=fixed.median(),
+                 one_by_one_ms=first.median())
+    for ratio, slow in (('ratio_vs_torch', best_torch), ('ratio_vs_flax', plain), ('auto_vs_best', fixed), ('ratio_vs_one_by_one', first)):
       found.update(zip((ratio, f'{ratio}_low', f'{ratio}_high'), race.ratio(slow, auto)))
-    peak_flops, peak_bytes = auto.ask('peaks')[1]
-    found.update(gflops=plain.facts['flops'] / auto.median() / 1e6, peak_gflops=peak_flops / 1e9,
-                 gbytes=auto.facts['bytes'] and auto.facts['bytes'] / auto.median() / 1e6, peak_gbytes=peak_bytes / 1e9)
     for who, racer in (('ours', auto), ('torch', best_torch), ('flax', plain)):
       found.update({f'{who}_compile_s': racer.facts['compile_seconds'], f'{who}_memory_mib': racer.peak_memory()})
     for size in ('one', 'batch'):
       for who, group in (('ours', [auto]), ('torch', torch), ('flax', [plain])):
         found[f'{who}_predict_{size}_ms'] = min(r.predict(1 if size == 'one' else batch, seconds) for r in group)
-    return found
-  finally:
-    for racer in racers:
-      racer.close()
+    traffic, (peak_flops, peak_bytes) = auto.ask('traffic')[1], auto.ask('peaks')[1]  # last, for they take memory
+    found.update(gflops=plain.facts['flops'] / auto.median() / 1e6, peak_gflops=peak_flops / 1e9,
+                 gbytes=traffic and traffic / auto.median() / 1e6, peak_gbytes=peak_bytes / 1e9)
+    torches = {f'torch {r.label}': r.median() for r in torch}
+    return found | dict(torch_ms_each='; '.join(f'{n} {ms:.2f}' for n, ms in torches.items()), device=auto.facts['device'], machine=machine_name(),
+                        cores=machine.cores(), jax=auto.facts['version'], flax=importlib.metadata.version('flax'), torch=best_torch.facts['version'],
+                        torch_threads=best_torch.facts['threads'], git_revision=machine.git_revision(), date=str(datetime.date.today()))
+
+
+def machine_name():
+  """The processor, as Linux names it."""
+  info = pathlib.Path('/proc/cpuinfo')
+  names = [line.partition(':')[2].strip() for line in info.read_text().splitlines() if line.startswith('model name')] if info.exists() else []
+  return names[0] if names else platform.processor() or platform.machine()
 
 
 def scaling(name, seconds):
   """Examples a second of our step over batch sizes and devices, in turns."""
-  probe = race.Racer('probe', 'lepton', name, 32)
-  probe.close()
-  counts = [c for c in (1, 2, 4, 8) if c <= probe.facts['devices']]
-  racers = [(batch, race.Racer(label(count, 1), 'lepton', name, batch, devices=count)) for batch in (32, 128, 512) for count in counts]
-  try:
+  with contextlib.ExitStack() as stack:
+    enter = lambda batch, count: stack.enter_context(contextlib.closing(race.Racer(label(count, 1), 'lepton', name, batch, devices=count)))
+    most = enter(32, 1).facts['devices']
+    racers = [(batch, enter(batch, count)) for batch in (32, 128, 512) for count in sorted({1, 2, 4, 8, most}) if count <= most]
     race.race([racer for _, racer in racers], 3, seconds)
-    return [dict(measured=f'{name}, batch {batch}, {racer.label}', figure=1e3 * batch / racer.median(), unit='examples a second') for batch, racer in racers]
-  finally:
-    for _, racer in racers:
-      racer.close()
+    return [dict(measured=f'{name}, batch {batch}, {racer.label}', figure=1e3 * batch / racer.median(), low='', high='', unit='examples a second')
+            for batch, racer in racers]
 
 
 def population(name, batch, rounds, seconds):
   """How many trials of one network, vmapped in one program, gain over as many one after another."""
-  probe = race.Racer('one', 'lepton', name, batch)
-  racers = [race.Racer('one', 'lepton', name, batch, calls=probe.facts['auto'][1]), race.Racer('all', 'lepton', name, batch, trials=TRIALS)]
-  probe.close()
-  try:
-    race.race(racers, rounds, seconds)
-    middle, low, high = (TRIALS * r for r in race.ratio(*racers))
+  with contextlib.ExitStack() as stack:
+    enter = lambda **options: stack.enter_context(contextlib.closing(race.Racer(str(options), 'lepton', name, batch, **options)))
+    one = enter(calls=enter().facts['auto'][1])
+    everyone = enter(trials=TRIALS)
+    race.race([one, everyone], rounds, seconds)
+    middle, low, high = (TRIALS * r for r in race.ratio(one, everyone))
     return dict(measured=f'{TRIALS} trials of {name} in one program against one after another', figure=middle, low=low, high=high, unit='times faster')
-  finally:
-    for racer in racers:
-      racer.close()

@@ -82,7 +82,7 @@ class Classifier(nn.Module):
   @nn.compact
   def __call__(self, x, train):
     x = nn.Embed(10_000, 128)(x)
-    return nn.Dense(2)(nn.RNN(nn.OptimizedLSTMCell(128))(x)[:, -1])
+    return nn.Dense(2)(nn.RNN(nn.OptimizedLSTMCell(128, dtype=x.dtype))(x)[:, -1])
 
 
 NETWORKS = dict(
@@ -137,6 +137,11 @@ class Contestant:
     """What the table says beside the times; `flops` is a training step's, three forward passes of the network as its papers define it."""
     forward = jax.make_jaxpr(self._predict)(*self._state[:2], self._batch[0])
     return dict(version=jax.__version__, device=jax.devices()[0].device_kind, flops=3 * flops(forward.jaxpr))
+
+  def device_memory(self):
+    """Most memory of an accelerator in use so far, MiB; None on a CPU."""
+    used = (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use') if jax.default_backend() != 'cpu' else None
+    return used and used / 2 ** 20
 
   def predict(self, passes, batch):
     """So many forward passes over the first `batch` examples."""

@@ -104,6 +104,7 @@ class Contestant:
 
   def __init__(self, name, inputs, label, layout='nchw', dtype='float32', compiled=False):
     self._device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    torch.backends.cudnn.benchmark = True  # tries its convolutions out, as XLA does
     torch.set_float32_matmul_precision('high')  # TF32 on a GPU, as XLA's products and both libraries' convolutions
     memory = torch.channels_last if layout == 'channels_last' else torch.contiguous_format
     module = NETWORKS[name]().to(self._device)
@@ -135,6 +136,10 @@ class Contestant:
     """What the table says beside the times."""
     return dict(threads=torch.get_num_threads(), version=torch.__version__,
                 device=torch.cuda.get_device_name() if self._device == 'cuda' else 'cpu')
+
+  def device_memory(self):
+    """Most memory of the card in use so far, MiB; None on a CPU."""
+    return torch.cuda.max_memory_allocated() / 2 ** 20 if self._device == 'cuda' else None
 
   def predict(self, passes, batch):
     """So many forward passes over the first `batch` examples."""

@@ -7,6 +7,7 @@ round by round.
 import contextlib
 import importlib
 import multiprocessing
+import pathlib
 import resource
 import statistics
 import time
@@ -39,6 +40,7 @@ class Racer:
     self._pipe, other = context.Pipe()
     self._process = context.Process(target=serve, args=(other, library, name, batch, options), daemon=True)
     self._process.start()
+    other.close()  # so that a contestant that dies is noticed
     self.facts = self.ask()
     self.milliseconds = []
 
@@ -46,7 +48,11 @@ class Racer:
     """The answer to a request; what a contestant's method returns comes with the seconds it took."""
     if request:
       self._pipe.send(request)
-    answer = self._pipe.recv()
+    try:
+      answer = self._pipe.recv()
+    except EOFError:
+      self._process.join()
+      raise RuntimeError(f'{self.label}: its process ended with exit code {self._process.exitcode}') from None
     if isinstance(answer, Exception):
       raise answer
     return answer
@@ -69,12 +75,13 @@ class Racer:
 
   def predict(self, batch, seconds):
     """Median milliseconds a forward pass at this batch size."""
+    self.ask('predict', 3, batch)  # compiles
     taken, _ = self.ask('predict', 3, batch)
     passes = max(3, round(seconds * 3 / taken / 5))
     return 1e3 * statistics.median(self.ask('predict', passes, batch)[0] / passes for _ in range(5))
 
   def peak_memory(self):
-    """Most memory the process has held, MiB."""
+    """Most memory that the process has held, MiB; on an accelerator that of the card."""
     return self.ask('memory')
 
   def close(self):
@@ -90,7 +97,7 @@ def serve(pipe, library, name, batch, options):
     pipe.send(dict(parameters=contestant.parameters, compile_seconds=contestant.compile_seconds, **contestant.facts()))
     while (request := pipe.recv())[0] != 'stop':
       if request[0] == 'memory':
-        pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        pipe.send(contestant.device_memory() or peak_memory())
         continue
       began = time.perf_counter()
       done = getattr(contestant, request[0])(*request[1:])
@@ -99,6 +106,14 @@ def serve(pipe, library, name, batch, options):
     return
   except Exception as error:  # shown where the question was asked
     pipe.send(RuntimeError(f'{library} {name}: {type(error).__name__}: {error}'))
+
+
+def peak_memory():
+  """Most memory that this process has held, MiB; that of Linux does not count the process it was started from."""
+  status = pathlib.Path('/proc/self/status')
+  if status.exists():
+    return int(next(line for line in status.read_text().splitlines() if line.startswith('VmHWM')).split()[1]) / 1024
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def race(racers, rounds, seconds):

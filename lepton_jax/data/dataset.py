@@ -1,6 +1,7 @@
 """From a `--dataset` flag to train, validation and test arrays."""
 
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -53,6 +54,7 @@ class Dataset:
   def size(self, split):
     return len(self.splits[split][1])
 
+  @functools.cached_property
   def fingerprint(self):
     """sha256 over the three splits, so that a result can say which examples it saw."""
     sha = hashlib.sha256()

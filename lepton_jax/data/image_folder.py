@@ -3,7 +3,6 @@
 import hashlib
 
 import numpy as np
-import PIL.Image
 
 from lepton_jax.data import cache, images
 from lepton_jax.data.source import Source
@@ -59,11 +58,12 @@ def _images(folder):
 
 
 def _decode(entries, image_size):
+  from PIL import Image
   pixels = np.empty((len(entries), image_size, image_size, 3), np.uint8)
   for i, (file, _) in enumerate(entries):
     try:
-      with PIL.Image.open(file) as image:
+      with Image.open(file) as image:
         pixels[i] = images.resize(image.convert('RGB'), image_size)
-    except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
       raise UserError(f'{file} cannot be read as an image: {error}') from None
   return pixels, np.array([label for _, label in entries], np.int32)

@@ -1,14 +1,14 @@
 """Images to arrays."""
 
 import numpy as np
-import PIL.Image
 
 from lepton_jax.errors import UserError
 
 
 def resize(image, size):
   """A PIL image to uint8[size, size, channels], antialiased; channels as the image has them (1 or 3)."""
-  array = np.asarray(image.resize((size, size), PIL.Image.Resampling.BILINEAR))
+  from PIL import Image
+  array = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
   return array[..., None] if array.ndim == 2 else array
 
 
@@ -16,8 +16,9 @@ def resize_all(images, size):
   """uint8[n, h, w, c] to uint8[n, size, size, c]; size 0 or their own leaves them as they are."""
   if not size or images.shape[1:3] == (size, size):
     return images
+  from PIL import Image
   grey = images.shape[-1] == 1
-  return np.stack([resize(PIL.Image.fromarray(i[..., 0] if grey else i), size) for i in images])
+  return np.stack([resize(Image.fromarray(i[..., 0] if grey else i), size) for i in images])
 
 
 def stack(images, what):

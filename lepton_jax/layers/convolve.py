@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lepton_jax.layers import platform
 from lepton_jax.precision import at_least_single
 
 # On CPU the weight gradient is summed over this many parts of a device's share of the batch: patches then stay
@@ -23,7 +24,8 @@ def neighbours(x, kernel, pads):
   """`plain` of one group and stride 1, where few output channels leave the processor's wide registers half empty.
 
   Some neighbouring positions of a row are computed as channels of one position: the kernel is repeated,
-  each time shifted by a column and filled up with zeros. More is multiplied, in half the time.
+  each time shifted by a column and filled up with zeros. More is multiplied, in half the time. An infinite
+  pixel makes NaN of its neighbours here.
   """
   height, width, channels, features = kernel.shape
   columns = x.shape[2] + sum(pads[1]) - width + 1
@@ -37,7 +39,7 @@ def neighbours(x, kernel, pads):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def dense(x, kernel, strides, padding, chunks):
-  """`plain` with one group, its values and both gradients each in the form that a CPU computes fastest."""
+  """`plain` with one group, its values and both gradients each in the form that a CPU computes fastest; reverse mode only."""
   if strides != (1, 1):
     return plain(x, kernel, strides, padding, 1)
   return neighbours(x, kernel, lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding))
@@ -124,7 +126,7 @@ def convolve(x, kernel, strides, padding, groups):
 
   With 16 features or fewer the weight gradient is faster whole.
   """
-  if jax.default_backend() != 'cpu':
+  if not platform.own_forms():
     return plain(x, kernel, strides, padding, groups)
   if groups == x.shape[-1] == kernel.shape[-1] > 1:
     return depthwise(x, kernel, strides, padding)

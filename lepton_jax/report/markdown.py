@@ -76,13 +76,16 @@ def speed_table(lines):
   for line in lines:
     took = {who: f'{float(line[f"{who}_ms"]):.2f}' for who in ('ours', 'torch', 'flax')}
     body.append((f'{line["network"]}, {line["dtype"]}', str(line['batch']), took['ours'], f'{took["torch"]} ({line["torch_choice"]})', took['flax'],
-                 ratio(line, 'ratio_vs_torch'), ratio(line, 'ratio_vs_flax'), line['auto'], ratio(line, 'auto_vs_best'), f'{float(line["gflops"]):.0f}',
-                 f'{100 * float(line["gflops"]) / float(line["peak_gflops"]):.0f} %'))
-  header = ('network', 'batch', 'ours, ms', 'PyTorch, ms', 'plain Flax, ms', 'PyTorch / ours', 'plain Flax / ours', 'auto', 'best choice / auto', 'GFLOP/s',
-            'of peak')
+                 ratio(line, 'ratio_vs_torch'), ratio(line, 'ratio_vs_flax'), line['auto'], f'{ratio(line, "auto_vs_best")}, {line["fixed_choice"]}',
+                 f'{float(line["gflops"]):.0f}', f'{100 * float(line["gflops"]) / float(line["peak_gflops"]):.0f} %'))
+  header = ('network', 'batch', 'ours, ms', 'PyTorch, ms', 'plain Flax, ms', 'PyTorch / ours', 'plain Flax / ours', 'auto', 'best fixed choice / auto',
+            'GFLOP/s', 'of peak')
   first = lines[0]
-  return (f'{table(header, body)}\n\n{first["cores"]} cores ({first["device"]}), jax {first["jax"]}, torch {first["torch"]} on {first["torch_threads"]} '
-          f'threads, Adam; {first["date"]}. The largest matrix product ran at {max(float(line["peak_gflops"]) for line in lines):.0f} GFLOP/s.')
+  peaks = {line['dtype']: float(line['peak_gflops']) for line in lines}
+  said = ' and '.join(f'{peak:.0f} GFLOP/s in {dtype}' for dtype, peak in peaks.items())
+  return (f'{table(header, body)}\n\n{first["cores"]} cores ({first["machine"]}; {first["device"]}), jax {first["jax"]}, flax {first["flax"]}, '
+          f'torch {first["torch"]} on {first["torch_threads"]} threads, Adam; {first["date"]}, revision {first["git_revision"]}. '
+          f'The largest matrix product ran at {said}.')
 
 
 def wilson(share, count, z=1.96):

@@ -218,7 +218,7 @@ class Worker:
       import jax
       data = load_data(config.data, config.optimization.loss)
       assembly = assemble.build(config, data, run.read_initial(config, data) if config.training.init_from else None)
-      calls = speed.steps_per_call(config.run.steps_per_call, assembly.state.params, assembly.batches.same_shapes, jax.default_backend())
+      calls = speed.steps_per_call(config.run.steps_per_call, assembly.state.params, assembly.batches, jax.default_backend())
       self._kept[key] = cohort.Program(assembly, self._lanes, calls)
       self.programs += 1
       if len(self._kept) > KEPT:
