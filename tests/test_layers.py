@@ -24,14 +24,14 @@ CONVOLUTIONS = dict(whole=lambda *arguments: convolve.dense(*arguments, 1), chun
 
 
 @settings(max_examples=30)
-@given(which=st.sampled_from(sorted(CONVOLUTIONS)), batch=st.integers(1, 19), side=st.integers(5, 9), channels=st.integers(2, 4),
-       features=st.sampled_from([1, 3, 5, 16, 32]), kernel=st.integers(1, 5), stride=st.integers(1, 2), padding=st.sampled_from(['SAME', 'VALID']),
-       mapped=st.booleans(), dtype=st.sampled_from(['float32', 'bfloat16']))
-def test_convolutions_equal_the_plain_one(which, batch, side, channels, features, kernel, stride, padding, mapped, dtype):
+@given(which=st.sampled_from(sorted(CONVOLUTIONS)), batch=st.integers(1, 19), sides=st.tuples(st.integers(5, 9), st.integers(5, 9)),
+       channels=st.sampled_from([2, 3, 4, 17]), features=st.sampled_from([1, 3, 5, 16, 32]), sizes=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+       stride=st.integers(1, 2), padding=st.sampled_from(['SAME', 'VALID']), mapped=st.booleans(), dtype=st.sampled_from(['float32', 'bfloat16']))
+def test_convolutions_equal_the_plain_one(which, batch, sides, channels, features, sizes, stride, padding, mapped, dtype):
   """Values and both gradients, under vmap as well."""
-  kernel = 1 if which == 'pointwise' else kernel
-  groups, shape = (channels, (kernel, kernel, 1, channels)) if which == 'depthwise' else (1, (kernel, kernel, channels, features))
-  x, w = (n.astype(dtype) for n in (normal(0, 2, batch, side, side, channels), normal(1, 2, *shape)))
+  sizes = (1, 1) if which == 'pointwise' else sizes
+  groups, shape = (channels, (*sizes, 1, channels)) if which == 'depthwise' else (1, (*sizes, channels, features))
+  x, w = (n.astype(dtype) for n in (normal(0, 2, batch, *sides, channels), normal(1, 2, *shape)))
   strides, tolerance = (stride, stride), dict(float32=1e-4, bfloat16=0.05)[dtype]
 
   def both(function):

@@ -106,3 +106,13 @@ def test_options_change_the_architecture():
   assert count('mlp', depth=3) > count('mlp') > count('mlp', width=0.5)
   names = trees.named(make('resnet8', (32, 32, 3), 10, norm='none')[1]['params'])
   assert not any('norm' in n for n in names)
+
+
+def test_the_benchmark_times_the_same_networks_as_plain_flax_has():
+  from experiments.peers import plain_flax, race
+  count = lambda module, x, mode: trees.count(jax.eval_shape(lambda: module.init(jax.random.key(0), x, mode)['params']))
+  for name, theirs in plain_flax.NETWORKS.items():
+    words = len(race.SHAPES[name]) == 1
+    x = jnp.zeros((1, *race.SHAPES[name]), jnp.int32 if words else jnp.float32)
+    ours = MODELS.get(name)(outputs=2 if words else 10, **(dict(vocabulary=10_000) if words else {}))
+    assert count(ours, x, None) == count(theirs, x, False), name

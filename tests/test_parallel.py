@@ -94,6 +94,14 @@ def test_a_batch_that_does_not_divide_names_the_sizes_that_do(batch, devices, si
     parallel.make_parallel('sharded', batch, devices)
 
 
+def test_many_predictions_in_a_row_do_not_wait_for_each_other_for_ever():
+  layout = parallel.make_parallel('pmap', 8)
+  weights, inputs = layout.put_state(np.ones((4, 3), np.float32)), layout.put_examples(np.arange(32, dtype=np.float32).reshape(8, 4))
+  answers = layout.predict(lambda w, x: x @ w)
+  found = [answers(weights, inputs) for _ in range(500)]
+  np.testing.assert_array_equal(found[-1], np.arange(32).reshape(8, 4).sum(1, keepdims=True).repeat(3, 1))
+
+
 def test_too_many_devices_is_an_error():
   with pytest.raises(UserError, match='--devices=9: there are 4'):
     parallel.make_parallel('pmap', 18, 9)

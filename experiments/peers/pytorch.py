@@ -1,4 +1,4 @@
-"""Our benchmarked networks in PyTorch, as its tutorials write them; parameter counts agree with ours."""
+"""Our benchmarked networks in PyTorch, as its tutorials write them; parameter counts agree with ours, but for the second bias of its LSTM."""
 
 import time
 

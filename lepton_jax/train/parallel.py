@@ -85,7 +85,14 @@ def make_parallel(mode, batch_size, devices=0):
   def put_stacked_many(batches):
     return stacked([put_stacked(batch) for batch in batches], axis=1)
 
-  predict = functools.partial(jax.jit, out_shardings=whole)
+  def predict(function):
+    compiled = jax.jit(function, out_shardings=whole)
+    if jax.default_backend() != 'cpu':
+      return compiled
+    # XLA's CPU threads are as many as cores, and a program that waits for another device keeps its thread. Several
+    # calls that do not depend on each other, as train steps do, could take all of them and wait for ever.
+    return lambda *arguments: jax.block_until_ready(compiled(*arguments))
+
   if mode == 'sharded':
     def step(function, count=1):
       return jax.jit(repeated(function, count), donate_argnums=0, out_shardings=whole)
