@@ -1,6 +1,5 @@
 """One pure step on one device or on many: jit, jit over sharded batches, or pmap."""
 
-import functools
 import typing
 
 import jax
