@@ -104,8 +104,9 @@ class Contestant:
 
   def __init__(self, name, inputs, label, layout='nchw', dtype='float32', compiled=False):
     self._device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    torch.backends.cudnn.benchmark = True  # tries its convolutions out, as XLA does
-    torch.set_float32_matmul_precision('high')  # TF32 on a GPU, as XLA's products and both libraries' convolutions
+    if self._device == 'cuda':
+      torch.backends.cudnn.benchmark = True  # tries its convolutions out, as XLA does
+      torch.set_float32_matmul_precision('high')  # TF32, as XLA's products and both libraries' convolutions
     memory = torch.channels_last if layout == 'channels_last' else torch.contiguous_format
     module = NETWORKS[name]().to(self._device)
     x = torch.from_numpy(inputs)
