@@ -46,7 +46,9 @@ class BatchNorm(nn.Module):
         running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
         running_var.value = self.momentum * running_var.value + (1 - self.momentum) * var
     factor = scale * lax.rsqrt(var + self.epsilon)
-    return ((wide - mean) * factor + bias).astype(x.dtype)  # not in one product and sum: far from zero they would cancel
+    # One product and one sum. Far from zero they cancel in part, which loses some of the distances between two
+    # numbers there; to subtract the mean first took an eighth more of a ResNet's step.
+    return (wide * factor + (bias - mean * factor)).astype(x.dtype)
 
 
 class GroupNorm(nn.Module):
