@@ -65,4 +65,5 @@ def steps_per_call(asked, params, batches, backend):
   if backend == 'cpu' and (recurrent(params) or any(leaf.ndim != 2 for leaf in kernels.values())):
     return 1
   calls = lambda count: batches.steps_per_epoch // count + batches.steps_per_epoch % count
-  return min(range(1, 33 if backend == 'cpu' else 17), key=lambda count: (calls(count), -count))
+  most = min(32 if backend == 'cpu' else 16, batches.steps_per_epoch)
+  return min(range(1, most + 1), key=lambda count: (calls(count), -count))

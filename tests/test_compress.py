@@ -15,8 +15,7 @@ from lepton_jax import network as network_lib
 from lepton_jax.compress.prune import masks, schedule
 from lepton_jax.compress.quantize import quantizers, sites
 from lepton_jax.errors import UserError
-from lepton_jax.registry import MODELS
-from tests.test_models import SHALLOW, SMALL, random_like, tiny_dataset
+from tests.test_models import DISTINCT, SHALLOW, SMALL, random_like, tiny_dataset
 from tests.test_train import assert_same, run_steps
 
 # pruning
@@ -142,7 +141,7 @@ def test_layers_inside_a_scan_are_reached():
   assert errors[0] > errors[1] > errors[2] > 0
 
 
-@pytest.mark.parametrize('model', MODELS.names())
+@pytest.mark.parametrize('model', DISTINCT)
 def test_every_model_is_pruned_and_quantised_by_flags(small, model, monkeypatch):
   """Masks, levels and reports of each registered model without a line of it in the model."""
   side = SMALL.get(model, 8)

@@ -15,9 +15,8 @@ from lepton_jax import assemble, trees
 from lepton_jax.config import Config
 from lepton_jax.errors import UserError
 from lepton_jax.layers import platform
-from lepton_jax.registry import MODELS
 from lepton_jax.train import parallel
-from tests.test_models import GOLDEN, SHALLOW, tiny_dataset
+from tests.test_models import DISTINCT, GOLDEN, SHALLOW, tiny_dataset
 
 # Batch norm, dropout, augmentation with mixing, pruning and weight rounding, all at once. Left out is what picks between equals: pixels
 # take few values, so entries of a max pool tie and activations lie on the border of two levels, where the order of a sum decides.
@@ -107,7 +106,7 @@ def test_too_many_devices_is_an_error():
     parallel.make_parallel('pmap', 18, 9)
 
 
-@pytest.mark.parametrize('model', MODELS.names())
+@pytest.mark.parametrize('model', DISTINCT)
 def test_every_train_step_lowers_for_gpus_and_tpus(model, monkeypatch):
   monkeypatch.setattr(platform, 'own_forms', lambda: False)  # as there
   shape, outputs, _ = GOLDEN[model]

@@ -74,8 +74,8 @@ def test_on_changes_training_zero_is_absent_and_resuming_changes_nothing(base, n
   half, _ = run(on, on.state, 2, step)
   kept = jax.device_get(half)
   whole, _ = run(on, half, 1, step)
-  again = built(base.replace(**CASES[name]))
-  resumed, _ = run(again, jax.tree.map(jnp.asarray, kept), 1)
+  again = on.another(on.config)
+  resumed, _ = run(again, jax.tree.map(jnp.asarray, kept), 1, step)
   assert_same(whole, resumed)
   assert trees.digest(whole.params) != trees.digest(three_steps(plain))
 
@@ -87,7 +87,7 @@ def everything():
   return options
 
 
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(names=st.sets(st.sampled_from(sorted(everything().keys() - {'stochastic_depth', 'spatial_dropout'})), min_size=2))
 def test_any_of_them_together_are_finite(names):
   options = {name: value for name, value in everything().items() if name in names}
@@ -97,13 +97,14 @@ def test_any_of_them_together_are_finite(names):
   assert np.isfinite(measured['loss']) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.ema)))
 
 
-def test_all_of_them_together_are_finite_and_give_one_program(base):
-  config = base.replace(model='resnet8', ema_decay=0.9, swa_start=0.01, **everything())
+def test_all_of_one_pass_together_are_finite_and_give_one_program(base):
+  on = {name: value for name, value in everything().items() if name not in ('sam', 'r_drop')}
+  config = base.replace(model='resnet8', ema_decay=0.9, swa_start=0.01, **on)
   assembly = built(config)
   step = jax.jit(assembly.train_step())
   state, measured = run(assembly, assembly.state, 2, step)
   assert np.isfinite(measured['loss']) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
-  weaker = {name: value / 2 for name, value in everything().items() if isinstance(value, float)}
+  weaker = {name: value / 2 for name, value in on.items() if isinstance(value, float)}
   other = assembly.another(config.replace(**weaker, seed=5))
   step(other.state, other.batches.at(0))
   assert step._cache_size() == 1
