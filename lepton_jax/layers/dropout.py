@@ -5,23 +5,27 @@ import jax
 import jax.numpy as jnp
 
 
-class Dropout(nn.Module):
-  """Zeroes entries at the rate of the training step and scales the rest by 1 / (1 - rate) (JMLR 15, 2014).
+def drop(x, rate, shape, example, key):
+  """`x[batch, ...]` with parts zeroed at the rate, a scalar, and the rest scaled by 1 / (1 - rate) to keep the mean.
 
-  The mask is a function of the step's key, this layer's path and the example's position in the
-  global batch, so every way of splitting a batch over devices draws the same one. `x[batch, ...]`.
+  Each example draws a mask of the given shape, which broadcasts against `x[i]`, from the key and its
+  place i32[batch] in the global batch, so every way of splitting a batch over devices draws the same one.
   """
+  keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(example)
+  # 32-bit draws in every precision: a float64 run drops what a float32 run drops.
+  draw = jax.vmap(lambda k: jax.random.uniform(k, shape, jnp.float32))(keys)
+  keep = 1 - rate
+  return jnp.where(draw < keep.astype(jnp.float32), x / keep.astype(x.dtype), jnp.zeros_like(x))
+
+
+class Dropout(nn.Module):
+  """Zeroes entries of `x[batch, ...]` at the rate of the training step and scales the rest (JMLR 15, 2014)."""
 
   @nn.compact
   def __call__(self, x, training):
     if training is None or training.dropout is None:
       return x
-    key = self.make_rng('dropout')
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(training.example)
-    # 32-bit draws in every precision: a float64 run drops what a float32 run drops.
-    draw = jax.vmap(lambda k: jax.random.uniform(k, x.shape[1:], jnp.float32))(keys)
-    keep = 1 - training.dropout
-    return jnp.where(draw < keep.astype(jnp.float32), x / keep.astype(x.dtype), jnp.zeros_like(x))
+    return drop(x, training.dropout, x.shape[1:], training.example, self.make_rng('dropout'))
 
 
 class StochasticDepth(nn.Module):
@@ -35,7 +39,4 @@ class StochasticDepth(nn.Module):
   def __call__(self, x, training):
     if training is None or training.stochastic_depth is None:
       return x
-    key, keep = self.make_rng('dropout'), 1 - self.depth * training.stochastic_depth
-    draw = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (), jnp.float32))(training.example)
-    kept = (draw < keep.astype(jnp.float32)).reshape(-1, *[1] * (x.ndim - 1))
-    return jnp.where(kept, x / keep.astype(x.dtype), jnp.zeros_like(x))
+    return drop(x, self.depth * training.stochastic_depth, (1,) * (x.ndim - 1), training.example, self.make_rng('dropout'))

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lepton_jax.layers import recur, watch
+from lepton_jax.layers import dropout, recur, watch
 from lepton_jax.layers.activation import ACTIVATIONS
 from lepton_jax.layers.dense import Dense
 from lepton_jax.precision import at_least_single
@@ -140,10 +140,8 @@ class Recurrent(nn.Module):
     """[batch, features] of 0 and 1 / (1 - rate), drawn by example, or None."""
     if training is None or training.recurrent_dropout is None:
       return None
-    key = self.make_rng('dropout')
-    draw = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (self.features,), jnp.float32))(training.example)
-    keep = 1 - training.recurrent_dropout
-    return jnp.where(draw < keep.astype(jnp.float32), 1 / keep, jnp.zeros_like(keep)).astype(x.dtype)
+    whole = jnp.ones((x.shape[0], self.features), x.dtype)
+    return dropout.drop(whole, training.recurrent_dropout, (self.features,), training.example, self.make_rng('dropout'))
 
 
 def reverse(x, valid):

@@ -1,10 +1,9 @@
 """Spatial dropout: whole feature maps of any model's convolutions, without a line in the model."""
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 
 from lepton_jax import layers
+from lepton_jax.layers import dropout
 
 
 def spatial_dropout(training, rate):
@@ -13,8 +12,6 @@ def spatial_dropout(training, rate):
     y = call(*arguments, **named)
     if not isinstance(context.module, layers.Conv) or context.method_name != '__call__':
       return y
-    key, keep = context.module.make_rng('dropout'), 1 - rate
-    draw = jax.vmap(lambda example: jax.random.uniform(jax.random.fold_in(key, example), y.shape[-1:], jnp.float32))(training.example)
-    return jnp.where((draw < keep.astype(jnp.float32))[:, None, None], y / keep.astype(y.dtype), jnp.zeros_like(y))
+    return dropout.drop(y, rate, (1, 1, y.shape[-1]), training.example, context.module.make_rng('dropout'))
 
   return nn.intercept_methods(intercept)
