@@ -63,7 +63,7 @@ def build(config, dataset, initial=None):
   network = network_lib.make_network(config, dataset)
   init = network_lib.make_init(network, dataset)
   variables = init(jax.random.key(config.training.seed))
-  params, model_state = weights_of(variables, initial)
+  start = params, model_state = weights_of(variables, initial)
   frozen = trees.matching(config.training.freeze, list(trees.named(params)), 'freeze')
   network = network_lib.with_compression(network, params, model_state, dataset, frozen)
 
@@ -77,19 +77,20 @@ def build(config, dataset, initial=None):
   # One program, kept in the cache, where dozens of small ones would be compiled at each start.
   first_state = jax.jit(functools.partial(initial_state, config, network, optimizer))
 
-  def assembly(config, variables):
-    mine = dataclasses.replace(network, config=config)
-    params, model_state = weights_of(variables, initial)
+  def assembly(config, variables, start, batches):
+    mine, (params, model_state) = dataclasses.replace(network, config=config), start
     if 'carry' in variables:
       model_state = dict(model_state, carry=network_lib.fresh_carry(variables['carry'], config.data.batch_size))
     masks = first_masks(network.prunable, trees.named(params), config.training.init_from and config.prune.keep_zeros)
     state = first_state(jax.random.key(config.training.seed), params, model_state, masks, network_lib.strengths(config, mine))
-    batches = make_batches(config, dataset)
     make_hooks = functools.partial(hooks, mine, batches, prune_steps, observe)
-    return Assembly(config, dataset, mine, state, batches, total_steps, train_step, make_hooks, prune_steps[-1] + 1 if network.prunable else 0,
-                    another=lambda config: assembly(config, init(jax.random.key(config.training.seed))))
+    return Assembly(config, dataset, mine, state, batches, total_steps, train_step, make_hooks, prune_steps[-1] + 1 if network.prunable else 0, another)
 
-  return assembly(config, variables)
+  def another(config):
+    variables = init(jax.random.key(config.training.seed))
+    return assembly(config, variables, weights_of(variables, initial), make_batches(config, dataset))
+
+  return assembly(config, variables, start, batches)
 
 
 def weights_of(variables, initial):

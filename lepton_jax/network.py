@@ -17,7 +17,6 @@ from lepton_jax.errors import UserError
 from lepton_jax.precision import at_least_single
 
 MODEL_OPTIONS = ('width', 'depth', 'hidden', 'embedding', 'activation', 'norm', 'pooling', 'tied', 'dropout', 'recurrent_dropout', 'stochastic_depth')
-STRENGTHS = ('learning_rate', 'weight_decay', 'clip_norm', 'ema_decay', 'swa_start')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,8 +271,8 @@ def with_compression(network, params, model_state, dataset, frozen=frozenset()):
 
 def strengths(config, network):
   """{name: scalar} of the strengths that are not zero; what is absent is absent from the program."""
-  values = {name: getattr(config.optimization, name) for name in STRENGTHS} | dataclasses.asdict(config.regularize)
-  values |= {name: value for name, value in dataclasses.asdict(config.augment).items() if config_lib.FIELDS[name][1].metadata['traced']}
+  concerns = dataclasses.asdict(config.optimization) | dataclasses.asdict(config.regularize) | dataclasses.asdict(config.augment)
+  values = {name: value for name, value in concerns.items() if config_lib.FIELDS[name][1].metadata['traced']}
   parameters = inspect.signature(registry.MODELS.get(config.architecture.model)).parameters
   for name in ('dropout', 'recurrent_dropout', 'stochastic_depth'):
     given = getattr(config.architecture, name)

@@ -162,12 +162,9 @@ def train_epoch(program, live, steps_per_epoch, stop):
     while len(pending) > limit:
       first, measured = pending.popleft()
       for i, values in enumerate(program.unstack(jax.device_get(measured), len(live))):
-        values = {name: np.atleast_1d(value) for name, value in values.items()}
-        for j in range(len(values['loss'])):
-          bad = {name: float(value[j]) for name, value in values.items() if not np.isfinite(value[j])}
-          if bad and i not in faults:
-            said = ', '.join(f'{name} = {value}' for name, value in bad.items())
-            faults[i] = f'{said} at step {first + j} (epoch {(first + j) // steps_per_epoch + 1})'
+        found = loop.fault(first, {name: np.atleast_1d(value) for name, value in values.items()}, steps_per_epoch)
+        if found:
+          faults.setdefault(i, found)
 
   lanes = None
   while step < end and not (stop and stop.arrived):

@@ -66,6 +66,15 @@ def steps_at_once(step, count, total_steps, steps_per_epoch, hooks):
   return count if fits and not any(hook.due(step + i) for hook in hooks for i in range(1, count)) else 1
 
 
+def fault(first, measured, steps_per_epoch):
+  """Which measurements {name: f32[steps]} ceased to be numbers, and at which of the steps from `first` on; None where none did."""
+  for i in range(len(measured['loss'])):
+    bad = ', '.join(f'{name} = {float(values[i])}' for name, values in measured.items() if not np.isfinite(values[i]))
+    if bad:
+      return f'{bad} at step {first + i} (epoch {(first + i) // steps_per_epoch + 1})'
+  return None
+
+
 def fit(state, *, step_fns, batch_at, batch_size, total_steps, steps_per_epoch, hooks, evaluate, selectable_from, patience,
         save, save_every, record, progress, describe=lambda state: {}, stop=None):
   """Trains to `total_steps` or until patience runs out; returns the last state.
@@ -103,12 +112,9 @@ def fit(state, *, step_fns, batch_at, batch_size, total_steps, steps_per_epoch, 
     while len(pending) > limit:
       first, measured = pending.popleft()
       measured = {name: np.atleast_1d(m) for name, m in jax.device_get(measured).items()}
-      for i in range(len(measured['loss'])):
-        bad = {name: float(m[i]) for name, m in measured.items() if not np.isfinite(m[i])}
-        if bad:
-          values = ', '.join(f'{name} = {value}' for name, value in bad.items())
-          raise NotFinite(f'{values} at step {first + i} (epoch {(first + i) // steps_per_epoch + 1})')
-      progress.step(first + i + 1, float(measured['loss'][-1]))
+      if found := fault(first, measured, steps_per_epoch):
+        raise NotFinite(found)
+      progress.step(first + len(measured['loss']), float(measured['loss'][-1]))
 
   if patience and int(state.stale) >= patience:
     return state
