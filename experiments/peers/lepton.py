@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.peers import race
 from lepton_jax import assemble, machine, speed
 from lepton_jax.config import Config
 from lepton_jax.data.dataset import Dataset
@@ -83,9 +84,7 @@ class Contestant:
     return calls * self._calls
 
   def device_memory(self):
-    """Most memory of an accelerator in use so far, MiB; None on a CPU."""
-    used = (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use') if jax.default_backend() != 'cpu' else None
-    return used and used / 2 ** 20
+    return race.jax_device_memory()
 
   def predict(self, passes, batch):
     """So many forward passes over the first `batch` examples: one, or all of them."""

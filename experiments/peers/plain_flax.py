@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.peers import race
+
 
 class Plain(nn.Module):
   """Convolutions of the channels in `plan`, each 'pool' a 2x2 max pool, then dense layers."""
@@ -139,9 +141,7 @@ class Contestant:
     return dict(version=jax.__version__, device=jax.devices()[0].device_kind, flops=3 * flops(forward.jaxpr))
 
   def device_memory(self):
-    """Most memory of an accelerator in use so far, MiB; None on a CPU."""
-    used = (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use') if jax.default_backend() != 'cpu' else None
-    return used and used / 2 ** 20
+    return race.jax_device_memory()
 
   def predict(self, passes, batch):
     """So many forward passes over the first `batch` examples."""

@@ -108,6 +108,13 @@ def serve(pipe, library, name, batch, options):
     pipe.send(RuntimeError(f'{library} {name}: {type(error).__name__}: {error}'))
 
 
+def jax_device_memory():
+  """Most memory of an accelerator in use so far by JAX, MiB; None on a CPU."""
+  import jax
+  used = (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use') if jax.default_backend() != 'cpu' else None
+  return used and used / 2 ** 20
+
+
 def peak_memory():
   """Most memory that this process has held, MiB; that of Linux does not count the process it was started from."""
   status = pathlib.Path('/proc/self/status')
