@@ -260,6 +260,12 @@ class Config:
 FIELDS = {field.name: (group.name, field) for group in dataclasses.fields(Config) for field in dataclasses.fields(group.type)}
 
 
+def differing(configs):
+  """Names of the result-changing fields that differ between configurations, in the order of their declaration."""
+  flats = [config.flat() for config in configs]
+  return [name for name, (_, field) in FIELDS.items() if field.metadata['identity'] and len({flat[name] for flat in flats}) > 1]
+
+
 def value_type(name):
   """(type, optional?) of a field: `float | None` gives (float, True)."""
   annotation = FIELDS[name][1].type

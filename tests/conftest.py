@@ -47,3 +47,9 @@ def small():
   """A configuration whose run takes seconds: an MLP on 8x8 digits."""
   from lepton_jax.config import Config
   return Config().replace(model='mlp', dataset='digits', epochs=2, batch_size=32, tensorboard=False, pictures=False)
+
+
+@pytest.fixture
+def base(small, tmp_path):
+  """What trials of sweeps have in common: `small`, smaller still, with no files but the results."""
+  return small.replace(runs_dir=str(tmp_path), save_weights=False, checkpoint_every=0, epochs=1, width=0.25)

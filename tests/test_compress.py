@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lepton_jax import assemble, run, trees
 from lepton_jax import network as network_lib
+from lepton_jax.compress import size
 from lepton_jax.compress.prune import masks, schedule
 from lepton_jax.compress.quantize import quantizers, sites
 from lepton_jax.errors import UserError
@@ -194,3 +195,11 @@ def test_zero_strength_program_is_the_plain_program(small):
     return jax.jit(assembly.train_step(None)).lower(assembly.state, assembly.batches.at(0)).as_text()
   assert text(small) == text(small.replace(prune_sparsity=0.0, quantize_weight_bits=0, prune_updates=3))
   assert dataclasses.asdict(small.prune)['prune_sparsity'] == 0
+
+
+def test_estimated_size_counts_bits_positions_and_scales():
+  kernel = np.zeros((10, 8))
+  kernel[:4] = 1
+  assert size.estimate(dict(k=kernel), {}, 3, 0) == (32 * 32 + 80 + 3 * 32) // 8  # 32 entries of 80, a bit each for where they are
+  assert size.estimate(dict(k=kernel), dict(k=4), 0, 2) == (32 * 4 + 80 + 8 * 32 + 4 * 32) // 8
+  assert size.estimate(dict(k=np.ones((10, 8))), dict(k=4), 0, 0) == (80 * 4 + 8 * 32) // 8  # dense is smaller

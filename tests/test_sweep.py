@@ -12,39 +12,32 @@ import time
 import jax
 import numpy as np
 import pytest
-from optuna import distributions
 
 from lepton_jax import assemble, run, trees
-from lepton_jax.compress import size
-from lepton_jax.config import Config
+from lepton_jax.config import Config, differing
 from lepton_jax.errors import UserError
 from lepton_jax.report import sweeps
-from lepton_jax.sweep import claims, cohort, engine, estimate, grid, search
-
-
-@pytest.fixture
-def base(small, tmp_path):
-  return small.replace(runs_dir=str(tmp_path), save_weights=False, checkpoint_every=0, epochs=1, width=0.25)
+from lepton_jax.sweep import claims, cohort, engine, grid, trials
 
 
 def results(configs):
   """What a trial came to, times apart."""
   kept = ('name', 'validation_loss', 'test_loss', 'parameters_sha256', 'steps', 'selected_step')
-  return {c.name(): {k: engine.finished(c)[k] for k in kept} for c in configs}
+  return {c.name(): {k: trials.finished(c)[k] for k in kept} for c in configs}
 
 
 def test_grid_is_the_product_with_seeds_together():
   configs = grid.product(Config(), dict(seed=[0, 1], l2=[0.0, 1e-4], model=['mlp', 'lenet5']))
   assert [(c.regularize.l2, c.architecture.model, c.training.seed) for c in configs] == [
       (l2, model, seed) for l2 in (0.0, 1e-4) for model in ('mlp', 'lenet5') for seed in (0, 1)]
-  assert grid.swept(configs) == ['model', 'l2', 'seed']
+  assert differing(configs) == ['model', 'l2', 'seed']
   assert len(grid.product(Config(), dict(l2=[0.0, 0.0]))) == 1
 
 
 def test_strengths_and_seeds_share_programs_but_zero_does_not():
   configs = grid.product(Config(), dict(l2=[0.0, 1e-4, 1e-3], learning_rate=[1e-3, 1e-2], seed=[0, 1], optimizer=['adam', 'sgd']))
-  assert [len(group) for group in engine.programs(configs)] == [4, 4, 8, 8]
-  assert sum(len(group) for group in engine.programs(configs)) == len(configs)
+  assert [len(group) for group in trials.programs(configs)] == [4, 4, 8, 8]
+  assert sum(len(group) for group in trials.programs(configs)) == len(configs)
 
 
 def test_another_assembly_is_the_one_built_for_it(small):
@@ -81,7 +74,7 @@ def test_one_program_serves_a_grid_of_strengths(base):
 def test_one_program_serves_sparsities_and_bit_widths(base, tmp_path):
   configs = grid.product(base.replace(quantize_activation_bits=8, prune_end=0.5), dict(prune_sparsity=[0.5, 0.9], quantize_weight_bits=[3, 8]))
   assert engine.sweep(configs, tell=lambda text: None).programs == 1
-  found = [engine.finished(c) for c in configs]
+  found = [trials.finished(c) for c in configs]
   assert [round(r['sparsity'], 2) for r in found] == [0.5, 0.5, 0.9, 0.9]
   sizes = [r['estimated_bytes'] for r in found]
   assert sizes[2] < sizes[0] < sizes[1] and sizes[2] < sizes[3] < sizes[1]
@@ -102,47 +95,47 @@ def test_no_collective_is_in_a_trial_s_program(base):
 def open_trials(configs, lanes):
   data = assemble.load_data(configs[0])
   program = cohort.Program(assemble.build(configs[0], data), lanes, 1)
-  return program, [cohort.Trial(c, program, engine.folder_of(c)) for c in configs]
+  return program, [cohort.Trial(c, program, trials.folder_of(c)) for c in configs]
 
 
 def test_lanes_of_one_device_train_as_each_alone_and_a_diverged_one_stops_none(base, tmp_path):
   base = base.replace(optimizer='sgd', epochs=2)
   configs = grid.product(base, dict(learning_rate=[1e-2, 1e30, 3e-2]))
-  program, trials = open_trials(configs, 4)
-  cohort.train(program, trials)
-  for trial in trials:
+  program, lanes = open_trials(configs, 4)
+  cohort.train(program, lanes)
+  for trial in lanes:
     trial.close()
-  assert 'loss = nan' in trials[1].failed.error or 'inf' in trials[1].failed.error
-  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(trials[1].state.params)))  # as before the step that failed
+  assert 'loss = nan' in lanes[1].failed.error or 'inf' in lanes[1].failed.error
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(lanes[1].state.params)))  # as before the step that failed
   for place in (0, 2):
     alone = configs[place].replace(runs_dir=str(tmp_path / 'alone'), parallel='jit')
-    assert trials[place].result['validation_loss'] == pytest.approx(run.train(alone, quiet=True)['validation_loss'], rel=1e-4)
+    assert lanes[place].result['validation_loss'] == pytest.approx(run.train(alone, quiet=True)['validation_loss'], rel=1e-4)
 
 
 def test_a_failed_trial_is_recorded_and_the_others_go_on(base):
   configs = grid.product(base.replace(optimizer='sgd'), dict(learning_rate=[1e30, 1e-2])) + [base.replace(batch_size=10_000)]
   lines = []
   costs = engine.sweep(configs, tell=lines.append)
-  assert costs.trials == 1 and engine.finished(configs[1])
-  assert 'at step' in engine.failure(configs[0])['error'] and engine.failure(configs[0])['traceback'] == ''
-  assert 'there are only' in engine.failure(configs[2])['error']
+  assert costs.trials == 1 and trials.finished(configs[1])
+  assert 'at step' in trials.failure(configs[0])['error'] and trials.failure(configs[0])['traceback'] == ''
+  assert 'there are only' in trials.failure(configs[2])['error']
   assert sum('failed' in text for text in lines) == 2
-  assert not list(engine.folder_of(configs[1]).glob('.claim'))
+  assert not list(trials.folder_of(configs[1]).glob('.claim'))
 
 
 def test_only_what_is_asked_for_is_written(base):
   engine.sweep([base], tell=lambda text: None)
-  assert sorted(p.name for p in engine.folder_of(base).iterdir()) == ['config.json', 'data.json', 'metrics.jsonl', 'result.json']
+  assert sorted(p.name for p in trials.folder_of(base).iterdir()) == ['config.json', 'data.json', 'metrics.jsonl', 'result.json']
 
 
 def test_patience_stops_a_trial_alone(base, tmp_path):
   base = base.replace(epochs=6, patience=1)
   configs = grid.product(base, dict(learning_rate=[1e-3, 1e-9]))
-  program, trials = open_trials(configs, 2)
-  cohort.train(program, trials)
-  for trial in trials:
+  program, lanes = open_trials(configs, 2)
+  cohort.train(program, lanes)
+  for trial in lanes:
     trial.close()
-  assert trials[1].result['steps'] < trials[0].result['steps'] == trials[0].assembly.total_steps
+  assert lanes[1].result['steps'] < lanes[0].result['steps'] == lanes[0].assembly.total_steps
 
 
 def hold(folder, ready):
@@ -183,7 +176,7 @@ def sweeping(configs, cache, said=None):
 
 def table(configs):
   """The rows of the table without their times."""
-  rows = sweeps.rows([(c, engine.finished(c)) for c in configs])
+  rows = sweeps.rows([(c, trials.finished(c)) for c in configs])
   return [{k: v for k, v in row.items() if k != 'seconds'} for row in rows]
 
 
@@ -192,12 +185,12 @@ def test_a_killed_sweep_ends_in_the_table_of_one_that_was_not(base, tmp_path):
   grids = [grid.product(base.replace(runs_dir=str(tmp_path / name), epochs=3), dict(l2=[1e-4, 1e-3], seed=[0, 1, 2])) for name in ('whole', 'killed')]
   whole, killed = grids
   engine.sweep(whole, tell=lambda text: None)
-  finished = lambda: sum(engine.finished(c) is not None for c in killed)
+  finished = lambda: sum(trials.finished(c) is not None for c in killed)
   rng = random.Random(3)
   for _ in range(5):
     process, done = forked().Process(target=sweeping, args=(killed, os.environ['XDG_CACHE_HOME'])), finished()
     process.start()
-    begun = lambda: sum((engine.folder_of(c) / 'config.json').exists() for c in killed)
+    begun = lambda: sum((trials.folder_of(c) / 'config.json').exists() for c in killed)
     while process.is_alive() and begun() <= done:
       time.sleep(0.001)
     time.sleep(rng.uniform(0, 0.15))
@@ -217,7 +210,7 @@ def test_two_sweeps_share_a_folder(base):
   assert sum(said.get(timeout=120) for _ in both) == 6
   for process in both:
     process.join()
-  assert all(engine.finished(c) for c in configs)
+  assert all(trials.finished(c) for c in configs)
 
 
 def test_a_stopped_sweep_saves_the_trial_it_was_training(tmp_path):
@@ -234,78 +227,11 @@ def test_a_stopped_sweep_saves_the_trial_it_was_training(tmp_path):
   assert len(steps) == 1 and steps[0] > 0 and not list(tmp_path.glob('*/result.json'))
 
 
-def trial(l2, seed, validation, test):
-  result = dict(validation_accuracy=validation, test_accuracy=test, num_parameters=10, estimated_bytes=40, train_seconds=1.0, seed=seed)
-  return Config().replace(l2=l2, seed=seed), result
-
-
-def test_table_is_over_seeds_and_shows_test_of_the_best_alone():
-  trials = [trial(l2, seed, v, t) for l2, v0, t in ((0.0, 0.5, 0.9), (1e-4, 0.7, 0.6)) for seed, v in enumerate((v0, v0 + 0.02, v0 + 0.04))]
-  rows = sweeps.rows(trials)
-  assert [row['l2'] for row in rows] == [1e-4, 0.0] and [row['seeds'] for row in rows] == [3, 3]
-  assert rows[0]['validation_accuracy'] == pytest.approx(0.72) and rows[0]['validation_accuracy_sd'] == pytest.approx(0.02)
-  assert rows[0]['validation_accuracy_ci95'] == pytest.approx(4.302653 * 0.02 / 3 ** 0.5, abs=1e-5)  # t of 2 degrees of freedom
-  assert rows[0]['test_accuracy'] == pytest.approx(0.6) and rows[1]['test_accuracy'] == ''
-  assert [row['test_accuracy'] for row in sweeps.rows(trials, all_tests=True)] == [pytest.approx(0.6), pytest.approx(0.9)]
-
-
-def test_front_keeps_what_nothing_beats_in_both():
-  points = [(4, 0.9), (1, 0.5), (2, 0.7), (3, 0.6), (2, 0.8), (5, 0.9)]
-  assert sweeps.front(points) == [(1, 0.5), (2, 0.8), (4, 0.9)]
-
-
-def test_estimated_size_counts_bits_positions_and_scales():
-  kernel = np.zeros((10, 8))
-  kernel[:4] = 1
-  assert size.estimate(dict(k=kernel), {}, 3, 0) == (32 * 32 + 80 + 3 * 32) // 8  # 32 entries of 80, a bit each for where they are
-  assert size.estimate(dict(k=kernel), dict(k=4), 0, 2) == (32 * 4 + 80 + 8 * 32 + 4 * 32) // 8
-  assert size.estimate(dict(k=np.ones((10, 8))), dict(k=4), 0, 0) == (80 * 4 + 8 * 32) // 8  # dense is smaller
-
-
-def test_report_of_a_folder_has_every_form(base, tmp_path):
-  configs = grid.product(base, dict(l2=[0.0, 1e-3], learning_rate=[1e-3, 3e-3], seed=[0, 1]))
-  engine.sweep(configs, tell=lambda text: None)
-  rows = sweeps.write(sweeps.read(base.run.runs_dir), tmp_path / 'report')
-  assert len(rows) == 4 and {row['seeds'] for row in rows} == {2}
-  names = {path.name for path in (tmp_path / 'report').iterdir()}
-  assert {'report.md', 'table.csv', 'table.tex'} | {f'{n}.{e}' for n in ('learning_curves', 'settings', 'heat_map') for e in ('png', 'pdf')} == names
-  assert (tmp_path / 'report' / 'table.tex').read_text().count(r'\\') == 5
-  text = (tmp_path / 'report' / 'report.md').read_text()
-  assert text.count('±') >= 5 and 'heat_map.png' in text
-
-
-def test_search_draws_on_the_field_s_scale():
-  space = search.space(dict(l2=[1e-6, 1e-2], dropout=[0.0, 0.5], hidden=[8, 64], optimizer=['adam', 'sgd'], l1=[0.0, 1e-3, 1e-2]))
-  assert space['l2'] == distributions.FloatDistribution(1e-6, 1e-2, log=True)
-  assert space['dropout'] == distributions.FloatDistribution(0.0, 0.5) and space['hidden'] == distributions.IntDistribution(8, 64)
-  assert space['optimizer'].choices == ('adam', 'sgd') and space['l1'].choices == (0.0, 1e-3, 1e-2)
-  with pytest.raises(UserError, match='begin above 0'):
-    search.space(dict(l2=[0.0, 1e-2]))
-
-
-def test_search_trains_so_many_settings_once_and_gives_hopeless_ones_up(base):
-  lists, lines = dict(learning_rate=[1e-9, 1e-1], seed=[0, 1]), []
-  configs, costs = search.search(base.replace(epochs=3), lists, 'tpe', 10, 'inline', lines.append)
-  given_up = sum('given up' in text for text in lines)
-  assert given_up >= 1 and len(configs) == 2 * (10 - given_up) == costs.trials
-  assert all(engine.finished(c) for c in configs) and {c.training.seed for c in configs} == {0, 1}
-  again, costs = search.search(base.replace(epochs=3), lists, 'tpe', 10, 'inline', lines.append)
-  assert [c.name() for c in again] == [c.name() for c in configs] and costs.trials == 0
-  with pytest.raises(UserError, match='inline or devices'):
-    search.search(base, lists, 'random', 2, 'processes', lines.append)
-
-
-def test_estimate_counts_what_is_left(base):
-  configs = grid.product(base, dict(epochs=[100], seed=[0, 1]))
-  whole = estimate.estimate(configs, 'inline', 0)
-  assert whole > 2 * estimate.TRIAL and estimate.estimate([], 'inline', 0) == 0
-
-
 def test_what_a_sweep_cannot_do_is_refused_before_it_begins(base):
   with pytest.raises(UserError, match='--fold=0,1,2'):
-    engine.check([base.replace(folds=3)])
+    trials.check([base.replace(folds=3)])
   with pytest.raises(UserError, match='local folder'):
-    engine.check([base.replace(runs_dir='gs://bucket/runs')])
+    trials.check([base.replace(runs_dir='gs://bucket/runs')])
   with pytest.raises(UserError, match='--l2=-1'):
     grid.product(base, dict(l2=[0.0, -1.0]))
 
@@ -317,5 +243,5 @@ def test_results_do_not_depend_on_who_trained_before(base):
   alone = configs[2].replace(runs_dir=base.run.runs_dir + '/alone')
   engine.sweep([alone], tell=lambda text: None)
   assert results([alone]) == results(configs[2:])
-  assert json.loads((engine.folder_of(alone) / 'result.json').read_text())['parameters_sha256'] != results(configs)[configs[0].name()]['parameters_sha256']
-  assert trees.count(assemble.build(alone, assemble.load_data(alone)).state.params) == engine.finished(alone)['num_parameters']
+  assert json.loads((trials.folder_of(alone) / 'result.json').read_text())['parameters_sha256'] != results(configs)[configs[0].name()]['parameters_sha256']
+  assert trees.count(assemble.build(alone, assemble.load_data(alone)).state.params) == trials.finished(alone)['num_parameters']

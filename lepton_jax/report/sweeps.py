@@ -70,8 +70,7 @@ def rows(trials, all_tests=False):
   an estimate of the file's bytes, and seconds a trial. The order is by validation; equal ones are in the order of their fields.
   """
   measure, more = next((m, more) for m, more in MEASURES if all(f'validation_{m}' in result for _, result in trials))
-  flats = [config.flat() for config, _ in trials]
-  fields = [n for n, (_, field) in config_lib.FIELDS.items() if n != 'seed' and field.metadata['identity'] and len({flat[n] for flat in flats}) > 1]
+  fields = [name for name in config_lib.differing([config for config, _ in trials]) if name != 'seed']
   groups = {}
   for config, result in trials:
     groups.setdefault(tuple(config.flat()[n] for n in fields), []).append(result)

@@ -4,18 +4,19 @@ import sys
 
 from absl import flags as absl_flags
 
+from lepton_jax import config as config_lib
 from lepton_jax import flags
 from lepton_jax.errors import UserError
-from lepton_jax.sweep import engine, estimate, grid, search
+from lepton_jax.sweep import engine, estimate, grid, search, trials
 
 FLAGS = absl_flags.FLAGS
 OWN = ('executor', 'workers', 'search', 'trials', 'dry_run', 'report_all_test', 'output')
 SHOWN = 20
 
 
-def define(name, **defaults):
+def define(name):
   """Defines a sweep script's flags: those of `train`, each taking a list, and the sweep's own."""
-  flags.define_lists(runs_dir=f'runs/{name}', tensorboard=False, pictures=False, save_weights=False, checkpoint_every=0, **defaults)
+  flags.define_lists(runs_dir=f'runs/{name}', tensorboard=False, pictures=False, save_weights=False, checkpoint_every=0)
   absl_flags.DEFINE_enum('executor', 'inline', engine.EXECUTORS, 'inline: one trial after another; devices: one on each device; processes: several processes')
   absl_flags.DEFINE_integer('workers', 0, 'processes of --executor=processes; 0: one a core', lower_bound=0)
   absl_flags.DEFINE_enum('search', 'grid', search.METHODS, 'grid: every combination; random, tpe: --trials settings, two numbers of a flag being a range')
@@ -32,11 +33,11 @@ def main(lists):
   if FLAGS.search != 'grid':
     return drawn(*lists)
   configs = grid.product(*lists)
-  engine.check(configs)
-  print(f'{len(configs)} trials, {len(engine.programs(configs))} programs, in {configs[0].run.runs_dir}', flush=True)
+  trials.check(configs)
+  print(f'{len(configs)} trials, {len(trials.programs(configs))} programs, in {configs[0].run.runs_dir}', flush=True)
   if FLAGS.dry_run:
     return dry_run(configs)
-  done = sum(engine.finished(config) is not None for config in configs)
+  done = sum(trials.finished(config) is not None for config in configs)
   if done:
     print(f'{done} of them are finished already')
   count = iter(range(done + 1, len(configs) + 1))
@@ -48,7 +49,7 @@ def drawn(base, lists):
   """Runs a search."""
   base = base.replace(**{name: values[0] for name, values in lists.items() if len(values) == 1})
   lists = {name: values for name, values in lists.items() if len(values) > 1}
-  engine.check([base])
+  trials.check([base])
   if FLAGS.dry_run:
     for name, distribution in search.space({n: v for n, v in lists.items() if n != 'seed'}).items():
       print(f'{name}: {distribution}')
@@ -70,7 +71,7 @@ def trained(work):
 
 def dry_run(configs):
   """Prints what would be trained."""
-  swept = grid.swept(configs)
+  swept = config_lib.differing(configs)
   for config in configs[:SHOWN]:
     print(f'{config.name()}  ' + '  '.join(f'{name}={config.flat()[name]}' for name in swept))
   if len(configs) > SHOWN:
@@ -83,15 +84,15 @@ def dry_run(configs):
 def show(configs):
   """Prints and writes the table of what is finished, then what failed; returns the exit status."""
   from lepton_jax.report import sweeps, tables
-  trials = [(config, result) for config in configs if (result := engine.finished(config)) is not None]
-  if trials:
+  found = [(config, result) for config in configs if (result := trials.finished(config)) is not None]
+  if found:
     folder = FLAGS.output or f'{configs[0].run.runs_dir}/report'
-    rows = sweeps.write(trials, folder, FLAGS.report_all_test)
+    rows = sweeps.write(found, folder, FLAGS.report_all_test)
     tables.print_rows(rows[:SHOWN])
     if len(rows) > SHOWN:
       print(f'... and {len(rows) - SHOWN} more settings')
     print(f'{folder}/report.md has the table as CSV and LaTeX, and pictures')
-  failed = [(config, found) for config in configs if engine.finished(config) is None and (found := engine.failure(config)) is not None]
-  for config, found in failed:
-    print(f'failed: {engine.folder_of(config)}: {found["error"].splitlines()[0]}', file=sys.stderr)
+  failed = [(config, why) for config in configs if trials.finished(config) is None and (why := trials.failure(config)) is not None]
+  for config, why in failed:
+    print(f'failed: {trials.folder_of(config)}: {why["error"].splitlines()[0]}', file=sys.stderr)
   return 1 if failed else 0

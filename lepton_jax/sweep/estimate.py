@@ -2,7 +2,8 @@
 
 import time
 
-from lepton_jax.sweep import engine
+from lepton_jax.sweep import trials
+from lepton_jax.sweep.session import Session
 
 # What tells the time of a step apart; all other flags are taken not to.
 KIND = ('model', 'width', 'depth', 'hidden', 'embedding', 'norm', 'dtype', 'dataset', 'image_size', 'batch_size', 'sequence_length', 'r_drop', 'sam')
@@ -15,7 +16,7 @@ def estimate(configs, executor, workers):
   from lepton_jax import machine
   probes, total = {}, 0.0
   at_once = 1 if executor == 'inline' else workers or machine.cores()
-  for group in engine.programs([config for config in configs if engine.finished(config) is None]):
+  for group in trials.programs([config for config in configs if trials.finished(config) is None]):
     flat = group[0].flat()
     kind = tuple(bool(flat[name]) if name in ('r_drop', 'sam') else flat[name] for name in KIND)
     if kind not in probes:
@@ -31,13 +32,14 @@ def probe(config):
   import jax
   import numpy as np
 
-  session = engine.Session(config.run, False, 0, print)
+  from lepton_jax.train import parallel
+  session = Session(config.run, False, 0, print)
   began = time.monotonic()
   program = session.workers[0].program(config)
   assembly = program.assembly(config)
   lane, count = (assembly.state, np.ones((), bool)), program.calls
   batch = assembly.batches.at(0)
-  stacked = batch if count == 1 else jax.tree.map(lambda x: np.stack([x] * count), batch)
+  stacked = batch if count == 1 else parallel.stacked([batch] * count)
   lane, _ = jax.block_until_ready(program.steps[count](lane, stacked))
   compiling, calls = time.monotonic() - began, 0
   began = time.monotonic()

@@ -2,7 +2,6 @@
 
 import itertools
 
-from lepton_jax import config as config_lib
 from lepton_jax.errors import UserError
 
 
@@ -19,17 +18,3 @@ def product(base, lists):
   if not found:
     raise UserError('a flag lists no value')
   return list(found.values())
-
-
-def swept(configs):
-  """Names of the fields that differ between trials, in the order of the configuration."""
-  flats = [config.flat() for config in configs]
-  return [name for name in config_lib.FIELDS if len({flat[name] for flat in flats}) > 1]
-
-
-def settings(configs):
-  """{name of a setting: its trials}: trials that differ by the seed alone belong together."""
-  found = {}
-  for config in configs:
-    found.setdefault(config.replace(seed=0).name(), []).append(config)
-  return found

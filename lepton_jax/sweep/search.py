@@ -5,10 +5,10 @@ import time
 
 from lepton_jax import config as config_lib
 from lepton_jax.errors import UserError
-from lepton_jax.sweep import engine
+from lepton_jax.sweep import trials
+from lepton_jax.sweep.session import Session, load_data
 
 METHODS = ('grid', 'random', 'tpe')
-MEASURES = (('validation_accuracy', 'maximize'), ('validation_loss', 'minimize'))
 
 
 def space(lists):
@@ -45,7 +45,8 @@ def search(base, lists, method, count, executor, tell):
   optuna.logging.set_verbosity(optuna.logging.WARNING)
   seeds = lists.get('seed', [base.training.seed])
   drawn_from = space({name: values for name, values in lists.items() if name != 'seed'})
-  measure, direction = next(m for m in MEASURES if m[0] != 'validation_accuracy' or base.optimization.loss != 'mse')
+  numbers = load_data(base.data, base.optimization.loss).task == 'regression'
+  measure, direction = ('validation_loss', 'minimize') if numbers else ('validation_accuracy', 'maximize')
   sampler = optuna.samplers.RandomSampler(seed=0) if method == 'random' else optuna.samplers.TPESampler(seed=0, constant_liar=True)
   study = optuna.create_study(sampler=sampler, direction=direction, pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1))
   running, configs, began = {}, [], time.monotonic()
@@ -57,24 +58,24 @@ def search(base, lists, method, count, executor, tell):
     trial.report(row[measure], row['epoch'])
     return trial.should_prune()
 
-  with engine.Session(base.run, executor == 'devices', 0, tell, hopeless) as session:
+  with Session(base.run, executor == 'devices', 0, tell, hopeless) as session:
     while len(study.trials) < count:
       asked = [study.ask(drawn_from) for _ in range(min(len(session.workers) * session.lanes, count - len(study.trials)))]
       settings = [[base.replace(**trial.params, seed=seed).check() for seed in seeds] for trial in asked]
       running = {group[0].name(): trial for trial, group in zip(asked, settings)}
       for trial, group in zip(asked, settings):
-        if engine.finished(group[0]):  # by an earlier call: the pruner learns of it as it did then
-          for row in record.read_rows(engine.folder_of(group[0])):
+        if trials.finished(group[0]):  # by an earlier call: the pruner learns of it as it did then
+          for row in record.read_rows(trials.folder_of(group[0])):
             trial.report(row[measure], row['epoch'])
       session.train([group[0] for group in settings])
-      session.train([config for group in settings if engine.finished(group[0]) for config in group[1:]])
+      session.train([config for group in settings if trials.finished(group[0]) for config in group[1:]])
       for trial, group in zip(asked, settings):
-        results = [engine.finished(config) for config in group]
+        results = [trials.finished(config) for config in group]
         if all(results):
           study.tell(trial, statistics.mean(result[measure] for result in results))
           configs += group
         else:
-          given_up = engine.failure(group[0]) is None
+          given_up = trials.failure(group[0]) is None
           study.tell(trial, state=optuna.trial.TrialState.PRUNED if given_up else optuna.trial.TrialState.FAIL)
           tell(f'{group[0].name()}  given up' if given_up else f'{group[0].name()}  failed')
           configs += [] if given_up else group

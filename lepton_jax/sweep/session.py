@@ -1,0 +1,224 @@
+"""This process's part of a sweep: a worker for each device, and the programs that trials share."""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import threading
+import time
+import typing
+from concurrent import futures
+
+from lepton_jax import machine
+from lepton_jax.sweep import claims, trials
+
+KEPT = 8  # programs that a worker holds on to
+POLL = 0.5  # seconds between looks at a trial that another sweep has
+
+
+class Costs(typing.NamedTuple):
+  """What a sweep took: trials trained here, programs of train steps compiled for them, seconds."""
+  trials: int = 0
+  programs: int = 0
+  compile_seconds: float = 0.0
+  seconds: float = 0.0
+
+  def __str__(self):
+    rate = 60 * self.trials / self.seconds if self.seconds else 0
+    return (f'{self.trials} trials trained, {self.programs} programs; {self.compile_seconds:.1f} s compiling, '
+            f'{max(0.0, self.seconds - self.compile_seconds):.1f} s training and the rest, {rate:.1f} trials a minute')
+
+
+class Session:
+  """This process's workers, a thread for each device, and the programs that they have compiled.
+
+  Every device runs the program of a run on one device, so a trial's numbers are the same bit for bit,
+  whichever device has it. (One program over all devices would be compiled, and round, differently.)
+  """
+
+  def __init__(self, options, all_devices, per_device, tell, watch=None):
+    machine.start(dataclasses.replace(options, parallel='auto', cpu_devices=options.cpu_devices if all_devices else 1))
+    import jax
+    devices = jax.local_devices() if all_devices else jax.local_devices()[:1]
+    self.lanes = 1 if jax.default_backend() == 'cpu' or not all_devices else per_device or 16
+    self.workers = [Worker(device, self.lanes, tell, watch) for device in devices]
+
+  def __enter__(self):
+    from lepton_jax.train import loop
+    self._open = contextlib.ExitStack()
+    self._clock = self._open.enter_context(compile_clock())
+    self._stop = self._open.enter_context(loop.StopSignal())
+    self._pool = self._open.enter_context(futures.ThreadPoolExecutor(len(self.workers)))
+    return self
+
+  def __exit__(self, *error):
+    return self._open.__exit__(*error)
+
+  def train(self, configs):
+    """Trains what has no result; raises train.loop.Interrupted where it was stopped."""
+    from lepton_jax.train import loop
+    todo = Todo(configs, self.lanes)
+    for done in [self._pool.submit(worker.run, todo, self._stop) for worker in self.workers]:
+      done.result()
+    if self._stop.arrived:
+      raise loop.Interrupted(self._stop.arrived)
+
+  @property
+  def costs(self):
+    """The Costs so far, but for the seconds in all."""
+    return Costs(sum(w.trained for w in self.workers), sum(w.programs for w in self.workers), self._clock.seconds)
+
+
+class Todo:
+  """The trials that are left, handed out in groups that share a program."""
+
+  def __init__(self, configs, most):
+    self._lock, self._groups, self._most = threading.Lock(), trials.programs(configs), most
+
+  def take(self, known):
+    """Up to a cohort of (config, claim) of one program, of `known` ones if there are any, else of the program with most trials left.
+
+    None means that nothing is left; an empty list that other sweeps are training what is.
+    """
+    with self._lock:
+      self._groups = [group for group in self._groups if group]
+      for group in sorted(self._groups, key=lambda g: (g[0].program() not in known, -len(g))):
+        if taken := self._claimed(group):
+          return taken
+      return [] if any(self._groups) else None
+
+  def _claimed(self, group):
+    """Takes trials that no other sweep has out of a group, with their claims; finished ones are dropped."""
+    taken = []
+    for config in list(group):
+      if len(taken) == self._most:
+        break
+      claim = claims.take(trials.folder_of(config))
+      if claim is None:
+        continue
+      group.remove(config)
+      if trials.finished(config):  # asked under the claim: before it, another sweep could still finish the trial
+        claim.release()
+      else:
+        taken.append((config, claim))
+    return taken
+
+
+class Worker:
+  """Trains cohorts of trials on one device."""
+
+  def __init__(self, device, lanes, tell, watch=None):
+    self._device, self._lanes, self._tell, self._watch = device, lanes, tell, watch
+    self._kept, self.trained, self.programs = {}, 0, 0
+
+  def run(self, todo, stop):
+    """Trains until nothing is left or `stop` was asked for."""
+    import jax
+    with jax.default_device(self._device):
+      while not stop.arrived and (taken := todo.take(self._kept.keys())) is not None:
+        if not taken:
+          time.sleep(POLL)
+          continue
+        with contextlib.ExitStack() as stack:
+          for _, claim in taken:
+            stack.callback(claim.release)
+          at = lambda trial: int(trial.state.step)
+          for _, together in itertools.groupby(sorted(self._open([config for config, _ in taken]), key=at), key=at):
+            self._train(list(together), stop)
+
+  def _open(self, configs):
+    """The Trials of configurations of one program; what cannot be opened is noted as failed."""
+    from lepton_jax.sweep import cohort
+    opened = []
+    for config in configs:
+      folder = trials.folder_of(config)
+      (folder / trials.FAILURE).unlink(missing_ok=True)
+      try:
+        opened.append(cohort.Trial(config, self.program(config), folder, self._watch))
+      except Exception as error:
+        self._failed(config, cohort.failure(error))
+    return opened
+
+  def program(self, config):
+    """The Program of a configuration: made once, the last few kept."""
+    from lepton_jax import assemble, run, speed
+    from lepton_jax.sweep import cohort
+    key = config.program()
+    if key not in self._kept:
+      import jax
+      data = load_data(config.data, config.optimization.loss)
+      assembly = assemble.build(config, data, run.read_initial(config, data) if config.training.init_from else None)
+      calls = speed.steps_per_call(config.run.steps_per_call, assembly.state.params, assembly.batches, jax.default_backend())
+      self._kept[key] = cohort.Program(assembly, self._lanes, calls)
+      self.programs += 1
+      if len(self._kept) > KEPT:
+        del self._kept[next(iter(self._kept))]
+    return self._kept[key]
+
+  def _train(self, together, stop):
+    """Trains trials that stand at one step, then writes what came of them."""
+    from lepton_jax.sweep import cohort
+    from lepton_jax.train import loop
+    try:
+      with contextlib.suppress(loop.Interrupted):  # saved; whoever waits for all devices sees it as well
+        cohort.train(together[0].program, together, stop)
+    except Exception as error:
+      for trial in together:
+        trial.failed = trial.failed or cohort.failure(error)
+    for trial in together:
+      try:
+        trial.close()
+      except Exception as error:
+        trial.failed = cohort.failure(error)
+      if trial.failed is not None:
+        self._failed(trial.config, trial.failed)
+      elif trial.result is not None:
+        self.trained += 1
+        self._tell(line(trial.config, trial.result))
+
+  def _failed(self, config, failed):
+    from lepton_jax.train import record
+    record.write_atomically(trials.folder_of(config) / trials.FAILURE, json.dumps(failed._asdict(), indent=2) + '\n')
+    self._tell(f'{config.name()}  failed: {failed.error.splitlines()[0]}')
+
+
+_loading = threading.Lock()
+
+
+def load_data(options, loss):
+  """A data set, kept while trials in a row read it; loaded once where the threads of several devices ask together."""
+  with _loading:
+    return _loaded(options, loss)
+
+
+@functools.lru_cache(maxsize=2)
+def _loaded(options, loss):
+  from lepton_jax.data import dataset
+  return dataset.load(options, loss)
+
+
+def line(config, result):
+  """One line of a finished trial."""
+  measures = [f'{name.replace("_", " ")} {result[name]:.4f}' for name in ('validation_accuracy', 'validation_rmse', 'validation_loss') if name in result]
+  return f'{config.name()}  {"  ".join(measures[:1])}  {result["train_seconds"]:.1f} s'
+
+
+class compile_clock(contextlib.AbstractContextManager):
+  """Adds up the seconds that JAX spends tracing and compiling while it is open."""
+
+  def __init__(self):
+    self.seconds = 0.0
+
+  def _listen(self, event, duration, **_):
+    if event.startswith('/jax/core/compile/'):
+      self.seconds += duration
+
+  def __enter__(self):
+    import jax
+    jax.monitoring.register_event_duration_secs_listener(self._listen)
+    return self
+
+  def __exit__(self, *_):
+    import jax
+    jax.monitoring.unregister_event_duration_listener(self._listen)

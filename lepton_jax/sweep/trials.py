@@ -1,0 +1,47 @@
+"""The trials of a sweep: where their folders are, what came of them, which of them share programs."""
+
+import contextlib
+import json
+import pathlib
+
+from lepton_jax.errors import UserError
+
+FAILURE = 'failure.json'
+
+
+def folder_of(config):
+  """Where a trial's run folder is; sweeps need local ones, for their claims."""
+  if '://' in config.run.runs_dir:
+    raise UserError(f'--runs_dir={config.run.runs_dir}: a sweep needs a local folder, whose files it can lock')
+  return pathlib.Path(config.run.runs_dir).expanduser() / config.name()
+
+
+def finished(config):
+  """The result of a trial, or None."""
+  with contextlib.suppress(FileNotFoundError):
+    return json.loads((folder_of(config) / 'result.json').read_text())
+
+
+def failure(config):
+  """{'error', 'traceback'} of a trial that failed, or None."""
+  with contextlib.suppress(FileNotFoundError):
+    return json.loads((folder_of(config) / FAILURE).read_text())
+
+
+def programs(configs):
+  """Lists of the configurations that share compiled functions, in the order of their first ones."""
+  found = {}
+  for config in configs:
+    found.setdefault(config.program(), []).append(config)
+  return list(found.values())
+
+
+def check(configs):
+  """Raises UserError for what a sweep cannot train."""
+  for config in configs:
+    folder_of(config)
+    if config.data.folds and config.data.fold is None:
+      every = ','.join(map(str, range(config.data.folds)))
+      raise UserError(f'--folds={config.data.folds}: in a sweep a trial is one fold; pass --fold={every} as well')
+    if config.optimization.solver != 'gradient':
+      raise UserError(f'--solver={config.optimization.solver}: a sweep trains by gradients; ./launch.sh train solves it')

@@ -1,0 +1,42 @@
+"""Searches over ranges, and how long a sweep will take."""
+
+import pytest
+from optuna import distributions
+
+from lepton_jax.errors import UserError
+from lepton_jax.sweep import estimate, grid, search, trials
+
+
+def test_search_draws_on_the_field_s_scale():
+  space = search.space(dict(l2=[1e-6, 1e-2], dropout=[0.0, 0.5], hidden=[8, 64], optimizer=['adam', 'sgd'], l1=[0.0, 1e-3, 1e-2]))
+  assert space['l2'] == distributions.FloatDistribution(1e-6, 1e-2, log=True)
+  assert space['dropout'] == distributions.FloatDistribution(0.0, 0.5) and space['hidden'] == distributions.IntDistribution(8, 64)
+  assert space['optimizer'].choices == ('adam', 'sgd') and space['l1'].choices == (0.0, 1e-3, 1e-2)
+  with pytest.raises(UserError, match='begin above 0'):
+    search.space(dict(l2=[0.0, 1e-2]))
+
+
+def test_search_trains_so_many_settings_once_and_gives_hopeless_ones_up(base):
+  lists, lines = dict(learning_rate=[1e-9, 1e-1], seed=[0, 1]), []
+  configs, costs = search.search(base.replace(epochs=3), lists, 'tpe', 10, 'inline', lines.append)
+  given_up = sum('given up' in text for text in lines)
+  assert given_up >= 1 and len(configs) == 2 * (10 - given_up) == costs.trials
+  assert all(trials.finished(c) for c in configs) and {c.training.seed for c in configs} == {0, 1}
+  again, costs = search.search(base.replace(epochs=3), lists, 'tpe', 10, 'inline', lines.append)
+  assert [c.name() for c in again] == [c.name() for c in configs] and costs.trials == 0
+  with pytest.raises(UserError, match='inline or devices'):
+    search.search(base, lists, 'random', 2, 'processes', lines.append)
+
+
+def test_estimate_counts_what_is_left(base):
+  configs = grid.product(base, dict(epochs=[100], seed=[0, 1]))
+  whole = estimate.estimate(configs, 'inline', 0)
+  assert whole > 2 * estimate.TRIAL and estimate.estimate([], 'inline', 0) == 0
+
+
+def test_a_search_on_numbers_goes_by_the_loss(base, tmp_path):
+  """Whatever the flags say of the loss: the data decide."""
+  (tmp_path / 't.csv').write_text('size,price\n' + '\n'.join(f'{x},{2 * x}' for x in range(60)))
+  base = base.replace(model='linear', width=None, dataset=f'csv:{tmp_path}/t.csv', target='price', task='regression', batch_size=8)
+  configs, _ = search.search(base, dict(learning_rate=[1e-3, 1e-1]), 'random', 2, 'inline', lambda text: None)
+  assert len(configs) == 2 and all('validation_rmse' in trials.finished(c) for c in configs)
