@@ -40,22 +40,32 @@ for seed in range(8):
 
 def main(config):
   del config
+  from lepton_jax.report import markdown
   lines = []
   with tempfile.TemporaryDirectory() as scratch:
     for number in range(FLAGS.rounds):
-      place = f'{scratch}/{number}'
-      timed = {f'64 trials of lenet_300_100, --executor={e}': seconds(sweep(f'{place}-{e}', e, *SMALL, *GRID)) for e in ('inline', 'devices')}
-      strengths = (*SMALL, *FEW, '--l2=1e-4', '--dropout=0.3', '--parallel=jit')
-      timed['64 processes of ./launch.sh train'] = 8 * sum(seconds(train(f'{place}-p', *strengths, f'--seed={seed}')) for seed in range(8))
-      again = [sys.executable, '-c', ONE_BY_ONE, *strengths, f'--runs_dir={place}-o']
-      timed['64 trials compiled one by one in a process'] = 8 * seconds([*again, '--compilation_cache=off'])
-      timed['the same, with the cache of compiled programs'] = 8 * seconds([*again, f'--runs_dir={place}-c'])
-      timed |= {f'16 trials of lenet5, --executor={e}': seconds(sweep(f'{place}-cnn-{e}', e, *CNN)) for e in ('inline', 'devices')}
-      lines += [dict(round=number, measured=name, seconds=round(took, 1), cores=os.cpu_count()) for name, took in timed.items()]
-      print('\n'.join(f'{line["seconds"]:8.1f} s  {line["measured"]}' for line in lines[-len(timed):]), flush=True)
-  from lepton_jax.report import markdown
-  markdown.write_rows(FLAGS.output, lines)
+      for (work, how), (times, commands) in contestants(f'{scratch}/{number}').items():
+        took = times * sum(map(seconds, commands))
+        print(f'{took:8.1f} s  {work}, {how}', flush=True)
+        lines.append(dict(round=number, work=work, how=how, seconds=round(took, 1), cores=os.cpu_count()))
+      markdown.write_rows(FLAGS.output, lines)
   return 0
+
+
+def contestants(place):
+  """{(what is done, how): (factor on its seconds, commands)}, their run folders below `place`."""
+  strengths = (*SMALL, *FEW, '--l2=1e-4', '--dropout=0.3', '--parallel=jit')
+  again = [sys.executable, '-c', ONE_BY_ONE, *strengths]
+  dense, cnn = '64 trials of lenet_300_100', '16 trials of lenet5'
+  return {
+      (dense, 'one sweep'): (1, [sweep(f'{place}-i', 'inline', *SMALL, *GRID)]),
+      (dense, 'one sweep, --executor=devices'): (1, [sweep(f'{place}-d', 'devices', *SMALL, *GRID)]),
+      (dense, 'one process, compiled for each trial'): (8, [[*again, f'--runs_dir={place}-o', '--compilation_cache=off']]),
+      (dense, 'one process, each from the cache of programs'): (8, [[*again, f'--runs_dir={place}-c']]),
+      (dense, 'a process for each trial'): (8, [train(f'{place}-p', *strengths, f'--seed={seed}') for seed in range(8)]),
+      (cnn, 'one sweep'): (1, [sweep(f'{place}-cnn-i', 'inline', *CNN)]),
+      (cnn, 'one sweep, --executor=devices'): (1, [sweep(f'{place}-cnn-d', 'devices', *CNN)]),
+  }
 
 
 def sweep(folder, executor, *arguments):

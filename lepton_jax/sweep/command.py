@@ -14,10 +14,15 @@ OWN = ('executor', 'workers', 'search', 'trials', 'dry_run', 'report_all_test', 
 SHOWN = 20
 
 
-def define(name):
-  """Defines a sweep script's flags: those of `train`, each taking a list, and the sweep's own."""
-  flags.define_lists(runs_dir=f'runs/{name}', tensorboard=False, pictures=False, save_weights=False, checkpoint_every=0)
+def define_training(name, **defaults):
+  """Defines --executor and the flags of `train`, each taking a list; trials write no more than they must unless asked to."""
+  flags.define_lists(runs_dir=f'runs/{name}', tensorboard=False, pictures=False, save_weights=False, checkpoint_every=0, **defaults)
   absl_flags.DEFINE_enum('executor', 'inline', engine.EXECUTORS, 'inline: one trial after another; devices: one on each device; processes: several processes')
+
+
+def define(name):
+  """Defines a sweep script's flags: those of training and the sweep's own."""
+  define_training(name)
   absl_flags.DEFINE_integer('workers', 0, 'processes of --executor=processes; 0: one a core', lower_bound=0)
   absl_flags.DEFINE_enum('search', 'grid', search.METHODS, 'grid: every combination; random, tpe: --trials settings, two numbers of a flag being a range')
   absl_flags.DEFINE_integer('trials', 50, 'settings of a search; each is trained on every --seed', lower_bound=1)
