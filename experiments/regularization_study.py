@@ -24,7 +24,7 @@ from lepton_jax.sweep import command, engine, trials
 FLAGS = absl_flags.FLAGS
 RESULTS = pathlib.Path(__file__).parent / 'results'
 TUNED_ON, SEEDS = 0, [1, 2, 3]
-RATES = [5e-4, 1e-3, 2e-3]
+RATES = [1e-3, 2e-3, 4e-3]
 STRENGTHS = dict(weight_decay=[0.03, 0.1, 0.3], l2=[1e-4, 3e-4, 1e-3], dropout=[0.1, 0.3, 0.5], spatial_dropout=[0.03, 0.1, 0.2],
                  label_smoothing=[0.05, 0.1, 0.2], input_noise=[0.05, 0.1, 0.2], augment_mixup=[0.1, 0.2, 0.4], augment_cutmix=[0.2, 0.5, 1.0])
 
@@ -80,6 +80,6 @@ def write(chosen, minutes):
 
 
 if __name__ == '__main__':
-  command.define_training('regularization_study', model='cnn_cifar', dataset='cifar10', train_limit=10_000, epochs=12)
+  command.define_training('regularization_study', model='cnn_cifar', dataset='cifar10', train_limit=10_000, epochs=10, batch_size=128)
   absl_flags.DEFINE_string('output', str(RESULTS), 'folder for the table and the picture')
   sys.exit(flags.run(main, __doc__, ('executor', 'output')))
