@@ -77,6 +77,22 @@ def test_batch_norm_equals_flax(shape):
   np.testing.assert_allclose(mine.apply({**variables, **state}, x, None), theirs.apply({**variables, **state}, x, use_running_average=True), atol=1e-4)
 
 
+@pytest.mark.parametrize('dtype, tolerance', [('float32', 1e-4), ('bfloat16', 0.04)])
+def test_batch_norm_of_two_lanes_is_that_of_each(dtype, tolerance):
+  """Under vmap, and from low precision with statistics in float32: against Flax, one lane after the other."""
+  x = (normal(4, 2, 8, 5, 5, 3) * 3 + 10).astype(dtype)
+  mine, theirs = layers.make_norm('batch'), nn.BatchNorm(momentum=0.9, dtype=dtype)
+  variables = mine.init(jax.random.key(0), x[0], None)
+  got, state = jax.vmap(lambda lane: mine.apply(variables, lane, training(8), mutable=['batch_stats']))(x)
+  assert got.dtype == dtype and all(leaf.dtype == 'float32' for leaf in jax.tree.leaves(state))
+  for lane in range(2):
+    with jax.numpy_dtype_promotion('standard'):
+      want, changed = theirs.apply(variables, x[lane], use_running_average=False, mutable=['batch_stats'])
+    np.testing.assert_allclose(got[lane].astype('float32'), want.astype('float32'), atol=tolerance)
+    for name in ('mean', 'var'):
+      np.testing.assert_allclose(state['batch_stats'][name][lane], changed['batch_stats'][name], rtol=1e-4)
+
+
 @pytest.mark.parametrize('mean', [0, 1e2, 1e4])
 def test_batch_norm_far_from_zero_loses_what_its_input_lost(mean):
   """Against float64, values and the image's gradient: some of the distance between two float32 numbers there."""
