@@ -31,13 +31,16 @@ def main(lists):
   base, given = lists
   if own := {'model', *DENSE} & given.keys():
     raise UserError(f'the study has its own values of --{", --".join(sorted(own))}')
-  seeds = dict(given, seed=given.get('seed', [0, 1, 2]))
+  common = dict(given, seed=given.get('seed', [0, 1, 2]))
+  command.make_folder(FLAGS.output)
   lines = []
   for model, options in MODELS.items():
     own = base.replace(model=model, **options)
-    configs = grid.product(own, seeds | DENSE) + grid.product(own, seeds | COMPRESSED)
+    configs = grid.product(own, common | DENSE) + grid.product(own, common | COMPRESSED)
     costs = engine.sweep(configs, FLAGS.executor, tell=lambda text: print(text, flush=True))
     print(costs)
+    if failed := command.failures(configs):
+      raise UserError('\n'.join(f'{config.name()} failed: {error}' for config, error in failed))
     lines += table(model, configs, costs)
   from lepton_jax.report import markdown
   markdown.write_rows(f'{FLAGS.output}/compression_study.csv', lines)

@@ -2,7 +2,7 @@
 
 Question: where is this network right, where is it wrong, and does it know which?
 Paper: calibration error as in arXiv:1706.04599; the other measures are scikit-learn's.
-Command: ./launch.sh evaluate --run=runs/lenet5-mnist5k-3f9a2c
+Command: ./launch.sh evaluate --run=runs/lenet5-mnist5k-3f9a2c61d0
 Expected: the test accuracy of the run's result.json, to the last digit.
 Cost: seconds.
 

@@ -34,6 +34,7 @@ def main(lists):
   if any(len(values) > 1 for values in given.values()):
     raise UserError('the study has its own lists of values: give each flag one')
   base = base.replace(**{name: values[0] for name, values in given.items()}).replace(seed=TUNED_ON)
+  command.make_folder(FLAGS.output)
   spent = []
   rates = {rate: base.replace(learning_rate=rate) for rate in RATES}
   train(rates.values(), spent)
@@ -51,9 +52,8 @@ def train(configs, spent):
   configs = [config.check() for config in configs]
   costs = engine.sweep(configs, FLAGS.executor, tell=lambda text: print(text, flush=True))
   print(costs)
-  failed = [config.name() for config in configs if trials.finished(config) is None]
-  if failed:
-    raise UserError(f'{", ".join(failed)} failed: see failure.json in the run folders')
+  if failed := command.failures(configs):
+    raise UserError('\n'.join(f'{config.name()} failed: {error}' for config, error in failed))
   spent.append(costs.seconds if costs.trials == len(configs) else None)
 
 

@@ -18,6 +18,8 @@ FLAGS = absl_flags.FLAGS
 OWN = ('runs', 'output', 'report_all_test', 'readme', 'check')
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / 'experiments' / 'results'
+# README table and CSV file: the function of report/markdown.py that makes one of the other
+TABLES = dict(accuracy='accuracy_table', benchmark='speed_table')
 
 
 def main(config):
@@ -27,9 +29,12 @@ def main(config):
   if not FLAGS.runs:
     raise UserError('--runs=FOLDER names the folder whose run folders are reported; or pass --readme or --check')
   from lepton_jax.report import sweeps, tables
-  folder = FLAGS.output or f'{FLAGS.runs}/report'
-  tables.print_rows(sweeps.write(sweeps.read(FLAGS.runs), folder, FLAGS.report_all_test))
-  print(f'{folder}/report.md')
+  found, others = sweeps.read(FLAGS.runs)
+  for folder in others:
+    print(f'left out: {folder} has no result of a single run with a validation part', file=sys.stderr)
+  for folder, rows in sweeps.write(found, FLAGS.output or f'{FLAGS.runs}/report', FLAGS.report_all_test):
+    tables.print_rows(rows)
+    print(f'{folder}/report.md')
   return 0
 
 
@@ -37,7 +42,8 @@ def readme(check):
   """Writes the README's tables from the CSV files in experiments/results, or only says whether they agree."""
   from lepton_jax.report import markdown
   text = fresh = (ROOT / 'README.md').read_text()
-  for name, make in dict(accuracy=markdown.accuracy_table, benchmark=markdown.speed_table).items():
+  for name, make in TABLES.items():
+    make = getattr(markdown, make)
     fresh = markdown.insert(fresh, name, make(markdown.rows(RESULTS / f'{name}.csv')))
   if check and fresh != text:
     raise UserError('README.md differs from experiments/results; run ./launch.sh report --readme')

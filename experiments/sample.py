@@ -2,7 +2,7 @@
 
 Question: what has this language model learned to write?
 Paper: arXiv:1308.0850 (generating sequences with recurrent networks); top-k as in arXiv:1805.04833.
-Command: ./launch.sh sample --run=runs/lstm_lm-tiny_shakespeare-3f9a2c --length=500 --temperature=0.8
+Command: ./launch.sh sample --run=runs/lstm_lm-tiny_shakespeare-3f9a2c61d0 --length=500 --temperature=0.8
 Expected: text in the manner of the training text; the same text again for the same seed.
 Cost: seconds.
 """

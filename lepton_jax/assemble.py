@@ -66,6 +66,7 @@ def build(config, dataset, initial=None):
   start = params, model_state = weights_of(variables, initial)
   frozen = trees.matching(config.training.freeze, list(trees.named(params)), 'freeze')
   network = network_lib.with_compression(network, params, model_state, dataset, frozen)
+  check_regularizers(network, params)
 
   batches = make_batches(config, dataset)
   total_steps = batches.steps_per_epoch * config.training.epochs
@@ -91,6 +92,23 @@ def build(config, dataset, initial=None):
     return assembly(config, variables, weights_of(variables, initial), make_batches(config, dataset))
 
   return assembly(config, variables, start, batches)
+
+
+def check_regularizers(network, params):
+  """Raises UserError for a regulariser that would do nothing on this network."""
+  on = network_lib.strengths(network.config, network).keys()
+  model = network.config.architecture.model
+  classes = {'label_smoothing', 'confidence_penalty', 'r_drop'} & on
+  if classes and network.loss == 'mse':
+    raise UserError(f'--{", --".join(sorted(classes))}: made for classes, and this is regression')
+  if 'spatial_dropout' in on and not any(leaf.ndim == 4 for leaf in jax.tree.leaves(params)):
+    raise UserError(f'--spatial_dropout zeroes feature maps; {model} has no convolution')
+  if 'r_drop' in on and not RANDOM & on:
+    raise UserError(f'--r_drop compares two predictions that differ by chance; add one of --{", --".join(sorted(RANDOM))}')
+
+
+# What makes two passes over the same batch differ.
+RANDOM = {'dropout', 'recurrent_dropout', 'stochastic_depth', 'spatial_dropout', 'drop_connect', 'weight_noise'}
 
 
 def weights_of(variables, initial):
@@ -171,12 +189,12 @@ def make_step(network, optimizer, frozen, num_classes, total_steps, axis=None):
                                   average=functools.partial(step_lib.kept_share, total_steps=total_steps))
 
 
-# Terms on answers: (logits, those of the second pass or None) -> f32[batch].
-OUTPUT_TERMS = dict(confidence_penalty=lambda logits, other: outputs.confidence_penalty(logits), r_drop=outputs.r_drop)
+# Terms on answers: (logits, those of the second pass or None, labels) -> f32[batch].
+OUTPUT_TERMS = dict(confidence_penalty=lambda logits, other, label: outputs.confidence_penalty(logits, label), r_drop=outputs.r_drop)
 
 
-def output_term(name, logits, other, hparams):
-  return hparams[name] * OUTPUT_TERMS[name](logits, other)
+def output_term(name, logits, other, batch, hparams):
+  return hparams[name] * OUTPUT_TERMS[name](logits, other, batch['label'])
 
 
 def uphill(trained, gradients, hparams):

@@ -228,9 +228,9 @@ class Config:
       raise UserError(f'{source}: {error}') from None
 
   def identity(self):
-    """Six hex digits that agree exactly when every result-changing field agrees."""
+    """Ten hex digits that agree exactly when every result-changing field agrees, but for one pair in a million millions."""
     values = {n: v for n, v in self.flat().items() if FIELDS[n][1].metadata['identity']}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:6]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
 
   def program(self):
     """A hashable value, equal for runs that can share compiled programs: strengths count as on or off, the seed not at all."""
@@ -238,7 +238,7 @@ class Config:
     return tuple((n, on(n, v)) for n, v in self.flat().items() if FIELDS[n][1].metadata['identity'] and n != 'seed')
 
   def name(self):
-    """The run folder's name, for people and machines: 'lenet5-mnist5k-3f9a2c'."""
+    """The run folder's name, for people and machines: 'lenet5-mnist5k-3f9a2c61d0'."""
     kind, _, path = self.data.dataset.partition(':')
     dataset = (path.rstrip('/').rpartition('/')[2].partition('.')[0] or kind) if path else kind.replace('/', '_')
     return f'{self.architecture.model}-{dataset}-{self.identity()}'

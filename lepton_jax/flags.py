@@ -81,8 +81,10 @@ def define_lists(flag_values=flags.FLAGS, **defaults):
 def lists(flag_values=flags.FLAGS):
   """(the Config on which a sweep is built, {field: the values that its flag lists})."""
   given = {n: flag_values[n].value for n in config_lib.FIELDS if flag_values[n].present}
-  sweeps = {n: flag_values[n].default[0] for n, (_, field) in config_lib.FIELDS.items() if flag_values[n].default != [field.default]}
-  base = _from_file(flag_values.config).replace(**sweeps)
+  own = {n: flag_values[n].default[0] for n, (_, field) in config_lib.FIELDS.items() if flag_values[n].default != [field.default]}
+  if flag_values.config:  # says what is trained; where and how is still the script's
+    own = {n: value for n, value in own.items() if not config_lib.FIELDS[n][1].metadata['identity']}
+  base = _from_file(flag_values.config).replace(**own)
   return base, given
 
 

@@ -38,7 +38,7 @@ def check_data(folder, version):
   """Raises UserError if the run in a folder was begun on another version of its data."""
   begun = begun_on(folder)
   if begun not in (None, version):
-    raise UserError(f'{folder} was begun on other data (version {begun}, now {version}); --rerun starts over')
+    raise UserError(f'{folder} was begun on other data (version {begun}, now {version}); --rerun or another --runs_dir starts over')
 
 
 def read_config(folder):
@@ -58,6 +58,8 @@ def read_weights(folder):
   if step is None:
     if (epath.Path(folder).expanduser() / 'fold-0').exists():
       raise UserError(f'{folder} is a cross-validation; name one of its folds, such as {folder}/fold-0')
+    if read_result(epath.Path(folder).expanduser()) is not None:
+      raise UserError(f'{folder} is finished but kept no weights; train it with --save_weights and another --runs_dir')
     raise UserError(f'{folder} holds no finished weights{": " + "; ".join(problems) if problems else ""}; run it to its end first')
   return dict(dict(params={}, quant={}, model_state={}), **store.restore_named(step)), step
 

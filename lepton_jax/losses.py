@@ -14,22 +14,22 @@ from lepton_jax.registry import LOSSES
 @LOSSES.register
 def cross_entropy(logits, label, smoothing=None):
   """Softmax cross-entropy in nats. logits f32[batch, (time,) classes]; label int32[batch, (time)] or f32[batch, classes] -> f32[batch]."""
-  exists = _exists(label)
+  real = exists(label)
   if jnp.issubdtype(label.dtype, jnp.integer):
     label = jax.nn.one_hot(label, logits.shape[-1], dtype=logits.dtype)
   if smoothing is not None:
     label = optax.smooth_labels(label, smoothing)
-  return over_steps(optax.softmax_cross_entropy(logits, label), exists)
+  return over_steps(optax.softmax_cross_entropy(logits, label), real)
 
 
 @LOSSES.register
 def binary(logits, label, smoothing=None):
   """Sigmoid cross-entropy in nats. logits f32[batch, (time,) 1]; label int32[batch, (time)] in {0, 1}, or f32[batch, 2] -> f32[batch]."""
-  exists = _exists(label)
+  real = exists(label)
   positive = label.astype(logits.dtype) if jnp.issubdtype(label.dtype, jnp.integer) else label[:, 1]
   if smoothing is not None:
     positive = positive * (1 - smoothing) + smoothing / 2
-  return over_steps(optax.sigmoid_binary_cross_entropy(logits[..., 0], positive), exists)
+  return over_steps(optax.sigmoid_binary_cross_entropy(logits[..., 0], positive), real)
 
 
 @LOSSES.register
@@ -39,7 +39,7 @@ def mse(outputs, label, smoothing=None):
   return jnp.mean(jnp.square(outputs - label.reshape(outputs.shape).astype(outputs.dtype)), -1)
 
 
-def _exists(label):
+def exists(label):
   """bool like label: which steps count."""
   return label >= 0 if jnp.issubdtype(label.dtype, jnp.integer) else None
 

@@ -89,7 +89,7 @@ def finish(config, assembly, folder, state, rows, elapsed, hparams, measure, dev
   if config.run.save_weights:
     checkpoint.Checkpoints(folder / 'weights').save(int(state.step), weights)
   result = dict(
-      name=config.name(), **named('test', measure(weights, 'test')), **named('validation', measure(weights, 'validation')),
+      name=config.name(), measure=data.measure, **named('test', measure(weights, 'test')), **named('validation', measure(weights, 'validation')),
       **count_steps(assembly, state, use_best, rows, elapsed),
       **describe_compression(assembly.network, weights, hparams), **naive_forecasts(config, data),
       **(linear.coefficients(assembly.network, data, weights) if config.architecture.model == 'linear' and data.task == 'regression' else {}),

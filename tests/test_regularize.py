@@ -90,7 +90,7 @@ def everything():
 @settings(max_examples=3)
 @given(names=st.sets(st.sampled_from(sorted(everything().keys() - {'stochastic_depth', 'spatial_dropout'})), min_size=2))
 def test_any_of_them_together_are_finite(names):
-  options = {name: value for name, value in everything().items() if name in names}
+  options = {name: value for name, value in everything().items() if name in names | ({'dropout'} if 'r_drop' in names else set())}
   config = Config().replace(model='mlp', dataset='digits', batch_size=32, width=0.1, ema_decay=0.9, swa_start=0.01, **options)
   assembly = built(config)
   state, measured = run(assembly, assembly.state, 3)
@@ -202,13 +202,16 @@ def test_noise_has_its_deviation_and_gradient_noise_fades():
 
 
 def test_confidence_penalty_and_r_drop_known_answers():
-  np.testing.assert_allclose(outputs.confidence_penalty(jnp.zeros((2, 4))), -np.log([4, 4]), rtol=1e-6)
-  np.testing.assert_allclose(outputs.confidence_penalty(jnp.zeros((1, 1))), [-np.log(2)], rtol=1e-6)
-  one, two = jnp.log(jnp.array([[0.5, 0.5]])), jnp.log(jnp.array([[0.25, 0.75]]))
-  np.testing.assert_allclose(outputs.r_drop(one, one), [0], atol=1e-7)
+  np.testing.assert_allclose(outputs.confidence_penalty(jnp.zeros((2, 4)), jnp.zeros(2, jnp.int32)), -np.log([4, 4]), rtol=1e-6)
+  np.testing.assert_allclose(outputs.confidence_penalty(jnp.zeros((1, 1)), jnp.zeros(1, jnp.int32)), [-np.log(2)], rtol=1e-6)
+  one, two, label = jnp.log(jnp.array([[0.5, 0.5]])), jnp.log(jnp.array([[0.25, 0.75]])), jnp.zeros(1, jnp.int32)
+  np.testing.assert_allclose(outputs.r_drop(one, one, label), [0], atol=1e-7)
   kl = lambda p, q: sum(a * np.log(a / b) for a, b in zip(p, q))
   expected = (kl([0.5, 0.5], [0.25, 0.75]) + kl([0.25, 0.75], [0.5, 0.5])) / 2
-  np.testing.assert_allclose(outputs.r_drop(one, two), [expected], rtol=1e-5)
+  np.testing.assert_allclose(outputs.r_drop(one, two, label), [expected], rtol=1e-5)
+  steps, real = jnp.stack([one, two, two], 1), jnp.array([[0, -1, -1]])  # one step, and padding
+  np.testing.assert_allclose(outputs.confidence_penalty(steps, real), [-np.log(2)], rtol=1e-6)
+  np.testing.assert_allclose(outputs.r_drop(steps, steps[:, ::-1], real), [expected], rtol=1e-5)
 
 
 def test_sam_looks_uphill_at_the_radius():
@@ -231,3 +234,15 @@ def test_words_get_no_noise(base):
     assemble.make_batches(base.replace(input_noise=0.1), dataclasses.replace(assemble.load_data(base), vocabulary=('a', 'b')))
   with pytest.raises(UserError, match='--stochastic_depth does not apply to model mlp'):
     built(base.replace(stochastic_depth=0.1))
+
+
+@pytest.mark.parametrize('options, words', [
+    (dict(spatial_dropout=0.1), 'no convolution'), (dict(r_drop=1.0), 'add one of'),
+    (dict(label_smoothing=0.1, model='linear', task='regression'), 'made for classes'),
+    (dict(confidence_penalty=0.1, model='linear', task='regression'), 'made for classes')])
+def test_a_regulariser_that_would_do_nothing_is_refused(base, tmp_path, options, words):
+  (tmp_path / 't.csv').write_text('size,price\n' + '\n'.join(f'{x},{2 * x}' for x in range(60)))
+  if 'task' in options:
+    options = dict(options, dataset=f'csv:{tmp_path}/t.csv', target='price', batch_size=8, width=None)
+  with pytest.raises(UserError, match=words):
+    built(base.replace(**options))

@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def trial(l2, seed, validation, test):
-  result = dict(validation_accuracy=validation, test_accuracy=test, num_parameters=10, estimated_bytes=40, train_seconds=1.0, seed=seed)
+  result = dict(measure='accuracy', validation_accuracy=validation, test_accuracy=test, num_parameters=10, estimated_bytes=40, train_seconds=1.0, seed=seed)
   return Config().replace(l2=l2, seed=seed), result
 
 
@@ -36,13 +36,43 @@ def test_front_keeps_what_nothing_beats_in_both():
 def test_report_of_a_folder_has_every_form(base, tmp_path):
   configs = grid.product(base, dict(l2=[0.0, 1e-3], learning_rate=[1e-3, 3e-3], seed=[0, 1]))
   engine.sweep(configs, tell=lambda text: None)
-  rows = sweeps.write(sweeps.read(base.run.runs_dir), tmp_path / 'report')
+  (_, rows), = sweeps.write(sweeps.read(base.run.runs_dir)[0], tmp_path / 'report')
   assert len(rows) == 4 and {row['seeds'] for row in rows} == {2}
   names = {path.name for path in (tmp_path / 'report').iterdir()}
   assert {'report.md', 'table.csv', 'table.tex'} | {f'{n}.{e}' for n in ('learning_curves', 'settings', 'heat_map') for e in ('png', 'pdf')} == names
   assert (tmp_path / 'report' / 'table.tex').read_text().count(r'\\') == 5
   text = (tmp_path / 'report' / 'report.md').read_text()
   assert text.count('±') >= 5 and 'heat_map.png' in text
+
+
+def test_each_data_set_has_a_report_of_its_own_and_failures_are_named(base, tmp_path):
+  configs = [base, base.replace(learning_rate=3e-3), base.replace(dataset='mnist5k', train_limit=64)]
+  engine.sweep(configs, tell=lambda text: None)
+  (tmp_path / 'cross-validation').mkdir()
+  (tmp_path / 'cross-validation' / 'result.json').write_text('{"folds": 3}')
+  found, others = sweeps.read(tmp_path)
+  assert [path.name for path in others] == ['cross-validation']
+  broken = base.replace(batch_size=10_000)
+  written = sweeps.write(found, tmp_path / 'report', failed=[(broken, 'there are only 1294 examples')])
+  assert {folder.name: len(rows) for folder, rows in written} == {'digits': 2, 'mnist5k': 1}
+  assert all(rows[0]['test_accuracy'] != '' for _, rows in written)
+  text = (tmp_path / 'report' / 'digits' / 'report.md').read_text()
+  assert broken.name() in text and 'batch size' in text and 'only 1294' in text  # the column that tells who failed is there
+
+
+def test_folds_repeat_a_setting_as_seeds_do():
+  trials = [trial(l2, 0, v, 0.5) for l2, v in ((0.0, 0.5), (0.0, 0.7), (1e-4, 0.7), (1e-4, 0.9))]
+  trials = [(config.replace(folds=2, fold=i % 2), result) for i, (config, result) in enumerate(trials)]
+  rows = sweeps.rows(trials)
+  assert [(row['l2'], row['seeds'], row['folds']) for row in rows] == [(1e-4, 1, 2), (0.0, 1, 2)]
+  assert rows[0]['validation_accuracy'] == pytest.approx(0.8)
+
+
+def test_latex_bears_what_flags_may_hold():
+  trials = [(Config().replace(prune_exclude=text), trial(0.0, 0, 0.5, 0.5)[1]) for text in (r'^conv|head_1#&\d', 'a{2}~$')]
+  text = sweeps.latex(sweeps.rows(trials))
+  assert r'\textasciicircum{}conv|head\_1\#\&\textbackslash{}d' in text and r'a\{2\}\textasciitilde{}\$' in text
+  assert r'head_1#&\d | ' in sweeps.table(sweeps.rows(trials)) and r'conv\|head' in sweeps.table(sweeps.rows(trials))
 
 
 def test_readme_tables_are_the_committed_results():

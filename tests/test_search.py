@@ -14,6 +14,10 @@ def test_search_draws_on_the_field_s_scale():
   assert space['optimizer'].choices == ('adam', 'sgd') and space['l1'].choices == (0.0, 1e-3, 1e-2)
   with pytest.raises(UserError, match='begin above 0'):
     search.space(dict(l2=[0.0, 1e-2]))
+  with pytest.raises(UserError, match='ascend'):
+    search.space(dict(dropout=[0.5, 0.1]))
+  with pytest.raises(UserError, match='two or more values'):
+    search.space({})
 
 
 def test_search_trains_so_many_settings_once_and_gives_hopeless_ones_up(base):
@@ -22,7 +26,9 @@ def test_search_trains_so_many_settings_once_and_gives_hopeless_ones_up(base):
   given_up = sum('given up' in text for text in lines)
   assert given_up >= 1 and len(configs) == 2 * (10 - given_up) == costs.trials
   assert all(trials.finished(c) for c in configs) and {c.training.seed for c in configs} == {0, 1}
+  before, lines = lines, []
   again, costs = search.search(base.replace(epochs=3), lists, 'tpe', 10, 'inline', lines.append)
+  assert [text for text in before if 'given up' in text] == lines
   assert [c.name() for c in again] == [c.name() for c in configs] and costs.trials == 0
   with pytest.raises(UserError, match='inline or devices'):
     search.search(base, lists, 'random', 2, 'processes', lines.append)
@@ -40,3 +46,21 @@ def test_a_search_on_numbers_goes_by_the_loss(base, tmp_path):
   base = base.replace(model='linear', width=None, dataset=f'csv:{tmp_path}/t.csv', target='price', task='regression', batch_size=8)
   configs, _ = search.search(base, dict(learning_rate=[1e-3, 1e-1]), 'random', 2, 'inline', lambda text: None)
   assert len(configs) == 2 and all('validation_rmse' in trials.finished(c) for c in configs)
+
+
+def test_equal_draws_are_one_setting_and_a_forbidden_one_is_left_out(base):
+  lines = []
+  configs, costs = search.search(base, dict(optimizer=['adam', 'sgd']), 'random', 5, 'inline', lines.append)
+  assert len(configs) == costs.trials == 2
+  search.search(base, dict(quantize_weight_bits=[0, 1]), 'random', 4, 'inline', lines.append)
+  assert any('quantize_weight_bits=1' in text for text in lines)
+
+
+def test_a_setting_whose_second_seed_fails_has_failed(base):
+  lines = []
+  for optimizer in ('sgd', 'momentum'):
+    folder = trials.folder_of(base.replace(optimizer=optimizer, seed=1))
+    folder.mkdir()
+    (folder / 'data.json').write_text('{"version": "another"}')
+  configs, _ = search.search(base, dict(optimizer=['sgd', 'momentum'], seed=[0, 1]), 'random', 1, 'inline', lines.append)
+  assert len(configs) == 2 and trials.finished(configs[0]) and trials.failure(configs[1]) and not any('given up' in text for text in lines)

@@ -123,6 +123,29 @@ def test_a_failed_trial_is_recorded_and_the_others_go_on(base):
   assert not list(trials.folder_of(configs[1]).glob('.claim'))
 
 
+def test_processes_train_a_failing_trial_once(base):
+  configs, lines = grid.product(base.replace(optimizer='sgd'), dict(learning_rate=[1e30, 1e-2])), []
+  costs = engine.sweep(configs, 'processes', workers=2, tell=lines.append)
+  assert len(lines) == 2 and sum('failed' in text for text in lines) == 1 and costs[:2] == (1, 1)
+
+
+def test_results_of_other_data_are_refused(base, tmp_path):
+  table = tmp_path / 't.csv'
+  write = lambda factor: table.write_text('size,price\n' + '\n'.join(f'{x},{factor * x}' for x in range(60)))
+  config = base.replace(model='linear', width=None, dataset=f'csv:{table}', target='price', task='regression', batch_size=8)
+  write(2)
+  engine.sweep([config], tell=lambda text: None)
+  write(3)
+  with pytest.raises(UserError, match='begun on other data'):
+    engine.sweep(grid.product(config, dict(l2=[0.0, 1e-3])), tell=lambda text: None)
+
+
+def test_a_trial_needs_a_validation_part(base):
+  config = base.replace(validation_fraction=0)
+  engine.sweep([config], tell=lambda text: None)
+  assert '--validation_fraction' in trials.failure(config)['error']
+
+
 def test_only_what_is_asked_for_is_written(base):
   engine.sweep([base], tell=lambda text: None)
   assert sorted(p.name for p in trials.folder_of(base).iterdir()) == ['config.json', 'data.json', 'metrics.jsonl', 'result.json']
@@ -232,6 +255,9 @@ def test_what_a_sweep_cannot_do_is_refused_before_it_begins(base):
     trials.check([base.replace(folds=3)])
   with pytest.raises(UserError, match='local folder'):
     trials.check([base.replace(runs_dir='gs://bucket/runs')])
+  for options in (dict(rerun=True), dict(parallel='sharded')):
+    with pytest.raises(UserError, match=f'--{min(options)}'):
+      trials.check([base.replace(**options)])
   with pytest.raises(UserError, match='--l2=-1'):
     grid.product(base, dict(l2=[0.0, -1.0]))
 

@@ -43,6 +43,11 @@ class Dataset:
     return 'classification' if self.classes else 'regression'
 
   @property
+  def measure(self):
+    """Name of the measurement that trials are ranked by, on validation; only of accuracy is more better."""
+    return 'loss' if self.stream else 'accuracy' if self.classes else 'rmse'
+
+  @property
   def labels_steps(self):
     """Whether every step of an example has a class of its own."""
     return self.stream or bool(self.classes) and self.splits['train'][1].ndim == 2

@@ -29,7 +29,7 @@ def write_rows(path, lines):
 def table(header, body):
   """A Markdown table; the first column is left-aligned, the others right."""
   lines = ['| ' + ' | '.join(header) + ' |', '|' + '|'.join([':--', *['--:'] * (len(header) - 1)]) + '|']
-  return '\n'.join(lines + ['| ' + ' | '.join(row) + ' |' for row in body])
+  return '\n'.join(lines + ['| ' + ' | '.join(cell.replace('|', r'\|') for cell in row) + ' |' for row in body])
 
 
 def spread(values, form='{:.2f}'):

@@ -20,8 +20,8 @@ def draw_all(rows, curves, folder):
     save(figure, f'{folder}/{name}.png', f'{folder}/{name}.pdf')
     drawn.append(name)
 
-  keep('learning_curves', learning_curves(rows[:CURVES], curves[:CURVES]))
-  keep('settings', settings(rows[:BARS]))
+  keep('learning_curves', cut(learning_curves(rows[:CURVES], curves[:CURVES]), CURVES, len(rows)))
+  keep('settings', cut(settings(rows[:BARS]), BARS, len(rows)))
   if len(numeric) >= 2 and is_grid(rows, *numeric[:2]):
     keep('heat_map', heat_map(rows, *numeric[:2]))
   if len({row['num_parameters'] for row in rows}) > 1:
@@ -31,6 +31,13 @@ def draw_all(rows, curves, folder):
   return drawn
 
 
+def cut(figure, shown, count):
+  """The figure with a title that says so where only the best settings are in it."""
+  if count > shown:
+    figure.axes[0].set_title(f'the best {shown} of {count} settings', fontsize=9)
+  return figure
+
+
 def name_of(row):
   """A setting in words: the fields that are swept and their values."""
   return ', '.join(f'{field.replace("_", " ")} {short(row[field])}' for field in sweeps.swept([row])) or 'all trials'
@@ -38,7 +45,7 @@ def name_of(row):
 
 def short(value):
   """A value as a label."""
-  return f'{value:.3g}' if isinstance(value, float) else str(value)
+  return 'unset' if value is None else f'{value:.3g}' if isinstance(value, float) else str(value)
 
 
 def is_grid(rows, across, down):
@@ -75,9 +82,10 @@ def settings(rows):
   figure, axis = new_axes(8, 1.2 + 0.28 * len(rows))
   measure = sweeps.measure(rows)
   places = range(len(rows))[::-1]
-  axis.errorbar([row[measure] for row in rows], places, xerr=[row[f'{measure}_ci95'] or 0 for row in rows], fmt='o', markersize=4, capsize=3)
+  bars = [row[f'{measure}_ci95'] or 0 for row in rows]
+  axis.errorbar([row[measure] for row in rows], places, xerr=bars if any(bars) else None, fmt='o', markersize=4, capsize=3)
   axis.set_yticks(places, [name_of(row) for row in rows], fontsize=7)
-  axis.set(xlabel=f'{label_of(rows)} (mean, 95 % interval)')
+  axis.set(xlabel=label_of(rows) + (' (mean, 95 % interval)' if any(bars) else ''))
   axis.grid(axis='x', alpha=0.3)
   return figure
 
@@ -106,8 +114,9 @@ def against_size(rows, size, title):
   figure, axis = new_axes(7, 4.2)
   measure = sweeps.measure(rows)
   sign = 1 if measure.endswith('accuracy') else -1
-  axis.errorbar([row[size] for row in rows], [row[measure] for row in rows], yerr=[row[f'{measure}_sd'] or 0 for row in rows], fmt='o', markersize=4,
-                capsize=2, alpha=0.7, label='settings (mean, standard deviation)')
+  bars = [row[f'{measure}_sd'] or 0 for row in rows]
+  axis.errorbar([row[size] for row in rows], [row[measure] for row in rows], yerr=bars if any(bars) else None, fmt='o', markersize=4, capsize=2,
+                alpha=0.7, label='settings (mean, standard deviation)' if any(bars) else 'settings')
   best = sweeps.front([(row[size], sign * row[measure]) for row in rows])
   axis.plot([s for s, _ in best], [sign * v for _, v in best], color='#d1605e', drawstyle='steps-post', label='Pareto front')
   axis.set(xlabel=title, ylabel=label_of(rows), xscale='log')

@@ -3,31 +3,52 @@
 import json
 import math
 import pathlib
+import re
 import statistics
 
 from lepton_jax import config as config_lib
 from lepton_jax.errors import UserError
 
-# How a result is ranked: the first of these that it has, and whether more is better.
-MEASURES = (('accuracy', True), ('rmse', False), ('loss', False))
+REPEATS = ('seed', 'fold')  # what a setting is repeated over
 
 
 def read(runs_dir):
-  """[(config, result)] of the finished run folders in a folder, in the order of their names; raises UserError where there are none."""
+  """[(config, result)] of the trials in a folder, in the order of their names, and the folders of other results, which no table can rank.
+
+  Raises UserError where there are no trials.
+  """
   folders = sorted(path.parent for path in pathlib.Path(runs_dir).expanduser().glob('*/result.json'))
-  if not folders:
-    raise UserError(f'{runs_dir} holds no finished run folders')
+  results = {folder: json.loads((folder / 'result.json').read_text()) for folder in folders}
+  ranked = [f for f, result in results.items() if {'measure', 'estimated_bytes'} <= result.keys() and f'validation_{result["measure"]}' in result]
+  if not ranked:
+    raise UserError(f'{runs_dir} holds no finished runs with a validation part')
   config = lambda f: config_lib.Config.from_json((f / 'config.json').read_text(), str(f)).replace(runs_dir=str(f.parent))
-  return [(config(f), json.loads((f / 'result.json').read_text())) for f in folders]
+  return [(config(f), results[f]) for f in ranked], [f for f in folders if f not in ranked]
 
 
-def write(trials, folder, all_tests=False):
-  """Writes report.md, table.csv, table.tex and the pictures of [(config, result)] into a folder; returns the rows."""
+def write(trials, folder, all_tests=False, failed=()):
+  """Writes a report of [(config, result)] into a folder, or, if there are several data sets, of each into a folder of its name inside.
+
+  failed: [(config, error)] of the trials that came to no result. Returns [(folder, rows)].
+  """
+  sets = {}
+  for config, result in trials:
+    sets.setdefault((config.data.dataset, config.data.target), []).append((config, result))
+  written = []
+  for key, found in sets.items():
+    inside = pathlib.Path(folder).expanduser()
+    inside = inside / re.sub(r'[^\w.]+', '-', ' '.join(key)).strip('-') if len(sets) > 1 else inside
+    written.append((inside, write_one(found, inside, all_tests, [(c, why) for c, why in failed if (c.data.dataset, c.data.target) == key])))
+  return written
+
+
+def write_one(trials, folder, all_tests, failed):
+  """Writes report.md, table.csv, table.tex and the pictures of trials on one data set; returns the rows."""
   from lepton_jax.report import markdown, sweep_pictures
   from lepton_jax.train import record
-  found, folder = rows(trials, all_tests), pathlib.Path(folder).expanduser()
+  fields = varied([config for config, _ in [*trials, *failed]])
+  found = rows(trials, all_tests, fields)
   folder.mkdir(parents=True, exist_ok=True)
-  fields = swept(found)
   key = lambda config: tuple(config.flat()[f] for f in fields)
   curves = [[record.read_rows(pathlib.Path(c.run.runs_dir).expanduser() / c.name()) for c, _ in trials if key(c) == tuple(row[f] for f in fields)]
             for row in found]
@@ -35,12 +56,20 @@ def write(trials, folder, all_tests=False):
   markdown.write_rows(folder / 'table.csv', found)
   (folder / 'table.tex').write_text(latex(found))
   lines = [f'# {len(trials)} trials, {len(found)} settings', '', table(found), '', SAID, '']
+  if failed:
+    lines += ['Failed:', '', *(f'- `{config.name()}` ({", ".join(f"{f} {config.flat()[f]}" for f in fields)}): {error}' for config, error in failed), '']
   (folder / 'report.md').write_text('\n'.join(lines + [f'![{name.replace("_", " ")}]({name}.png)\n' for name in pictures]))
   return found
 
 
+def varied(configs):
+  """Names of the fields that make settings: those that differ, but for what a setting is repeated over."""
+  return [name for name in config_lib.differing(configs) if name not in REPEATS]
+
+
 SAID = ('Mean ± standard deviation over seeds, the best on validation first. Test is shown for the best alone, unless all were asked for. '
-        'The size is an estimate: bits, positions of zeros and scales, without headers and coding.')
+        'The size is an estimate: bits, positions of zeros and scales, without headers and coding. Seconds are those of a '
+        'trial with its evaluation; the first of a program has its compilation as well.')
 
 
 def table(found):
@@ -62,24 +91,29 @@ def cell(row, name, between):
   return text + (f'{between}{spread:.2g}' if spread not in ('', None) else '')
 
 
-def rows(trials, all_tests=False):
-  """One dictionary a setting of [(config, result)], trials that differ by the seed alone together, best first.
+def rows(trials, all_tests=False, fields=None):
+  """One dictionary a setting of [(config, result)], trials that differ by seed and fold alone together, best first.
 
-  A row has the fields that differ between settings, then seeds, validation (mean, sd, half of its 95 %
-  interval by Student's t), the same of test for the best row, or for `all_tests` of every one, parameters,
-  an estimate of the file's bytes, and seconds a trial. The order is by validation; equal ones are in the order of their fields.
+  A row has the fields that differ between settings (or the given ones), then seeds (and folds), validation (mean, sd,
+  half of its 95 % interval by Student's t), the same of test for the best row, or for `all_tests` of every one,
+  parameters, an estimate of the file's bytes, and seconds a trial. The order is by validation; equal ones are in the
+  order of their fields.
   """
-  measure, more = next((m, more) for m, more in MEASURES if all(f'validation_{m}' in result for _, result in trials))
-  fields = [name for name in config_lib.differing([config for config, _ in trials]) if name != 'seed']
+  trials = list({config.name(): (config, result) for config, result in trials}.values())
+  fields = varied([config for config, _ in trials]) if fields is None else fields
+  measure = trials[0][1]['measure']
   groups = {}
   for config, result in trials:
-    groups.setdefault(tuple(config.flat()[n] for n in fields), []).append(result)
-  sign = -1 if more else 1
-  order = sorted(groups, key=lambda key: (sign * statistics.mean(r[f'validation_{measure}'] for r in groups[key]), tuple(map(str, key))))
+    groups.setdefault(tuple(config.flat()[n] for n in fields), []).append((config, result))
+  sign = -1 if measure == 'accuracy' else 1
+  order = sorted(groups, key=lambda key: (sign * statistics.mean(r[f'validation_{measure}'] for _, r in groups[key]), tuple(map(str, key))))
   found = []
   for place, key in enumerate(order):
-    results = sorted(groups[key], key=lambda r: r['seed'])
-    row = dict(zip(fields, key), seeds=len(results), **over_seeds(f'validation_{measure}', results))
+    configs, results = zip(*sorted(groups[key], key=lambda trial: [trial[0].flat()[n] or 0 for n in REPEATS]))
+    row = dict(zip(fields, key), seeds=len({config.training.seed for config in configs}))
+    if configs[0].data.folds:
+      row['folds'] = len({config.data.fold for config in configs})
+    row.update(over_seeds(f'validation_{measure}', results))
     shown = over_seeds(f'test_{measure}', results)
     row.update(shown if all_tests or place == 0 else dict.fromkeys(shown, ''))
     row.update(num_parameters=results[0]['num_parameters'], estimated_bytes=round(statistics.mean(r['estimated_bytes'] for r in results)),
@@ -95,7 +129,7 @@ def swept(rows):
 
 def measure(rows):
   """Name of the measurement that rows are ranked by, such as 'validation_accuracy'."""
-  return list(rows[0])[list(rows[0]).index('seeds') + 1]
+  return next(name for name in rows[0] if name.startswith(('validation_', 'test_')))
 
 
 def front(points):
@@ -110,11 +144,12 @@ def front(points):
 
 def latex(found):
   """Rows as a LaTeX tabular with the rules of booktabs; a mean and its deviation share a cell."""
-  clean = lambda text: text.replace('_', r'\_').replace('%', r'\%')
+  special = str.maketrans({'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}'} | {c: f'\\{c}' for c in '_%&#${}'})
+  clean = lambda text: text.translate(special)
   names, fields = columns(found), len(swept(found))
   lines = [r'\begin{tabular}{' + 'l' * fields + 'r' * (len(names) - fields) + '}', r'\toprule',
            ' & '.join(clean(n.replace('_', ' ')) for n in names) + r' \\', r'\midrule']
-  lines += [' & '.join(clean(cell(row, n, r' $\pm$ ')) for n in names) + r' \\' for row in found]
+  lines += [' & '.join(clean(cell(row, n, ' ± ')).replace('±', r'$\pm$') for n in names) + r' \\' for row in found]
   return '\n'.join([*lines, r'\bottomrule', r'\end{tabular}', ''])
 
 
@@ -124,7 +159,8 @@ def over_seeds(name, results):
   if not values:
     return {name: '', f'{name}_sd': '', f'{name}_ci95': ''}
   spread = statistics.stdev(values) if len(values) > 1 else ''
-  return {name: round(statistics.mean(values), 6), f'{name}_sd': spread and round(spread, 6), f'{name}_ci95': spread and round(interval(values), 6)}
+  digits = lambda value: float(f'{value:.6g}')
+  return {name: digits(statistics.mean(values)), f'{name}_sd': spread and digits(spread), f'{name}_ci95': spread and digits(interval(values))}
 
 
 def interval(values):

@@ -112,11 +112,10 @@ class Trial:
 
   def end_epoch(self, began):
     """What a single run does after an epoch, which began at the time `began`."""
-    steps, step = self.assembly.batches.steps_per_epoch, int(self.state.step)
+    steps, step, took = self.assembly.batches.steps_per_epoch, int(self.state.step), time.monotonic() - began
     self.state, row = loop.end_epoch(self.state, step - 1, step // steps, lambda s: self.measure(s.evaluated, 'validation'),
                                      step >= self.assembly.selectable_from, lambda s: run.describe_state(self.assembly.network, s))
-    now = time.monotonic()
-    row.update(examples_per_second=steps * self.config.data.batch_size / (now - began), seconds=self._earlier + now - self._began)
+    row.update(examples_per_second=steps * self.config.data.batch_size / took, seconds=self._earlier + time.monotonic() - self._began)
     self._record.add(row)
     self.given_up = self._watch is not None and not self.over and self._watch(self.config, row)
     every = self.config.run.checkpoint_every
@@ -134,6 +133,8 @@ class Trial:
     if self.failed is None and self.over and not self.given_up:
       elapsed = time.monotonic() - self._began
       self.result = run.finish(self.config, self.assembly, self.folder, self.state, self._record.rows, elapsed, self._hparams, self.measure, 1)
+      if not self.config.run.checkpoint_every and (self.folder / 'checkpoints').exists():
+        (self.folder / 'checkpoints').rmtree()  # of a stop; nobody asked for them
 
 
 def train(program, trials, stop=None):

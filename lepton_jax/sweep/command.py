@@ -1,5 +1,6 @@
 """What every sweep script does with its flags: list the trials, train them, show and write what they found."""
 
+import pathlib
 import sys
 
 from absl import flags as absl_flags
@@ -33,8 +34,9 @@ def define(name):
 
 def main(lists):
   """Runs the sweep of `flags.lists()`; the exit status is 1 if trials failed, 130 if it was stopped."""
-  if len(lists[1].get('runs_dir', [])) > 1:
-    raise UserError('--runs_dir takes one folder')
+  for name, values in lists[1].items():
+    if len(values) > 1 and not config_lib.FIELDS[name][1].metadata['identity']:
+      raise UserError(f'--{name} takes one value in a sweep: it changes no result')
   if FLAGS.search != 'grid':
     return drawn(*lists)
   configs = grid.product(*lists)
@@ -54,10 +56,14 @@ def drawn(base, lists):
   """Runs a search."""
   base = base.replace(**{name: values[0] for name, values in lists.items() if len(values) == 1})
   lists = {name: values for name, values in lists.items() if len(values) > 1}
+  if base.data.folds or 'folds' in lists or 'fold' in lists:
+    raise UserError('--folds: a search repeats a setting over --seed; folds are for --search=grid')
   trials.check([base])
+  drawn_from = search.space({n: v for n, v in lists.items() if n != 'seed'})
+  print(f'{FLAGS.trials} settings, each on {len(set(lists.get("seed", [0])))} seeds, in {base.run.runs_dir}', flush=True)
   if FLAGS.dry_run:
-    for name, distribution in search.space({n: v for n, v in lists.items() if n != 'seed'}).items():
-      print(f'{name}: {distribution}')
+    for name, one in drawn_from.items():
+      print(f'{name}: one of {", ".join(map(str, one.choices))}' if hasattr(one, 'choices') else f'{name}: {one.low} to {one.high}{", log scale" * one.log}')
     return 0
   return trained(lambda: search.search(base, lists, FLAGS.search, FLAGS.trials, FLAGS.executor, lambda text: print(text, flush=True)))
 
@@ -65,6 +71,8 @@ def drawn(base, lists):
 def trained(work):
   """Does the work, which returns (configurations, Costs), and shows what it found; returns the exit status."""
   from lepton_jax.train import loop
+  if FLAGS.output:
+    make_folder(FLAGS.output)
   try:
     configs, costs = work()
   except loop.Interrupted as signal:
@@ -72,6 +80,14 @@ def trained(work):
     return 130
   print(costs)
   return show(configs)
+
+
+def make_folder(name):
+  """Makes a folder for output before anything is trained; raises UserError where that cannot be done."""
+  try:
+    pathlib.Path(name).expanduser().mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(f'--output={name}: {error}') from None
 
 
 def dry_run(configs):
@@ -90,14 +106,18 @@ def show(configs):
   """Prints and writes the table of what is finished, then what failed; returns the exit status."""
   from lepton_jax.report import sweeps, tables
   found = [(config, result) for config in configs if (result := trials.finished(config)) is not None]
-  if found:
-    folder = FLAGS.output or f'{configs[0].run.runs_dir}/report'
-    rows = sweeps.write(found, folder, FLAGS.report_all_test)
+  failed = failures(configs)
+  for folder, rows in sweeps.write(found, FLAGS.output or f'{configs[0].run.runs_dir}/report', FLAGS.report_all_test, failed) if found else ():
     tables.print_rows(rows[:SHOWN])
     if len(rows) > SHOWN:
       print(f'... and {len(rows) - SHOWN} more settings')
     print(f'{folder}/report.md has the table as CSV and LaTeX, and pictures')
-  failed = [(config, why) for config in configs if trials.finished(config) is None and (why := trials.failure(config)) is not None]
-  for config, why in failed:
-    print(f'failed: {trials.folder_of(config)}: {why["error"].splitlines()[0]}', file=sys.stderr)
+  for config, error in failed:
+    print(f'failed: {trials.folder_of(config)}: {error}', file=sys.stderr)
   return 1 if failed else 0
+
+
+def failures(configs):
+  """[(config, what went wrong, in one line)] of the trials that failed."""
+  missing = [config for config in configs if trials.finished(config) is None]
+  return [(config, why['error'].splitlines()[0]) for config in missing if (why := trials.failure(config)) is not None]

@@ -2,7 +2,9 @@
 
 import contextlib
 import multiprocessing
+import os
 import queue
+import threading
 import time
 
 from lepton_jax import machine
@@ -13,31 +15,27 @@ from lepton_jax.sweep.session import POLL, Costs, Session
 EXECUTORS = ('inline', 'devices', 'processes')
 
 
-def sweep(configs, executor='inline', workers=0, per_device=0, tell=print):
+def sweep(configs, executor='inline', workers=0, tell=print):
   """Trains every trial that has no result yet; returns its Costs. Results and failures are in the run folders.
 
   Args:
     configs: the trials.
     executor: 'inline' trains one after another on one device, 'devices' one on each device at once (on accelerators
-      `per_device` on each), 'processes' starts `workers` processes that share the trials.
+      several), 'processes' starts `workers` processes that share the trials.
     workers: how many processes; 0: one a core.
-    per_device: lanes of an accelerator; 0: 16. A CPU device has one.
     tell: called with a line for each trial that ends.
 
   Raises UserError for trials that a sweep cannot train and train.loop.Interrupted where it was stopped.
   """
   trials.check(configs)
   began = time.monotonic()
-  if executor == 'processes':
-    costs = in_processes(configs, workers or machine.cores(), tell)
-  else:
-    costs = here(configs, executor == 'devices', per_device, tell)
+  costs = in_processes(configs, workers or machine.cores(), tell) if executor == 'processes' else here(configs, executor == 'devices', tell)
   return costs._replace(seconds=time.monotonic() - began)
 
 
-def here(configs, all_devices, per_device, tell):
-  """Trains in this process; returns the Costs."""
-  with Session(configs[0].run, all_devices, per_device, tell) as session:
+def here(configs, all_devices, tell, began=None):
+  """Trains in this process; returns the Costs. Trials that failed since `began` (seconds since the epoch) are left alone."""
+  with Session(configs[0].run, all_devices, tell, began=began) as session:
     session.train(configs)
     return session.costs
 
@@ -46,8 +44,8 @@ def in_processes(configs, count, tell):
   """Trains in so many processes, each taking the trials that it can claim; one that dies leaves its trials to the others."""
   from lepton_jax.train import loop
   context = multiprocessing.get_context('spawn')
-  total, said = Costs(), context.Queue()
-  workers = [context.Process(target=work, args=(configs, said)) for _ in range(min(count, len(configs)))]
+  total, said, left = Costs(), context.Queue(), [config for config in configs if trials.finished(config) is None]
+  workers = [context.Process(target=work, args=(configs, said, time.time())) for _ in range(min(count, len(configs)))]
   with loop.StopSignal() as stop:  # workers of a terminal get the signal as well; others are sent it
     for worker in workers:
       worker.start()
@@ -61,17 +59,30 @@ def in_processes(configs, count, tell):
         one = said.get(timeout=POLL)
         if isinstance(one, Costs):
           total = Costs(*(a + b for a, b in zip(total, one)))
+        elif isinstance(one, UserError):
+          raise one
         else:
           tell(one)
     if stop.arrived:
       raise loop.Interrupted(stop.arrived)
   if any(worker.exitcode for worker in workers) and any(trials.finished(config) is None and trials.failure(config) is None for config in configs):
     raise UserError('a worker process ended before its trials; repeat the command to go on')
-  return total
+  return total._replace(programs=len(trials.programs(left)))
 
 
-def work(configs, said):
+def work(configs, said, began):
   """A worker process: puts a line for each trial, and its Costs."""
   from lepton_jax.train import loop
-  with contextlib.suppress(loop.Interrupted):
-    said.put(here(configs, False, 0, said.put))
+  threading.Thread(target=end_with_parent, daemon=True).start()
+  try:
+    said.put(here(configs, False, said.put, began))
+  except loop.Interrupted:
+    pass
+  except UserError as error:
+    said.put(error)
+
+
+def end_with_parent():
+  """Ends this process when the sweep that started it was killed, as if it had been killed with it."""
+  multiprocessing.parent_process().join()
+  os._exit(1)

@@ -2,11 +2,13 @@
 
 import time
 
+from lepton_jax import config as config_lib
+from lepton_jax.errors import UserError
 from lepton_jax.sweep import trials
 from lepton_jax.sweep.session import Session
 
-# What tells the time of a step apart; all other flags are taken not to.
-KIND = ('model', 'width', 'depth', 'hidden', 'embedding', 'norm', 'dtype', 'dataset', 'image_size', 'batch_size', 'sequence_length', 'r_drop', 'sam')
+# Fields that tell the time of a step apart, or the number of steps; all others are taken not to.
+CONCERNS, SINGLE = ('architecture', 'data', 'quantize'), ('r_drop', 'sam')
 TRIAL = 0.3  # seconds to open and close a run folder
 EVALUATION = 1.1  # a tenth of the examples is evaluated after an epoch
 
@@ -17,10 +19,13 @@ def estimate(configs, executor, workers):
   probes, total = {}, 0.0
   at_once = 1 if executor == 'inline' else workers or machine.cores()
   for group in trials.programs([config for config in configs if trials.finished(config) is None]):
-    flat = group[0].flat()
-    kind = tuple(bool(flat[name]) if name in ('r_drop', 'sam') else flat[name] for name in KIND)
+    kind = tuple((name, value) for name, value in group[0].program() if name in SINGLE or config_lib.FIELDS[name][0] in CONCERNS)
     if kind not in probes:
-      probes[kind] = probe(group[0])
+      try:
+        probes[kind] = probe(group[0])
+      except UserError as error:
+        print(f'{group[0].name()} will fail: {error}')
+        continue
     compiling, step, steps_per_epoch = probes[kind]
     total += compiling * min(at_once, len(group))
     total += sum(TRIAL + step * EVALUATION * steps_per_epoch * config.training.epochs for config in group)
@@ -33,7 +38,7 @@ def probe(config):
   import numpy as np
 
   from lepton_jax.train import parallel
-  session = Session(config.run, False, 0, print)
+  session = Session(config.run, False, print)
   began = time.monotonic()
   program = session.workers[0].program(config)
   assembly = program.assembly(config)

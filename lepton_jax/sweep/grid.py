@@ -14,7 +14,8 @@ def product(base, lists):
   found = {}
   for values in itertools.product(*(lists[name] for name in names)):
     config = base.replace(**dict(zip(names, values))).check()
-    found.setdefault(config.name(), config)
+    if found.setdefault(config.name(), config) != config:
+      raise UserError(f'two trials have the name {config.name()}: change any flag that both share, such as --split_seed')
   if not found:
     raise UserError('a flag lists no value')
   return list(found.values())

@@ -14,19 +14,24 @@ METHODS = ('grid', 'random', 'tpe')
 def space(lists):
   """{field: Optuna distribution} of the flags that list values: two numbers are the ends of a range, all else is chosen among.
 
-  Raises UserError for a range on a log scale that begins at 0.
+  Raises UserError for a range that descends, or on a log scale that begins at 0, and where nothing is left to draw.
   """
   from optuna import distributions
   found = {}
   for name, values in lists.items():
-    kind = config_lib.value_type(name)[0]
-    if len(values) != 2 or kind not in (int, float) or values[0] >= values[1]:
+    kind, values = config_lib.value_type(name)[0], list(dict.fromkeys(values))
+    if len(values) != 2 or kind not in (int, float) or None in values:
       found[name] = distributions.CategoricalDistribution(values)
       continue
+    given = f'--{name}={values[0]},{values[1]}'
+    if values[0] > values[1]:
+      raise UserError(f'{given}: the ends of a range ascend')
     log = config_lib.FIELDS[name][1].metadata['log']
     if log and values[0] <= 0:
-      raise UserError(f'--{name}={values[0]},{values[1]}: a search draws it on a log scale; begin above 0, or list three or more values to choose among')
+      raise UserError(f'{given}: a search draws it on a log scale; begin above 0, or list three or more values to choose among')
     found[name] = (distributions.FloatDistribution if kind is float else distributions.IntDistribution)(*values, log=log)
+  if not found:
+    raise UserError('a search needs a flag with two or more values to draw from')
   return found
 
 
@@ -35,7 +40,8 @@ def search(base, lists, method, count, executor, tell):
 
   After the first ones, 'tpe' draws near the settings that did well (Bergstra et al., NIPS 2011). A trial whose
   validation lies below the median of the earlier ones at its epoch is given up, and its other seeds with it.
-  The draws follow from the sampler's seed and the results, so a search that is repeated finds its trials finished.
+  The draws follow from the sampler's seed, the results and how many trials train at once, so a search that is
+  repeated on as many devices finds its trials finished.
   """
   import optuna
 
@@ -43,13 +49,13 @@ def search(base, lists, method, count, executor, tell):
   if executor == 'processes':
     raise UserError(f'--search={method} draws settings as results come in: pass --executor=inline or devices')
   optuna.logging.set_verbosity(optuna.logging.WARNING)
-  seeds = lists.get('seed', [base.training.seed])
+  seeds = list(dict.fromkeys(lists.get('seed', [base.training.seed])))
   drawn_from = space({name: values for name, values in lists.items() if name != 'seed'})
-  numbers = load_data(base.data, base.optimization.loss).task == 'regression'
-  measure, direction = ('validation_loss', 'minimize') if numbers else ('validation_accuracy', 'maximize')
+  measure = load_data(base.data, base.optimization.loss).measure
+  direction, measure = 'maximize' if measure == 'accuracy' else 'minimize', f'validation_{measure}'
   sampler = optuna.samplers.RandomSampler(seed=0) if method == 'random' else optuna.samplers.TPESampler(seed=0, constant_liar=True)
   study = optuna.create_study(sampler=sampler, direction=direction, pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1))
-  running, configs, began = {}, [], time.monotonic()
+  running, configs, began = {}, {}, time.monotonic()
 
   def hopeless(config, row):
     trial = running.get(config.name())
@@ -58,26 +64,43 @@ def search(base, lists, method, count, executor, tell):
     trial.report(row[measure], row['epoch'])
     return trial.should_prune()
 
-  with Session(base.run, executor == 'devices', 0, tell, hopeless) as session:
+  def draw(places):
+    """{name of its first trial: (the trials of a setting, Optuna's draws that came to it)}."""
+    drawn = {}
+    for _ in range(places):
+      trial = study.ask(drawn_from)
+      try:
+        group = [base.replace(**trial.params, seed=seed).check() for seed in seeds]
+      except UserError as error:
+        tell(f'drawn and left out: {error}')
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+      else:
+        drawn.setdefault(group[0].name(), (group, []))[1].append(trial)
+    return drawn
+
+  def judge(group, draws):
+    """Tells Optuna what came of a setting."""
+    results = [trials.finished(config) for config in group]
+    failed = any(trials.failure(config) for config, result in zip(group, results) if result is None)
+    if all(results) or failed:
+      configs.update({config.name(): config for config in group})
+    else:
+      tell(f'{group[0].name()}  given up')
+    state = optuna.trial.TrialState.COMPLETE if all(results) else optuna.trial.TrialState.FAIL if failed else optuna.trial.TrialState.PRUNED
+    for trial in draws:
+      study.tell(trial, statistics.mean(result[measure] for result in results) if all(results) else None, state)
+
+  with Session(base.run, executor == 'devices', tell, hopeless) as session:
     while len(study.trials) < count:
-      asked = [study.ask(drawn_from) for _ in range(min(len(session.workers) * session.lanes, count - len(study.trials)))]
-      settings = [[base.replace(**trial.params, seed=seed).check() for seed in seeds] for trial in asked]
-      running = {group[0].name(): trial for trial, group in zip(asked, settings)}
-      for trial, group in zip(asked, settings):
-        if trials.finished(group[0]):  # by an earlier call: the pruner learns of it as it did then
+      drawn = draw(min(len(session.workers) * session.lanes, count - len(study.trials)))
+      running = {name: draws[0] for name, (_, draws) in drawn.items()}
+      for group, draws in drawn.values():
+        if trials.finished(group[0]) or trials.given_up(group[0]):  # by an earlier call: the pruner learns of it as it did then
           for row in record.read_rows(trials.folder_of(group[0])):
-            trial.report(row[measure], row['epoch'])
-      session.train([group[0] for group in settings])
-      session.train([config for group in settings if trials.finished(group[0]) for config in group[1:]])
-      for trial, group in zip(asked, settings):
-        results = [trials.finished(config) for config in group]
-        if all(results):
-          study.tell(trial, statistics.mean(result[measure] for result in results))
-          configs += group
-        else:
-          given_up = trials.failure(group[0]) is None
-          study.tell(trial, state=optuna.trial.TrialState.PRUNED if given_up else optuna.trial.TrialState.FAIL)
-          tell(f'{group[0].name()}  given up' if given_up else f'{group[0].name()}  failed')
-          configs += [] if given_up else group
+            draws[0].report(row[measure], row['epoch'])
+      session.train([group[0] for group, _ in drawn.values() if not trials.given_up(group[0])])
+      session.train([config for group, _ in drawn.values() if trials.finished(group[0]) for config in group[1:]])
+      for group, draws in drawn.values():
+        judge(group, draws)
     costs = session.costs
-  return configs, costs._replace(seconds=time.monotonic() - began)
+  return list(configs.values()), costs._replace(seconds=time.monotonic() - began)

@@ -11,23 +11,33 @@ import typing
 from concurrent import futures
 
 from lepton_jax import machine
+from lepton_jax.errors import UserError
 from lepton_jax.sweep import claims, trials
 
+LANES = 16  # of an accelerator
 KEPT = 8  # programs that a worker holds on to
 POLL = 0.5  # seconds between looks at a trial that another sweep has
 
 
 class Costs(typing.NamedTuple):
-  """What a sweep took: trials trained here, programs of train steps compiled for them, seconds."""
+  """What a sweep took.
+
+  Attributes:
+    trials: how many were trained to their end.
+    programs: how many different ones they needed; each is compiled on every device that trains by it.
+    compile_seconds, busy_seconds: of tracing and compiling, and in all, summed over devices or processes.
+    seconds: on the clock.
+  """
   trials: int = 0
   programs: int = 0
   compile_seconds: float = 0.0
+  busy_seconds: float = 0.0
   seconds: float = 0.0
 
   def __str__(self):
     rate = 60 * self.trials / self.seconds if self.seconds else 0
-    return (f'{self.trials} trials trained, {self.programs} programs; {self.compile_seconds:.1f} s compiling, '
-            f'{max(0.0, self.seconds - self.compile_seconds):.1f} s training and the rest, {rate:.1f} trials a minute')
+    return (f'{self.trials} trials trained in {self.seconds:.1f} s, {rate:.1f} a minute; {self.programs} programs; over all devices '
+            f'{self.compile_seconds:.1f} s compiling, {max(0.0, self.busy_seconds - self.compile_seconds):.1f} s training and the rest')
 
 
 class Session:
@@ -37,15 +47,17 @@ class Session:
   whichever device has it. (One program over all devices would be compiled, and round, differently.)
   """
 
-  def __init__(self, options, all_devices, per_device, tell, watch=None):
+  def __init__(self, options, all_devices, tell, watch=None, began=None):
     machine.start(dataclasses.replace(options, parallel='auto', cpu_devices=options.cpu_devices if all_devices else 1))
     import jax
     devices = jax.local_devices() if all_devices else jax.local_devices()[:1]
-    self.lanes = 1 if jax.default_backend() == 'cpu' or not all_devices else per_device or 16
+    self.lanes = 1 if jax.default_backend() == 'cpu' or not all_devices else LANES
+    self._began = time.time() if began is None else began
     self.workers = [Worker(device, self.lanes, tell, watch) for device in devices]
 
   def __enter__(self):
     from lepton_jax.train import loop
+    _loaded.cache_clear()  # files may have changed since an earlier sweep
     self._open = contextlib.ExitStack()
     self._clock = self._open.enter_context(compile_clock())
     self._stop = self._open.enter_context(loop.StopSignal())
@@ -56,9 +68,16 @@ class Session:
     return self._open.__exit__(*error)
 
   def train(self, configs):
-    """Trains what has no result; raises train.loop.Interrupted where it was stopped."""
+    """Trains what has no result.
+
+    Raises train.loop.Interrupted where it was stopped, and UserError if a result was found that is of other data.
+    """
+    from lepton_jax import folder
     from lepton_jax.train import loop
-    todo = Todo(configs, self.lanes)
+    for config in configs:
+      if trials.finished(config):
+        folder.check_data(trials.folder_of(config), load_data(config.data, config.optimization.loss).version)
+    todo = Todo(configs, self.lanes, self._began)
     for done in [self._pool.submit(worker.run, todo, self._stop) for worker in self.workers]:
       done.result()
     if self._stop.arrived:
@@ -66,15 +85,16 @@ class Session:
 
   @property
   def costs(self):
-    """The Costs so far, but for the seconds in all."""
-    return Costs(sum(w.trained for w in self.workers), sum(w.programs for w in self.workers), self._clock.seconds)
+    """The Costs so far, but for the seconds on the clock."""
+    compiled = set().union(*(worker.compiled for worker in self.workers))
+    return Costs(sum(w.trained for w in self.workers), len(compiled), self._clock.seconds, sum(w.busy for w in self.workers))
 
 
 class Todo:
   """The trials that are left, handed out in groups that share a program."""
 
-  def __init__(self, configs, most):
-    self._lock, self._groups, self._most = threading.Lock(), trials.programs(configs), most
+  def __init__(self, configs, most, began):
+    self._lock, self._groups, self._most, self._began = threading.Lock(), trials.programs(configs), most, began
 
   def take(self, known):
     """Up to a cohort of (config, claim) of one program, of `known` ones if there are any, else of the program with most trials left.
@@ -89,7 +109,7 @@ class Todo:
       return [] if any(self._groups) else None
 
   def _claimed(self, group):
-    """Takes trials that no other sweep has out of a group, with their claims; finished ones are dropped."""
+    """Takes trials that no other sweep has out of a group, with their claims; those that came to their end meanwhile are dropped."""
     taken = []
     for config in list(group):
       if len(taken) == self._most:
@@ -98,7 +118,7 @@ class Todo:
       if claim is None:
         continue
       group.remove(config)
-      if trials.finished(config):  # asked under the claim: before it, another sweep could still finish the trial
+      if trials.finished(config) or trials.failed_since(config, self._began):  # asked under the claim: before it, another sweep could still finish the trial
         claim.release()
       else:
         taken.append((config, claim))
@@ -110,7 +130,7 @@ class Worker:
 
   def __init__(self, device, lanes, tell, watch=None):
     self._device, self._lanes, self._tell, self._watch = device, lanes, tell, watch
-    self._kept, self.trained, self.programs = {}, 0, 0
+    self._kept, self.compiled, self.trained, self.busy = {}, set(), 0, 0.0
 
   def run(self, todo, stop):
     """Trains until nothing is left or `stop` was asked for."""
@@ -120,12 +140,14 @@ class Worker:
         if not taken:
           time.sleep(POLL)
           continue
+        began = time.monotonic()
         with contextlib.ExitStack() as stack:
           for _, claim in taken:
             stack.callback(claim.release)
           at = lambda trial: int(trial.state.step)
           for _, together in itertools.groupby(sorted(self._open([config for config, _ in taken]), key=at), key=at):
             self._train(list(together), stop)
+        self.busy += time.monotonic() - began
 
   def _open(self, configs):
     """The Trials of configurations of one program; what cannot be opened is noted as failed."""
@@ -133,7 +155,8 @@ class Worker:
     opened = []
     for config in configs:
       folder = trials.folder_of(config)
-      (folder / trials.FAILURE).unlink(missing_ok=True)
+      for name in (trials.FAILURE, trials.GIVEN_UP):
+        (folder / name).unlink(missing_ok=True)
       try:
         opened.append(cohort.Trial(config, self.program(config), folder, self._watch))
       except Exception as error:
@@ -148,10 +171,12 @@ class Worker:
     if key not in self._kept:
       import jax
       data = load_data(config.data, config.optimization.loss)
+      if not data.size('validation'):
+        raise UserError(f'{data.name} has no validation part to rank trials by; pass a --validation_fraction above 0')
       assembly = assemble.build(config, data, run.read_initial(config, data) if config.training.init_from else None)
       calls = speed.steps_per_call(config.run.steps_per_call, assembly.state.params, assembly.batches, jax.default_backend())
       self._kept[key] = cohort.Program(assembly, self._lanes, calls)
-      self.programs += 1
+      self.compiled.add(key)
       if len(self._kept) > KEPT:
         del self._kept[next(iter(self._kept))]
     return self._kept[key]
@@ -173,6 +198,8 @@ class Worker:
         trial.failed = cohort.failure(error)
       if trial.failed is not None:
         self._failed(trial.config, trial.failed)
+      elif trial.given_up:
+        (trials.folder_of(trial.config) / trials.GIVEN_UP).touch()
       elif trial.result is not None:
         self.trained += 1
         self._tell(line(trial.config, trial.result))
@@ -200,8 +227,7 @@ def _loaded(options, loss):
 
 def line(config, result):
   """One line of a finished trial."""
-  measures = [f'{name.replace("_", " ")} {result[name]:.4f}' for name in ('validation_accuracy', 'validation_rmse', 'validation_loss') if name in result]
-  return f'{config.name()}  {"  ".join(measures[:1])}  {result["train_seconds"]:.1f} s'
+  return f'{config.name()}  validation {result["measure"]} {result["validation_" + result["measure"]]:.4f}  {result["train_seconds"]:.1f} s'
 
 
 class compile_clock(contextlib.AbstractContextManager):

@@ -6,7 +6,7 @@ import pathlib
 
 from lepton_jax.errors import UserError
 
-FAILURE = 'failure.json'
+FAILURE, GIVEN_UP = 'failure.json', 'given_up'
 
 
 def folder_of(config):
@@ -28,6 +28,17 @@ def failure(config):
     return json.loads((folder_of(config) / FAILURE).read_text())
 
 
+def failed_since(config, began):
+  """Whether a trial failed at or after a time in seconds since the epoch."""
+  path = folder_of(config) / FAILURE
+  return path.exists() and path.stat().st_mtime >= began
+
+
+def given_up(config):
+  """Whether a search found a trial hopeless and stopped it."""
+  return (folder_of(config) / GIVEN_UP).exists()
+
+
 def programs(configs):
   """Lists of the configurations that share compiled functions, in the order of their first ones."""
   found = {}
@@ -45,3 +56,7 @@ def check(configs):
       raise UserError(f'--folds={config.data.folds}: in a sweep a trial is one fold; pass --fold={every} as well')
     if config.optimization.solver != 'gradient':
       raise UserError(f'--solver={config.optimization.solver}: a sweep trains by gradients; ./launch.sh train solves it')
+    if config.run.rerun:
+      raise UserError('--rerun: a sweep trains what has no result; to start over, remove its folder or name another --runs_dir')
+    if config.run.parallel in ('sharded', 'pmap'):
+      raise UserError(f'--parallel={config.run.parallel}: in a sweep a trial has one device; --executor=devices uses all of them')

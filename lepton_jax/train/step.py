@@ -24,7 +24,7 @@ def make_train_step(apply_fn, optimizer, loss_fn, measure, *, prepare, effective
     prepare: (batch, key, hparams) -> batch; normalises and augments.
     effective: (trained, state) -> weights that count: frozen, masked, fake-quantised.
     terms: each (weights, hparams) -> scalar, added to the loss.
-    output_terms: each (logits, other, hparams) -> f32[batch], added likewise; `other` is from a second pass.
+    output_terms: each (logits, other, batch, hparams) -> f32[batch], added likewise; `other` is from a second pass.
     twice: whether there is that second pass, with a dropout of its own; the loss is then the mean of both.
     uphill: (trained, gradients, hparams) -> where the gradient that counts is taken; None: at `trained`.
     disturb: (gradients, step, hparams, key) -> gradients; None: as they are.
@@ -46,7 +46,8 @@ def make_train_step(apply_fn, optimizer, loss_fn, measure, *, prepare, effective
         other, _ = apply_fn(weights, state.model_state, batch, state.hparams, jax.random.fold_in(model_key, 1), axis)
         loss = (loss + loss_fn(other, batch, state.hparams)) / 2
       loss = jnp.mean(loss)
-      total = loss + sum(term(weights, state.hparams) for term in terms) + sum(jnp.mean(term(logits, other, state.hparams)) for term in output_terms)
+      on_answers = sum(jnp.mean(term(logits, other, batch, state.hparams)) for term in output_terms)
+      total = loss + sum(term(weights, state.hparams) for term in terms) + on_answers
       return total, (loss, jax.tree.map(jnp.mean, measure(logits, batch)), model_state)
 
     where = state.trained
