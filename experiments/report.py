@@ -19,7 +19,8 @@ OWN = ('runs', 'output', 'report_all_test', 'readme', 'check')
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / 'experiments' / 'results'
 # README table and CSV file: the function of report/markdown.py that makes one of the other
-TABLES = dict(accuracy='accuracy_table', benchmark='speed_table')
+TABLES = dict(accuracy='accuracy_table', benchmark='speed_table', compression_study='compression_table', regularization_study='regularization_table',
+              sweep_cost='sweep_cost_table')
 
 
 def main(config):

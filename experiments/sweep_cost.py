@@ -4,7 +4,7 @@ Question: how long do 64 short trials take as one sweep, as 64 processes, and co
 trials a minute does each executor train?
 Command: ./launch.sh sweep_cost
 Expected: experiments/results/sweep_cost.csv as committed, for that machine.
-Cost: ten minutes on 2 cores with nothing else running.
+Cost: a quarter of an hour on 2 cores with nothing else running.
 
 Processes and recompilations are timed on 8 trials and scaled to 64. Every contestant writes the same files.
 """
@@ -84,6 +84,6 @@ def seconds(command):
 
 
 if __name__ == '__main__':
-  absl_flags.DEFINE_integer('rounds', 3, 'turns of each contestant')
+  absl_flags.DEFINE_integer('rounds', 2, 'turns of each contestant')
   absl_flags.DEFINE_string('output', str(RESULTS), 'CSV file to write')
   sys.exit(flags.run(main, __doc__, ('rounds', 'output')))

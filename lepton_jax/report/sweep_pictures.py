@@ -120,6 +120,10 @@ def against_size(rows, size, title):
   best = sweeps.front([(row[size], sign * row[measure]) for row in rows])
   axis.plot([s for s, _ in best], [sign * v for _, v in best], color='#d1605e', drawstyle='steps-post', label='Pareto front')
   axis.set(xlabel=title, ylabel=label_of(rows), xscale='log')
+  from matplotlib import ticker
+  axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+  axis.xaxis.set_major_formatter(ticker.StrMethodFormatter('{x:,.0f}'))
+  axis.xaxis.set_minor_formatter(ticker.NullFormatter())
   axis.grid(alpha=0.3, which='both')
   axis.legend(frameon=False)
   return figure
