@@ -18,7 +18,7 @@ from absl import flags as absl_flags
 
 from lepton_jax import flags
 from lepton_jax.errors import UserError
-from lepton_jax.sweep import command, engine, grid, trials
+from lepton_jax.sweep import command, grid, trials
 
 FLAGS = absl_flags.FLAGS
 RESULTS = pathlib.Path(__file__).parent / 'results'
@@ -37,11 +37,7 @@ def main(lists):
   for model, options in MODELS.items():
     own = base.replace(model=model, **options)
     configs = grid.product(own, common | DENSE) + grid.product(own, common | COMPRESSED)
-    costs = engine.sweep(configs, FLAGS.executor, tell=lambda text: print(text, flush=True))
-    print(costs)
-    if failed := command.failures(configs):
-      raise UserError('\n'.join(f'{config.name()} failed: {error}' for config, error in failed))
-    lines += table(model, configs, costs)
+    lines += table(model, configs, command.train_all(configs))
   from lepton_jax.report import markdown
   markdown.write_rows(f'{FLAGS.output}/compression_study.csv', lines)
   return 0

@@ -19,7 +19,7 @@ from absl import flags as absl_flags
 
 from lepton_jax import flags
 from lepton_jax.errors import UserError
-from lepton_jax.sweep import command, engine, trials
+from lepton_jax.sweep import command, trials
 
 FLAGS = absl_flags.FLAGS
 RESULTS = pathlib.Path(__file__).parent / 'results'
@@ -50,10 +50,7 @@ def main(lists):
 def train(configs, spent):
   """Trains the configurations and adds the seconds to `spent`; None if some were finished already, for then nobody knows."""
   configs = [config.check() for config in configs]
-  costs = engine.sweep(configs, FLAGS.executor, tell=lambda text: print(text, flush=True))
-  print(costs)
-  if failed := command.failures(configs):
-    raise UserError('\n'.join(f'{config.name()} failed: {error}' for config, error in failed))
+  costs = command.train_all(configs)
   spent.append(costs.seconds if costs.trials == len(configs) else None)
 
 

@@ -117,6 +117,15 @@ def show(configs):
   return 1 if failed else 0
 
 
+def train_all(configs):
+  """Trains the configurations by --executor and returns the Costs; raises UserError if any failed, for what needs them all."""
+  costs = engine.sweep(configs, FLAGS.executor, tell=lambda text: print(text, flush=True))
+  print(costs)
+  if failed := failures(configs):
+    raise UserError('\n'.join(f'{config.name()} failed: {error}' for config, error in failed))
+  return costs
+
+
 def failures(configs):
   """[(config, what went wrong, in one line)] of the trials that failed."""
   missing = [config for config in configs if trials.finished(config) is None]
