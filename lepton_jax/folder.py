@@ -58,9 +58,11 @@ def read_weights(folder):
   if step is None:
     if (epath.Path(folder).expanduser() / 'fold-0').exists():
       raise UserError(f'{folder} is a cross-validation; name one of its folds, such as {folder}/fold-0')
+    if problems:
+      raise UserError(f'{folder} holds no whole weights: {"; ".join(problems)}; train it with --rerun to write them again')
     if read_result(epath.Path(folder).expanduser()) is not None:
       raise UserError(f'{folder} is finished but kept no weights; train it with --save_weights and another --runs_dir')
-    raise UserError(f'{folder} holds no finished weights{": " + "; ".join(problems) if problems else ""}; run it to its end first')
+    raise UserError(f'{folder} holds no finished weights; run it to its end first')
   return dict(dict(params={}, quant={}, model_state={}), **store.restore_named(step)), step
 
 
