@@ -274,9 +274,9 @@ def hooks(network, batches, prune_steps, observe, put_examples, rows, compiled):
     def prune(state, step):
       named = trees.named(state.params)
       total = sum(named[n].size for n in network.prunable)
-      gone = sum(int((state.masks[n] == 0).sum()) for n in network.prunable)  # zeros that a run began with never come back
+      gone = prune_masks.zeros(state.masks[n] for n in network.prunable)  # zeros that a run began with never come back
       count = max(gone, round(prune_schedule.cubic(step, prune_steps, config.prune.prune_sparsity) * total))
-      masks = {**state.masks, **prune_masks.remask(score({n: named[n] for n in network.prunable}), np.int32(count))}
+      masks = {**state.masks, **prune_masks.remask({n: named[n] for n in network.prunable}, np.int32(count), score)}
       ema = dict(state.ema, params=prune_masks.apply_masks(state.ema['params'], masks)) if state.ema else {}
       return state.replace(masks=masks, params=prune_masks.apply_masks(state.params, masks), ema=ema)
 

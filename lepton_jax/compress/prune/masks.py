@@ -1,7 +1,10 @@
 """Masks that zero an exact number of weights."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lepton_jax import trees
 
@@ -23,15 +26,24 @@ def global_masks(scores, count):
   return masks
 
 
+@jax.jit
 def apply_masks(params, masks):
   """`params` with the masked entries at zero; `masks` is {leaf name: mask} and may leave leaves out."""
   return trees.map_named(lambda name, leaf: leaf * masks[name] if name in masks else leaf, params)
 
 
-remask = jax.jit(global_masks)
+@functools.partial(jax.jit, static_argnames='score')
+def remask(kernels, count, score):
+  """The global_masks of {name: kernel} by a registered score."""
+  return global_masks(score(kernels), count)
 
 
 def sparsity(params, names):
   """Share of exact zeros among the entries of the named kernels, 0 to 1."""
-  chosen = [leaf for name, leaf in trees.named(params).items() if name in names]
-  return float(sum(int((leaf == 0).sum()) for leaf in chosen) / max(trees.count(chosen), 1))
+  chosen = {name: leaf for name, leaf in trees.named(params).items() if name in names}
+  return zeros(chosen.values()) / max(trees.count(chosen), 1)
+
+
+def zeros(arrays):
+  """How many entries are exactly zero; counted on the host, where nothing is compiled for each shape."""
+  return sum(int((np.asarray(array) == 0).sum()) for array in arrays)

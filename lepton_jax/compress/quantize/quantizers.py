@@ -3,6 +3,9 @@
 Bit widths are traced scalars: one compiled program serves them all.
 """
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -44,7 +47,8 @@ def affine(x, low, high, bits):
   return ((place - zero) * scale).astype(x.dtype)
 
 
+@functools.partial(jax.jit, static_argnames='names')
 def quantize_kernels(params, bits, names):
-  """`params` with the named kernels rounded to `bits` bits."""
+  """`params` with the kernels in the tuple `names` rounded to `bits` bits."""
   return trees.map_named(lambda name, leaf: symmetric(leaf, bits) if name in names else leaf, params)
 
