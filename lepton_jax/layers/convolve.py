@@ -92,12 +92,16 @@ def image_gradient(x, kernel, gradient, strides, padding):
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
     return neighbours(gradient, turned, ((height - 1 - top, height - 1 - bottom), (width - 1 - left, width - 1 - right)))
   rows, columns = gradient.shape[1:3]
-  taps = jnp.matmul(gradient.reshape(-1, features), kernel.reshape(-1, features).T, preferred_element_type=at_least_single(x.dtype))
-  taps = taps.reshape(*gradient.shape[:3], height, width, channels)
+  # Columns of taps first, for the rows and channels of one lie side by side in memory.
+  taps = jnp.matmul(gradient.reshape(-1, features), kernel.transpose(3, 1, 0, 2).reshape(features, -1), preferred_element_type=at_least_single(x.dtype))
+  taps = taps.reshape(*gradient.shape[:3], width, height * channels)
+  across = jnp.zeros((x.shape[0], rows, x.shape[2], height * channels), taps.dtype)
+  for column in range(width):
+    across = across.at[:, :, column:column + columns].add(taps[:, :, :, column])
+  across = across.reshape(*across.shape[:3], height, channels)
   total = jnp.zeros(x.shape, taps.dtype)
   for row in range(height):
-    for column in range(width):
-      total = total.at[:, row:row + rows, column:column + columns].add(taps[:, :, :, row, column])
+    total = total.at[:, row:row + rows].add(across[:, :, :, row])
   return total.astype(x.dtype)
 
 
