@@ -16,7 +16,7 @@ import sys
 
 from absl import flags as absl_flags
 
-from lepton_jax import flags
+from lepton_jax import flags, machine
 from lepton_jax.errors import UserError
 from lepton_jax.sweep import command, grid, trials
 
@@ -51,7 +51,7 @@ def table(model, configs, costs):
   save(sweep_pictures.against_size(rows, 'estimated_bytes', f'{model}: estimated size (bytes)'), f'{FLAGS.output}/compression_{model}.png')
   # What a call that found trials finished took says nothing of the whole.
   minutes = round(costs.seconds / 60, 1) if costs.trials == len(configs) else ''
-  return [dict(model=model, **row, trials=len(configs), programs=len(trials.programs(configs)), minutes=minutes) for row in rows]
+  return [dict(model=model, **row, trials=len(configs), programs=len(trials.programs(configs)), minutes=minutes, cores=machine.cores()) for row in rows]
 
 
 if __name__ == '__main__':

@@ -17,7 +17,7 @@ import sys
 
 from absl import flags as absl_flags
 
-from lepton_jax import flags
+from lepton_jax import flags, machine
 from lepton_jax.errors import UserError
 from lepton_jax.sweep import command, trials
 
@@ -68,7 +68,7 @@ def write(chosen, minutes):
     tried = STRENGTHS.get(method, RATES)
     rows.append(dict(method=method, strength=strength, seeds=len(SEEDS), **sweeps.over_seeds('test_accuracy', results[method]),
                      **sweeps.over_seeds('gain', gains), **sweeps.over_seeds('validation_accuracy', results[method]), tried=', '.join(map(str, tried)),
-                     learning_rate=config.optimization.learning_rate, epochs=config.training.epochs, images=config.data.train_limit,
+                     learning_rate=config.optimization.learning_rate, epochs=config.training.epochs, images=config.data.train_limit, cores=machine.cores(),
                      seconds=round(statistics.mean(r['train_seconds'] for r in results[method]), 1), minutes='' if minutes is None else round(minutes, 1)))
   rows.sort(key=lambda row: -row['test_accuracy'])
   markdown.write_rows(f'{FLAGS.output}/regularization_study.csv', rows)

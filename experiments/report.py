@@ -18,9 +18,6 @@ FLAGS = absl_flags.FLAGS
 OWN = ('runs', 'output', 'report_all_test', 'readme', 'check')
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / 'experiments' / 'results'
-# README table and CSV file: the function of report/markdown.py that makes one of the other
-TABLES = dict(accuracy='accuracy_table', benchmark='speed_table', compression_study='compression_table', regularization_study='regularization_table',
-              sweep_cost='sweep_cost_table')
 
 
 def main(config):
@@ -41,10 +38,11 @@ def main(config):
 
 def readme(check):
   """Writes the README's tables from the CSV files in experiments/results, or only says whether they agree."""
-  from lepton_jax.report import markdown
+  from lepton_jax.report import markdown, studies
+  tables = dict(accuracy=markdown.accuracy_table, benchmark=markdown.speed_table, compression_study=studies.compression_table,
+                regularization_study=studies.regularization_table, sweep_cost=studies.sweep_cost_table)
   text = fresh = (ROOT / 'README.md').read_text()
-  for name, make in TABLES.items():
-    make = getattr(markdown, make)
+  for name, make in tables.items():
     fresh = markdown.insert(fresh, name, make(markdown.rows(RESULTS / f'{name}.csv')))
   if check and fresh != text:
     raise UserError('README.md differs from experiments/results; run ./launch.sh report --readme')
