@@ -17,7 +17,7 @@ from lepton_jax.data import batches as batches_lib
 from lepton_jax.data import dataset as dataset_lib
 from lepton_jax.errors import UserError
 from lepton_jax.precision import at_least_single
-from lepton_jax.regularize import constraints, feature_maps, noise, outputs
+from lepton_jax.regularize import checks, constraints, feature_maps, noise, outputs
 from lepton_jax.train import loop, optim, schedules
 from lepton_jax.train import state as state_lib
 from lepton_jax.train import step as step_lib
@@ -66,7 +66,7 @@ def build(config, dataset, initial=None):
   start = params, model_state = weights_of(variables, initial)
   frozen = trees.matching(config.training.freeze, list(trees.named(params)), 'freeze')
   network = network_lib.with_compression(network, params, model_state, dataset, frozen)
-  check_regularizers(network, params)
+  checks.check(network_lib.strengths(config, network).keys(), config.architecture.model, network.loss, params)
 
   batches = make_batches(config, dataset)
   total_steps = batches.steps_per_epoch * config.training.epochs
@@ -92,23 +92,6 @@ def build(config, dataset, initial=None):
     return assembly(config, variables, weights_of(variables, initial), make_batches(config, dataset))
 
   return assembly(config, variables, start, batches)
-
-
-def check_regularizers(network, params):
-  """Raises UserError for a regulariser that would do nothing on this network."""
-  on = network_lib.strengths(network.config, network).keys()
-  model = network.config.architecture.model
-  classes = {'label_smoothing', 'confidence_penalty', 'r_drop'} & on
-  if classes and network.loss == 'mse':
-    raise UserError(f'--{", --".join(sorted(classes))}: made for classes, and this is regression')
-  if 'spatial_dropout' in on and not any(leaf.ndim == 4 for leaf in jax.tree.leaves(params)):
-    raise UserError(f'--spatial_dropout zeroes feature maps; {model} has no convolution')
-  if 'r_drop' in on and not RANDOM & on:
-    raise UserError(f'--r_drop compares two predictions that differ by chance; add one of --{", --".join(sorted(RANDOM))}')
-
-
-# What makes two passes over the same batch differ.
-RANDOM = {'dropout', 'recurrent_dropout', 'stochastic_depth', 'spatial_dropout', 'drop_connect', 'weight_noise'}
 
 
 def weights_of(variables, initial):

@@ -55,7 +55,7 @@ def write_one(trials, folder, all_tests, failed):
   pictures = sweep_pictures.draw_all(found, curves, folder)
   markdown.write_rows(folder / 'table.csv', found)
   (folder / 'table.tex').write_text(latex(found))
-  lines = [f'# {len(trials)} trials, {len(found)} settings', '', table(found), '', SAID, '']
+  lines = [f'# Trials: {len(trials)}, settings: {len(found)}', '', table(found), '', SAID, '']
   if failed:
     lines += ['Failed:', '', *(f'- `{config.name()}` ({", ".join(f"{f} {config.flat()[f]}" for f in fields)}): {error}' for config, error in failed), '']
   (folder / 'report.md').write_text('\n'.join(lines + [f'![{name.replace("_", " ")}]({name}.png)\n' for name in pictures]))

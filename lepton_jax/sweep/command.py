@@ -41,7 +41,7 @@ def main(lists):
     return drawn(*lists)
   configs = grid.product(*lists)
   trials.check(configs)
-  print(f'{len(configs)} trials, {len(trials.programs(configs))} programs, in {configs[0].run.runs_dir}', flush=True)
+  print(f'trials: {len(configs)}, programs: {len(trials.programs(configs))}, in {configs[0].run.runs_dir}', flush=True)
   if FLAGS.dry_run:
     return dry_run(configs)
   done = sum(trials.finished(config) is not None for config in configs)
@@ -60,7 +60,7 @@ def drawn(base, lists):
     raise UserError('--folds: a search repeats a setting over --seed; folds are for --search=grid')
   trials.check([base])
   drawn_from = search.space({n: v for n, v in lists.items() if n != 'seed'})
-  print(f'{FLAGS.trials} settings, each on {len(set(lists.get("seed", [0])))} seeds, in {base.run.runs_dir}', flush=True)
+  print(f'settings: {FLAGS.trials}, seeds of each: {len(set(lists.get("seed", [0])))}, in {base.run.runs_dir}', flush=True)
   if FLAGS.dry_run:
     for name, one in drawn_from.items():
       print(f'{name}: one of {", ".join(map(str, one.choices))}' if hasattr(one, 'choices') else f'{name}: {one.low} to {one.high}{", log scale" * one.log}')

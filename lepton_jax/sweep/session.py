@@ -36,7 +36,7 @@ class Costs(typing.NamedTuple):
 
   def __str__(self):
     rate = 60 * self.trials / self.seconds if self.seconds else 0
-    return (f'{self.trials} trials trained in {self.seconds:.1f} s, {rate:.1f} a minute; {self.programs} programs; over all devices '
+    return (f'trials trained: {self.trials} in {self.seconds:.1f} s, {rate:.1f} a minute; programs: {self.programs}; over all devices '
             f'{self.compile_seconds:.1f} s compiling, {max(0.0, self.busy_seconds - self.compile_seconds):.1f} s training and the rest')
 
 
