@@ -27,10 +27,13 @@ def main(config):
   if not FLAGS.runs:
     raise UserError('--runs=FOLDER names the folder whose run folders are reported; or pass --readme or --check')
   from lepton_jax.report import sweeps, tables
-  found, others = sweeps.read(FLAGS.runs)
+  from lepton_jax.sweep import command
+  found, others, without = sweeps.read(FLAGS.runs)
   for folder in others:
     print(f'left out: {folder} has no result of a single run with a validation part', file=sys.stderr)
-  for folder, rows in sweeps.write(found, FLAGS.output or f'{FLAGS.runs}/report', FLAGS.report_all_test):
+  output = FLAGS.output or f'{FLAGS.runs}/report'
+  command.make_folder(output)
+  for folder, rows in sweeps.write(found, output, FLAGS.report_all_test, without):
     tables.print_rows(rows)
     print(f'{folder}/report.md')
   return 0

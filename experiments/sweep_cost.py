@@ -6,7 +6,9 @@ Command: ./launch.sh sweep_cost
 Expected: experiments/results/sweep_cost.csv as committed, for that machine.
 Cost: a quarter of an hour on 2 cores with nothing else running.
 
-Processes and recompilations are timed on 8 trials and scaled to 64. Every contestant writes the same files.
+What starts or compiles anew is timed on fewer trials: processes on 8, times 8; trials one after another in one process
+on 4 and on 12, whose difference says what a trial takes and the rest what the start does. Every contestant writes the
+same files.
 """
 
 import os
@@ -33,7 +35,7 @@ from lepton_jax import flags, run
 flags.define()
 absl_flags.FLAGS(sys.argv)
 config = flags.configuration()
-for seed in range(8):
+for seed in range({count}):
   run.train(config.replace(seed=seed, learning_rate=1e-3 * (1 + seed)), quiet=True)
 """
 
@@ -44,8 +46,8 @@ def main(config):
   lines = []
   with tempfile.TemporaryDirectory() as scratch:
     for number in range(FLAGS.rounds):
-      for (work, how), (times, commands) in contestants(f'{scratch}/{number}').items():
-        took = times * sum(map(seconds, commands))
+      for (work, how), commands in contestants(f'{scratch}/{number}').items():
+        took = sum(weight * seconds(command) for weight, command in commands)
         print(f'{took:8.1f} s  {work}, {how}', flush=True)
         lines.append(dict(round=number, work=work, how=how, seconds=round(took, 1), cores=os.cpu_count()))
       markdown.write_rows(FLAGS.output, lines)
@@ -53,18 +55,20 @@ def main(config):
 
 
 def contestants(place):
-  """{(what is done, how): (factor on its seconds, commands)}, their run folders below `place`."""
+  """{(what is done, how): [(factor on its seconds, command)]}, their run folders below `place`."""
   strengths = (*SMALL, *FEW, '--l2=1e-4', '--dropout=0.3', '--parallel=jit')
-  again = [sys.executable, '-c', ONE_BY_ONE, *strengths]
+  one_by_one = lambda name, *more: [  # 64 trials from a + 4 b and a + 12 b seconds
+      (weight, [sys.executable, '-c', ONE_BY_ONE.format(count=count), *strengths, *more, f'--runs_dir={place}-{name}-{count}'])
+      for weight, count in ((-6.5, 4), (7.5, 12))]
   dense, cnn = '64 trials of lenet_300_100', '16 trials of lenet5'
   return {
-      (dense, 'one sweep'): (1, [sweep(f'{place}-i', 'inline', *SMALL, *GRID)]),
-      (dense, 'one sweep, --executor=devices'): (1, [sweep(f'{place}-d', 'devices', *SMALL, *GRID)]),
-      (dense, 'one process, compiled for each trial'): (8, [[*again, f'--runs_dir={place}-o', '--compilation_cache=off']]),
-      (dense, 'one process, each from the cache of programs'): (8, [[*again, f'--runs_dir={place}-c']]),
-      (dense, 'a process for each trial'): (8, [train(f'{place}-p', *strengths, f'--seed={seed}') for seed in range(8)]),
-      (cnn, 'one sweep'): (1, [sweep(f'{place}-cnn-i', 'inline', *CNN)]),
-      (cnn, 'one sweep, --executor=devices'): (1, [sweep(f'{place}-cnn-d', 'devices', *CNN)]),
+      (dense, 'one sweep'): [(1, sweep(f'{place}-i', 'inline', *SMALL, *GRID))],
+      (dense, 'one sweep, --executor=devices'): [(1, sweep(f'{place}-d', 'devices', *SMALL, *GRID))],
+      (dense, 'one process, compiled for each trial'): one_by_one('o', '--compilation_cache=off'),
+      (dense, 'one process, each from the cache of programs'): one_by_one('c'),
+      (dense, 'a process for each trial'): [(8, train(f'{place}-p', *strengths, f'--seed={seed}')) for seed in range(8)],
+      (cnn, 'one sweep'): [(1, sweep(f'{place}-cnn-i', 'inline', *CNN))],
+      (cnn, 'one sweep, --executor=devices'): [(1, sweep(f'{place}-cnn-d', 'devices', *CNN))],
   }
 
 

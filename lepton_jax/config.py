@@ -88,7 +88,7 @@ class Augment:
   augment_zoom: float = option(0.0, 'zoom by a factor within 1 -+ this', low=0, high=0.9, traced=True)
   augment_brightness: float = option(0.0, 'add up to this share of the full scale', low=0, high=1, traced=True)
   augment_contrast: float = option(0.0, 'scale the distance from the mean by 1 -+ this', low=0, high=1, traced=True)
-  augment_cutout: int = option(0, 'erase a square of this side (arXiv:1708.04552)', unit='pixels', low=0, high=512)
+  augment_cutout: int = option(0, 'erase a square of this side (arXiv:1708.04552)', unit='pixels', low=0, high=512, traced=True)
   augment_word_dropout: float = option(0.0, 'text: share of the words that become <unk>, so that the network meets it', low=0, high=0.9, traced=True)
   augment_mixup: float = option(0.0, 'blend pairs, weight ~ Beta(a, a) (arXiv:1710.09412)', low=0, high=100, traced=True)
   augment_cutmix: float = option(0.0, 'paste boxes between pairs, area ~ Beta(a, a) (arXiv:1905.04899)', low=0, high=100, traced=True)
@@ -141,7 +141,7 @@ class Prune:
   prune_end: float = option(0.6, 'share of the run at which the target is reached (cubic, arXiv:1710.01878)', low=0, high=1)
   prune_updates: int = option(20, 'mask updates between begin and end', low=1)
   keep_zeros: bool = option(True, 'with --init_from: kernel entries that are exactly zero there stay so')
-  prune_exclude: str = option('', 'kernels whose path matches this regular expression stay dense')
+  prune_exclude: str = option('', 'kernels whose path matches this regular expression stay dense', separator=';')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,7 +152,7 @@ class Quantize:
   quantize_ranges: str = option('learned', 'activation ranges: trained with the weights (arXiv:1902.08153) or re-calibrated each epoch',
                                 choices=('learned', 'calibrated'))
   quantize_calibration: int = option(8, 'training batches that set the activation ranges', unit='batches', low=1)
-  quantize_exclude: str = option('', 'kernels whose path matches this regular expression stay in float, and so do their inputs')
+  quantize_exclude: str = option('', 'kernels whose path matches this regular expression stay in float, and so do their inputs', separator=';')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,7 @@ class Training:
   select: str = option('best', "weights to report: 'best' on validation, or 'last'", choices=('best', 'last'))
   patience: int = option(0, 'stop after this many epochs without a better validation; 0: never', unit='epochs', low=0, traced=True)
   init_from: str = option('', 'run folder to take weights from; a head of another size starts anew')
-  freeze: str = option('', 'parameters whose path matches this regular expression stay as they are (running averages still follow the data)')
+  freeze: str = option('', 'parameters whose path matches this regular expression stay as they are (running averages still follow the data)', separator=';')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

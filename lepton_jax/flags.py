@@ -165,5 +165,8 @@ def run(main, doc, own=()):
     except UserError as error:
       print(f'error: {error}', file=sys.stderr)
       return 1
+    except KeyboardInterrupt:
+      print('stopped; what was finished before is kept', file=sys.stderr)
+      return 130
 
   app.run(guarded)

@@ -28,6 +28,11 @@ def test_table_is_over_seeds_and_shows_test_of_the_best_alone():
   assert [row['test_accuracy'] for row in sweeps.rows(trials, all_tests=True)] == [pytest.approx(0.6), pytest.approx(0.9)]
 
 
+def test_a_setting_that_lacks_a_seed_is_not_the_best():
+  trials = [trial(0.0, seed, 0.90, 0.8) for seed in range(3)] + [trial(1e-4, 0, 0.99, 0.7)]
+  assert [(row['l2'], row['seeds'], row['test_accuracy']) for row in sweeps.rows(trials)] == [(0.0, 3, pytest.approx(0.8)), (1e-4, 1, '')]
+
+
 def test_front_keeps_what_nothing_beats_in_both():
   points = [(4, 0.9), (1, 0.5), (2, 0.7), (3, 0.6), (2, 0.8), (5, 0.9)]
   assert sweeps.front(points) == [(1, 0.5), (2, 0.8), (4, 0.9)]
@@ -50,14 +55,15 @@ def test_each_data_set_has_a_report_of_its_own_and_failures_are_named(base, tmp_
   engine.sweep(configs, tell=lambda text: None)
   (tmp_path / 'cross-validation').mkdir()
   (tmp_path / 'cross-validation' / 'result.json').write_text('{"folds": 3}')
-  found, others = sweeps.read(tmp_path)
-  assert [path.name for path in others] == ['cross-validation']
   broken = base.replace(batch_size=10_000)
-  written = sweeps.write(found, tmp_path / 'report', failed=[(broken, 'there are only 1294 examples')])
+  engine.sweep([broken], tell=lambda text: None)
+  found, others, without = sweeps.read(tmp_path)
+  assert [path.name for path in others] == ['cross-validation'] and [config for config, _ in without] == [broken]
+  written = sweeps.write(found, tmp_path / 'report', without=without)
   assert {folder.name: len(rows) for folder, rows in written} == {'digits': 2, 'mnist5k': 1}
   assert all(rows[0]['test_accuracy'] != '' for _, rows in written)
   text = (tmp_path / 'report' / 'digits' / 'report.md').read_text()
-  assert broken.name() in text and 'batch size' in text and 'only 1294' in text  # the column that tells who failed is there
+  assert broken.name() in text and 'batch size' in text and without[0][1] in text  # the column that tells who failed is there
 
 
 def test_folds_repeat_a_setting_as_seeds_do():

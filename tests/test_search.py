@@ -4,7 +4,7 @@ import pytest
 from optuna import distributions
 
 from lepton_jax.errors import UserError
-from lepton_jax.sweep import estimate, grid, search, trials
+from lepton_jax.sweep import claims, engine, estimate, grid, search, trials
 
 
 def test_search_draws_on_the_field_s_scale():
@@ -20,24 +20,29 @@ def test_search_draws_on_the_field_s_scale():
     search.space({})
 
 
-def test_search_trains_so_many_settings_once_and_gives_hopeless_ones_up(base):
+def test_search_trains_so_many_settings_once_and_gives_hopeless_ones_up(base, tmp_path):
   lists, lines = dict(learning_rate=[1e-9, 1e-1], seed=[0, 1]), []
   configs, costs = search.search(base.replace(epochs=3), lists, 'tpe', 10, 'inline', lines.append)
-  given_up = sum('given up' in text for text in lines)
-  assert given_up >= 1 and len(configs) == 2 * (10 - given_up) == costs.trials
-  assert all(trials.finished(c) for c in configs) and {c.training.seed for c in configs} == {0, 1}
+  given_up, finished = sum('given up' in text for text in lines), [c for c in configs if trials.finished(c)]
+  assert given_up >= 1 and len(finished) == 2 * (10 - given_up) == costs.trials and len(configs) - len(finished) == given_up
+  assert [why.split(':')[0] for _, why in trials.without_result(configs)] == ['given up'] * given_up and {c.training.seed for c in finished} == {0, 1}
   before, lines = lines, []
   again, costs = search.search(base.replace(epochs=3), lists, 'tpe', 10, 'inline', lines.append)
   assert [text for text in before if 'given up' in text] == lines
   assert [c.name() for c in again] == [c.name() for c in configs] and costs.trials == 0
+  other = claims.take(tmp_path)
+  with pytest.raises(UserError, match='another search'):
+    search.search(base, lists, 'random', 2, 'inline', lines.append)
+  other.release()
   with pytest.raises(UserError, match='inline or devices'):
     search.search(base, lists, 'random', 2, 'processes', lines.append)
 
 
 def test_estimate_counts_what_is_left(base):
-  configs = grid.product(base, dict(epochs=[100], seed=[0, 1]))
-  whole = estimate.estimate(configs, 'inline', 0)
-  assert whole > 2 * estimate.TRIAL and estimate.estimate([], 'inline', 0) == 0
+  configs = grid.product(base, dict(seed=[0, 1]))
+  assert estimate.estimate(configs, 'inline', 0) > 2 * estimate.TRIAL
+  engine.sweep(configs, tell=lambda text: None)
+  assert estimate.estimate(configs, 'inline', 0) == 0
 
 
 def test_a_search_on_numbers_goes_by_the_loss(base, tmp_path):

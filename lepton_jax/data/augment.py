@@ -127,6 +127,7 @@ def word_dropout(tokens, key, rate):
 
 def cutout(image, key, size):
   """Sets a square of side `size`, partly outside at the borders, to the data set's mean (arXiv:1708.04552)."""
+  size = jnp.asarray(size).astype(jnp.int32)
   return jnp.where(_square(image.shape, key, size, size), 0, image)
 
 

@@ -78,7 +78,7 @@ def speed_table(lines):
     body.append((f'{line["network"]}, {line["dtype"]}', str(line['batch']), took['ours'], f'{took["torch"]} ({line["torch_choice"]})', took['flax'],
                  ratio(line, 'ratio_vs_torch'), ratio(line, 'ratio_vs_flax'), line['auto'], f'{ratio(line, "auto_vs_best")}, {line["fixed_choice"]}',
                  f'{float(line["gflops"]):.0f}', f'{100 * float(line["gflops"]) / float(line["peak_gflops"]):.0f} %'))
-  header = ('network', 'batch', 'ours, ms', 'PyTorch, ms', 'plain Flax, ms', 'PyTorch / ours', 'plain Flax / ours', 'auto', 'best fixed choice / auto',
+  header = ('network', 'batch', 'ours, ms', 'PyTorch, ms', 'plain Flax, ms', 'PyTorch / ours', 'plain Flax / ours', 'auto', 'best other choice / auto',
             'GFLOP/s', 'of peak')
   first = lines[0]
   peaks = {line['dtype']: float(line['peak_gflops']) for line in lines}

@@ -1,5 +1,6 @@
 """Pictures of a sweep, each as PNG and as PDF."""
 
+import pathlib
 import statistics
 
 from lepton_jax.report import sweeps
@@ -13,8 +14,11 @@ def draw_all(rows, curves, folder):
 
   rows: of sweeps.rows, best first. curves: for each row the metrics.jsonl rows of its seeds.
   """
+  for name in ('learning_curves', 'settings', 'heat_map', 'parameters', 'size'):  # of an earlier report, which may have had more
+    for kind in ('png', 'pdf'):
+      pathlib.Path(folder, f'{name}.{kind}').unlink(missing_ok=True)
   drawn, fields = [], sweeps.swept(rows)
-  numeric = [f for f in fields if all(isinstance(row[f], (int, float)) for row in rows)]
+  numeric = [f for f in fields if all(isinstance(row[f], (int, float)) for row in rows) and len({row[f] for row in rows}) > 1]
 
   def keep(name, figure):
     save(figure, f'{folder}/{name}.png', f'{folder}/{name}.pdf')
@@ -93,6 +97,8 @@ def settings(rows):
 def heat_map(rows, across, down):
   """The mean over two swept fields, all others averaged."""
   figure, axis = new_axes(6, 4.5)
+  if others := [name.replace('_', ' ') for name in sweeps.swept(rows) if name not in (across, down)]:
+    axis.set_title(f'mean over {", ".join(others)}', fontsize=9)
   measure = sweeps.measure(rows)
   columns, lines = (sorted({row[field] for row in rows}) for field in (across, down))
   mean = lambda c, r: [row[measure] for row in rows if row[across] == c and row[down] == r]

@@ -8,28 +8,40 @@ import statistics
 
 from lepton_jax import config as config_lib
 from lepton_jax.errors import UserError
+from lepton_jax.sweep import trials as trials_lib
 
 REPEATS = ('seed', 'fold')  # what a setting is repeated over
 
 
 def read(runs_dir):
-  """[(config, result)] of the trials in a folder, in the order of their names, and the folders of other results, which no table can rank.
+  """[(config, result)] of the trials in a folder, in the order of their names, the folders of other results, which no table can rank, and
+  [(config, what went wrong)] of the trials that failed or were given up.
 
-  Raises UserError where there are no trials.
+  Raises UserError where there are no trials, and for a damaged file.
   """
   folders = sorted(path.parent for path in pathlib.Path(runs_dir).expanduser().glob('*/result.json'))
-  results = {folder: json.loads((folder / 'result.json').read_text()) for folder in folders}
+  results = {folder: read_json(folder / 'result.json') for folder in folders}
   ranked = [f for f, result in results.items() if {'measure', 'estimated_bytes'} <= result.keys() and f'validation_{result["measure"]}' in result]
   if not ranked:
     raise UserError(f'{runs_dir} holds no finished runs with a validation part')
   config = lambda f: config_lib.Config.from_json((f / 'config.json').read_text(), str(f)).replace(runs_dir=str(f.parent))
-  return [(config(f), results[f]) for f in ranked], [f for f in folders if f not in ranked]
+  without = sorted(path.parent for name in (trials_lib.FAILURE, trials_lib.GIVEN_UP) for path in pathlib.Path(runs_dir).expanduser().glob(f'*/{name}'))
+  without = [f for f in without if f not in results and (f / 'config.json').exists()]
+  return [(config(f), results[f]) for f in ranked], [f for f in folders if f not in ranked], trials_lib.without_result(map(config, without))
 
 
-def write(trials, folder, all_tests=False, failed=()):
+def read_json(path):
+  """What a JSON file holds; raises UserError where it is damaged."""
+  try:
+    return json.loads(path.read_text())
+  except ValueError:
+    raise UserError(f'{path} is damaged; the run that made it writes it again after its removal') from None
+
+
+def write(trials, folder, all_tests=False, without=()):
   """Writes a report of [(config, result)] into a folder, or, if there are several data sets, of each into a folder of its name inside.
 
-  failed: [(config, error)] of the trials that came to no result. Returns [(folder, rows)].
+  without: [(config, why)] of the trials that came to no result. Returns [(folder, rows)].
   """
   sets = {}
   for config, result in trials:
@@ -38,15 +50,15 @@ def write(trials, folder, all_tests=False, failed=()):
   for key, found in sets.items():
     inside = pathlib.Path(folder).expanduser()
     inside = inside / re.sub(r'[^\w.]+', '-', ' '.join(key)).strip('-') if len(sets) > 1 else inside
-    written.append((inside, write_one(found, inside, all_tests, [(c, why) for c, why in failed if (c.data.dataset, c.data.target) == key])))
+    written.append((inside, write_one(found, inside, all_tests, [(c, why) for c, why in without if (c.data.dataset, c.data.target) == key])))
   return written
 
 
-def write_one(trials, folder, all_tests, failed):
+def write_one(trials, folder, all_tests, without):
   """Writes report.md, table.csv, table.tex and the pictures of trials on one data set; returns the rows."""
   from lepton_jax.report import markdown, sweep_pictures
   from lepton_jax.train import record
-  fields = varied([config for config, _ in [*trials, *failed]])
+  fields = varied([config for config, _ in [*trials, *without]])
   found = rows(trials, all_tests, fields)
   folder.mkdir(parents=True, exist_ok=True)
   key = lambda config: tuple(config.flat()[f] for f in fields)
@@ -56,8 +68,9 @@ def write_one(trials, folder, all_tests, failed):
   markdown.write_rows(folder / 'table.csv', found)
   (folder / 'table.tex').write_text(latex(found))
   lines = [f'# Trials: {len(trials)}, settings: {len(found)}', '', table(found), '', SAID, '']
-  if failed:
-    lines += ['Failed:', '', *(f'- `{config.name()}` ({", ".join(f"{f} {config.flat()[f]}" for f in fields)}): {error}' for config, error in failed), '']
+  if without:
+    lines += [f'Without a result: {len(without)}', '',
+              *(f'- `{config.name()}` ({", ".join(f"{f} {config.flat()[f]}" for f in fields)}): {why}' for config, why in without), '']
   (folder / 'report.md').write_text('\n'.join(lines + [f'![{name.replace("_", " ")}]({name}.png)\n' for name in pictures]))
   return found
 
@@ -67,7 +80,8 @@ def varied(configs):
   return [name for name in config_lib.differing(configs) if name not in REPEATS]
 
 
-SAID = ('Mean ± standard deviation over seeds, the best on validation first. Test is shown for the best alone, unless all were asked for. '
+SAID = ('Mean ± standard deviation over seeds (and folds), the best on validation first, those that lack a seed last. '
+        'Test is shown for the best alone, unless all were asked for. '
         'The size is an estimate: bits, positions of zeros and scales, without headers and coding. Seconds are those of a '
         'trial with its evaluation; the first of a program has its compilation as well.')
 
@@ -96,8 +110,8 @@ def rows(trials, all_tests=False, fields=None):
 
   A row has the fields that differ between settings (or the given ones), then seeds (and folds), validation (mean, sd,
   half of its 95 % interval by Student's t), the same of test for the best row, or for `all_tests` of every one,
-  parameters, an estimate of the file's bytes, and seconds a trial. The order is by validation; equal ones are in the
-  order of their fields.
+  parameters, an estimate of the file's bytes, and seconds a trial. The order is by validation, but settings that lack
+  some of their seeds, those that diverge perhaps, stand after all that are whole; equal ones are in the order of their fields.
   """
   trials = list({config.name(): (config, result) for config, result in trials}.values())
   fields = varied([config for config, _ in trials]) if fields is None else fields
@@ -105,8 +119,9 @@ def rows(trials, all_tests=False, fields=None):
   groups = {}
   for config, result in trials:
     groups.setdefault(tuple(config.flat()[n] for n in fields), []).append((config, result))
-  sign = -1 if measure == 'accuracy' else 1
-  order = sorted(groups, key=lambda key: (sign * statistics.mean(r[f'validation_{measure}'] for _, r in groups[key]), tuple(map(str, key))))
+  sign, whole = -1 if measure == 'accuracy' else 1, max(map(len, groups.values()))
+  mean = lambda key: statistics.mean(result[f'validation_{measure}'] for _, result in groups[key])
+  order = sorted(groups, key=lambda key: (len(groups[key]) < whole, sign * mean(key), tuple(map(str, key))))
   found = []
   for place, key in enumerate(order):
     configs, results = zip(*sorted(groups[key], key=lambda trial: [trial[0].flat()[n] or 0 for n in REPEATS]))

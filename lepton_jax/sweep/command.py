@@ -49,7 +49,7 @@ def main(lists):
     print(f'{done} of them are finished already')
   count = iter(range(done + 1, len(configs) + 1))
   numbered = lambda text: print(f'[{next(count, len(configs))}/{len(configs)}] {text}', flush=True)
-  return trained(lambda: (configs, engine.sweep(configs, FLAGS.executor, FLAGS.workers, tell=numbered)))
+  return trained(configs[0], lambda: (configs, engine.sweep(configs, FLAGS.executor, FLAGS.workers, tell=numbered)))
 
 
 def drawn(base, lists):
@@ -59,20 +59,24 @@ def drawn(base, lists):
   if base.data.folds or 'folds' in lists or 'fold' in lists:
     raise UserError('--folds: a search repeats a setting over --seed; folds are for --search=grid')
   trials.check([base])
+  search.check_executor(FLAGS.search, FLAGS.executor)
   drawn_from = search.space({n: v for n, v in lists.items() if n != 'seed'})
   print(f'settings: {FLAGS.trials}, seeds of each: {len(set(lists.get("seed", [0])))}, in {base.run.runs_dir}', flush=True)
   if FLAGS.dry_run:
     for name, one in drawn_from.items():
       print(f'{name}: one of {", ".join(map(str, one.choices))}' if hasattr(one, 'choices') else f'{name}: {one.low} to {one.high}{", log scale" * one.log}')
+    first = base.replace(**{name: values[0] for name, values in lists.items() if name != 'seed'}).check()
+    print(f'{about([first] * FLAGS.trials * len(set(lists.get("seed", [0]))))}, if all are like the first values and none is given up')
     return 0
-  return trained(lambda: search.search(base, lists, FLAGS.search, FLAGS.trials, FLAGS.executor, lambda text: print(text, flush=True)))
+  return trained(base, lambda: search.search(base, lists, FLAGS.search, FLAGS.trials, FLAGS.executor, lambda text: print(text, flush=True)))
 
 
-def trained(work):
+def trained(config, work):
   """Does the work, which returns (configurations, Costs), and shows what it found; returns the exit status."""
   from lepton_jax.train import loop
-  if FLAGS.output:
-    make_folder(FLAGS.output)
+  for folder in (config.run.runs_dir, FLAGS.output):
+    if folder:
+      make_folder(folder)
   try:
     configs, costs = work()
   except loop.Interrupted as signal:
@@ -83,11 +87,11 @@ def trained(work):
 
 
 def make_folder(name):
-  """Makes a folder for output before anything is trained; raises UserError where that cannot be done."""
+  """Makes a folder before anything is trained; raises UserError where that cannot be done."""
   try:
     pathlib.Path(name).expanduser().mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    raise UserError(f'--output={name}: {error}') from None
+    raise UserError(f'cannot make the folder {name}: {error}') from None
 
 
 def dry_run(configs):
@@ -97,17 +101,22 @@ def dry_run(configs):
     print(f'{config.name()}  ' + '  '.join(f'{name}={config.flat()[name]}' for name in swept))
   if len(configs) > SHOWN:
     print(f'... and {len(configs) - SHOWN} more')
-  seconds = estimate.estimate(configs, FLAGS.executor, FLAGS.workers)
-  print(f'about {seconds:.0f} s' if seconds < 120 else f'about {seconds / 60:.0f} minutes')
+  print(about(configs))
   return 0
+
+
+def about(configs):
+  """How long the configurations take, in words."""
+  seconds = estimate.estimate(configs, FLAGS.executor, FLAGS.workers)
+  return f'about {seconds:.0f} s' if seconds < 120 else f'about {seconds / 60:.0f} minutes'
 
 
 def show(configs):
   """Prints and writes the table of what is finished, then what failed; returns the exit status."""
   from lepton_jax.report import sweeps, tables
   found = [(config, result) for config in configs if (result := trials.finished(config)) is not None]
-  failed = failures(configs)
-  for folder, rows in sweeps.write(found, FLAGS.output or f'{configs[0].run.runs_dir}/report', FLAGS.report_all_test, failed) if found else ():
+  failed, without = failures(configs), trials.without_result(configs)
+  for folder, rows in sweeps.write(found, FLAGS.output or f'{configs[0].run.runs_dir}/report', FLAGS.report_all_test, without) if found else ():
     tables.print_rows(rows[:SHOWN])
     if len(rows) > SHOWN:
       print(f'... and {len(rows) - SHOWN} more settings')
@@ -128,5 +137,4 @@ def train_all(configs):
 
 def failures(configs):
   """[(config, what went wrong, in one line)] of the trials that failed."""
-  missing = [config for config in configs if trials.finished(config) is None]
-  return [(config, why['error'].splitlines()[0]) for config in missing if (why := trials.failure(config)) is not None]
+  return [(config, why) for config, why in trials.without_result(configs) if trials.failure(config) is not None]

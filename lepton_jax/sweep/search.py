@@ -1,11 +1,14 @@
 """Random and TPE search: settings drawn from ranges, each judged by the mean of its seeds on validation."""
 
+import collections
+import contextlib
+import pathlib
 import statistics
 import time
 
 from lepton_jax import config as config_lib
 from lepton_jax.errors import UserError
-from lepton_jax.sweep import trials
+from lepton_jax.sweep import claims, trials
 from lepton_jax.sweep.session import Session, load_data
 
 METHODS = ('grid', 'random', 'tpe')
@@ -35,19 +38,36 @@ def space(lists):
   return found
 
 
+def check_executor(method, executor):
+  """Raises UserError for an executor that a search cannot use."""
+  if executor == 'processes':
+    raise UserError(f'--search={method} draws settings as results come in: pass --executor=inline or devices')
+
+
+@contextlib.contextmanager
+def alone(runs_dir):
+  """Keeps other searches out of a folder; raises UserError if one is in it."""
+  claim = claims.take(pathlib.Path(runs_dir).expanduser())
+  if claim is None:
+    raise UserError(f'another search draws its settings in {runs_dir}: wait for its end, or name another --runs_dir')
+  try:
+    yield
+  finally:
+    claim.release()
+
+
 def search(base, lists, method, count, executor, tell):
   """Trains `count` settings drawn from `space(lists)`, every listed seed of each; returns (their configurations, Costs).
 
   After the first ones, 'tpe' draws near the settings that did well (Bergstra et al., NIPS 2011). A trial whose
   validation lies below the median of the earlier ones at its epoch is given up, and its other seeds with it.
   The draws follow from the sampler's seed, the results and how many trials train at once, so a search that is
-  repeated on as many devices finds its trials finished.
+  repeated on as many devices finds its trials finished. Settings that were given up are there with one trial.
   """
   import optuna
 
   from lepton_jax.train import record
-  if executor == 'processes':
-    raise UserError(f'--search={method} draws settings as results come in: pass --executor=inline or devices')
+  check_executor(method, executor)
   optuna.logging.set_verbosity(optuna.logging.WARNING)
   seeds = list(dict.fromkeys(lists.get('seed', [base.training.seed])))
   drawn_from = space({name: values for name, values in lists.items() if name != 'seed'})
@@ -55,14 +75,21 @@ def search(base, lists, method, count, executor, tell):
   direction, measure = 'maximize' if measure == 'accuracy' else 'minimize', f'validation_{measure}'
   sampler = optuna.samplers.RandomSampler(seed=0) if method == 'random' else optuna.samplers.TPESampler(seed=0, constant_liar=True)
   study = optuna.create_study(sampler=sampler, direction=direction, pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1))
-  running, configs, began = {}, {}, time.monotonic()
+  running, told, configs, began = {}, collections.Counter(), {}, time.monotonic()
+
+  def report(config):
+    """Tells the pruner the epochs of a trial that it does not know, those before a stop included."""
+    name = config.name()
+    for row in record.read_rows(trials.folder_of(config))[told[name]:]:
+      running[name].report(row[measure], row['epoch'])
+      told[name] += 1
 
   def hopeless(config, row):
-    trial = running.get(config.name())
-    if trial is None or measure not in row:
+    del row
+    if config.name() not in running:
       return False
-    trial.report(row[measure], row['epoch'])
-    return trial.should_prune()
+    report(config)
+    return running[config.name()].should_prune()
 
   def draw(places):
     """{name of its first trial: (the trials of a setting, Optuna's draws that came to it)}."""
@@ -82,22 +109,22 @@ def search(base, lists, method, count, executor, tell):
     """Tells Optuna what came of a setting."""
     results = [trials.finished(config) for config in group]
     failed = any(trials.failure(config) for config, result in zip(group, results) if result is None)
-    if all(results) or failed:
-      configs.update({config.name(): config for config in group})
-    else:
+    given_up = not all(results) and not failed
+    configs.update({config.name(): config for config in (group[:1] if given_up else group)})
+    if given_up:
       tell(f'{group[0].name()}  given up')
     state = optuna.trial.TrialState.COMPLETE if all(results) else optuna.trial.TrialState.FAIL if failed else optuna.trial.TrialState.PRUNED
     for trial in draws:
       study.tell(trial, statistics.mean(result[measure] for result in results) if all(results) else None, state)
 
-  with Session(base.run, executor == 'devices', tell, hopeless) as session:
+  # What is drawn follows from all results before it, so a second search would draw, and give up, differently.
+  with alone(base.run.runs_dir), Session(base.run, executor == 'devices', tell, hopeless) as session:
     while len(study.trials) < count:
       drawn = draw(min(len(session.workers) * session.lanes, count - len(study.trials)))
-      running = {name: draws[0] for name, (_, draws) in drawn.items()}
-      for group, draws in drawn.values():
+      running, told = {name: draws[0] for name, (_, draws) in drawn.items()}, collections.Counter()
+      for group, _ in drawn.values():
         if trials.finished(group[0]) or trials.given_up(group[0]):  # by an earlier call: the pruner learns of it as it did then
-          for row in record.read_rows(trials.folder_of(group[0])):
-            draws[0].report(row[measure], row['epoch'])
+          report(group[0])
       session.train([group[0] for group, _ in drawn.values() if not trials.given_up(group[0])])
       session.train([config for group, _ in drawn.values() if trials.finished(group[0]) for config in group[1:]])
       for group, draws in drawn.values():

@@ -74,6 +74,8 @@ class Session:
     """
     from lepton_jax import folder
     from lepton_jax.train import loop
+    if len({(config.data, config.optimization.loss) for config in configs}) == 1:  # a mistake in it is all trials'
+      load_data(configs[0].data, configs[0].optimization.loss)
     for config in configs:
       if trials.finished(config):
         folder.check_data(trials.folder_of(config), load_data(config.data, config.optimization.loss).version)
@@ -206,6 +208,7 @@ class Worker:
 
   def _failed(self, config, failed):
     from lepton_jax.train import record
+    record.write_atomically(trials.folder_of(config) / 'config.json', config.to_json())  # it may have failed before it was opened
     record.write_atomically(trials.folder_of(config) / trials.FAILURE, json.dumps(failed._asdict(), indent=2) + '\n')
     self._tell(f'{config.name()}  failed: {failed.error.splitlines()[0]}')
 

@@ -39,6 +39,17 @@ def given_up(config):
   return (folder_of(config) / GIVEN_UP).exists()
 
 
+def without_result(configs):
+  """[(config, why, in one line)] of the trials that failed or were given up."""
+  found = []
+  for config in configs:
+    if finished(config) is None and (why := failure(config)) is not None:
+      found.append((config, why['error'].splitlines()[0]))
+    elif given_up(config):
+      found.append((config, 'given up: validation below the median of earlier settings'))
+  return found
+
+
 def programs(configs):
   """Lists of the configurations that share compiled functions, in the order of their first ones."""
   found = {}
