@@ -220,7 +220,7 @@ def test_a_killed_sweep_ends_in_the_table_of_one_that_was_not(base, tmp_path):
     process.start()
     while process.is_alive() and last_row() == before:  # until this process trains
       time.sleep(0.001)
-    time.sleep(rng.uniform(0, 0.15))
+    time.sleep(rng.uniform(0, 0.1))
     assert process.is_alive()
     process.kill()
     process.join()
