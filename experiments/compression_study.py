@@ -43,14 +43,13 @@ def main(lists):
   return 0
 
 
-def table(model, configs, costs):
+def table(model, configs, seconds):
   """The rows of one network, and its picture."""
   from lepton_jax.report import sweep_pictures, sweeps
   from lepton_jax.report.pictures import save
   rows = sweeps.rows([(config, result) for config in configs if (result := trials.finished(config))], all_tests=True)
   save(sweep_pictures.against_size(rows, 'estimated_bytes', f'{model}: estimated size (bytes)'), f'{FLAGS.output}/compression_{model}.png')
-  # What a call that found trials finished took says nothing of the whole.
-  minutes = round(costs.seconds / 60, 1) if costs.trials == len(configs) else ''
+  minutes = '' if seconds is None else round(seconds / 60, 1)
   return [dict(model=model, **row, trials=len(configs), programs=len(trials.programs(configs)), minutes=minutes, cores=machine.cores()) for row in rows]
 
 

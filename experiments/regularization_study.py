@@ -35,23 +35,20 @@ def main(lists):
     raise UserError('the study has its own lists of values: give each flag one')
   base = base.replace(**{name: values[0] for name, values in given.items()}).replace(seed=TUNED_ON)
   command.make_folder(FLAGS.output)
-  spent = []
   rates = {rate: base.replace(learning_rate=rate) for rate in RATES}
-  train(rates.values(), spent)
+  spent = [train(rates.values())]
   base = max(rates.values(), key=validation)
   tried = {method: {strength: base.replace(**{method: strength}) for strength in strengths} for method, strengths in STRENGTHS.items()}
-  train([config for configs in tried.values() for config in configs.values()], spent)
+  spent.append(train([config for configs in tried.values() for config in configs.values()]))
   chosen = {'none': ('', base)} | {method: max(configs.items(), key=lambda item: validation(item[1])) for method, configs in tried.items()}
-  train([config.replace(seed=seed) for _, config in chosen.values() for seed in SEEDS], spent)
+  spent.append(train([config.replace(seed=seed) for _, config in chosen.values() for seed in SEEDS]))
   write(chosen, sum(spent) / 60 if all(spent) else None)
   return 0
 
 
-def train(configs, spent):
-  """Trains the configurations and adds the seconds to `spent`; None if some were finished already, for then nobody knows."""
-  configs = [config.check() for config in configs]
-  costs = command.train_all(configs)
-  spent.append(costs.seconds if costs.trials == len(configs) else None)
+def train(configs):
+  """Trains the configurations; returns the seconds, None where nobody knows them."""
+  return command.train_all([config.check() for config in configs])
 
 
 def validation(config):

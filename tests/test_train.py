@@ -161,9 +161,9 @@ def test_moving_average_lies_between_start_and_end(small):
 
 
 def test_bfloat16_computes_and_keeps_float32_weights(small):
-  state, _, measured = run_steps(small.replace(dtype='bfloat16', model='cnn_mnist', norm='batch', width=0.5), 3)
+  state, _, measured = run_steps(small.replace(dtype='bfloat16', model='resnet8'), 3)
   assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype('float32')}
-  full, _, reference = run_steps(small.replace(model='cnn_mnist', norm='batch', width=0.5), 3)
+  full, _, reference = run_steps(small.replace(model='resnet8'), 3)
   assert measured['loss'] == pytest.approx(float(reference['loss']), rel=0.1) and measured['loss'] != reference['loss']
 
 

@@ -1,6 +1,5 @@
 """What trials found: one row a setting over its seeds, the best chosen on validation."""
 
-import json
 import math
 import pathlib
 import re
@@ -20,7 +19,7 @@ def read(runs_dir):
   Raises UserError where there are no trials, and for a damaged file.
   """
   folders = sorted(path.parent for path in pathlib.Path(runs_dir).expanduser().glob('*/result.json'))
-  results = {folder: read_json(folder / 'result.json') for folder in folders}
+  results = {folder: trials_lib.read_json(folder / 'result.json') for folder in folders}
   ranked = [f for f, result in results.items() if {'measure', 'estimated_bytes'} <= result.keys() and f'validation_{result["measure"]}' in result]
   if not ranked:
     raise UserError(f'{runs_dir} holds no finished runs with a validation part')
@@ -28,14 +27,6 @@ def read(runs_dir):
   without = sorted(path.parent for name in (trials_lib.FAILURE, trials_lib.GIVEN_UP) for path in pathlib.Path(runs_dir).expanduser().glob(f'*/{name}'))
   without = [f for f in without if f not in results and (f / 'config.json').exists()]
   return [(config(f), results[f]) for f in ranked], [f for f in folders if f not in ranked], trials_lib.without_result(map(config, without))
-
-
-def read_json(path):
-  """What a JSON file holds; raises UserError where it is damaged."""
-  try:
-    return json.loads(path.read_text())
-  except ValueError:
-    raise UserError(f'{path} is damaged; the run that made it writes it again after its removal') from None
 
 
 def write(trials, folder, all_tests=False, without=()):

@@ -115,7 +115,8 @@ def show(configs):
   """Prints and writes the table of what is finished, then what failed; returns the exit status."""
   from lepton_jax.report import sweeps, tables
   found = [(config, result) for config in configs if (result := trials.finished(config)) is not None]
-  failed, without = failures(configs), trials.without_result(configs)
+  without = trials.without_result(configs)
+  failed = [(config, why) for config, why in without if not trials.given_up(config)]
   for folder, rows in sweeps.write(found, FLAGS.output or f'{configs[0].run.runs_dir}/report', FLAGS.report_all_test, without) if found else ():
     tables.print_rows(rows[:SHOWN])
     if len(rows) > SHOWN:
@@ -127,14 +128,12 @@ def show(configs):
 
 
 def train_all(configs):
-  """Trains the configurations by --executor and returns the Costs; raises UserError if any failed, for what needs them all."""
+  """Trains the configurations by --executor, for what needs them all: raises UserError if any failed.
+
+  Returns the seconds they took, None if some were finished already, for then nobody knows.
+  """
   costs = engine.sweep(configs, FLAGS.executor, tell=lambda text: print(text, flush=True))
   print(costs)
-  if failed := failures(configs):
+  if failed := trials.without_result(configs):
     raise UserError('\n'.join(f'{config.name()} failed: {error}' for config, error in failed))
-  return costs
-
-
-def failures(configs):
-  """[(config, what went wrong, in one line)] of the trials that failed."""
-  return [(config, why) for config, why in trials.without_result(configs) if trials.failure(config) is not None]
+  return costs.seconds if costs.trials == len(configs) else None

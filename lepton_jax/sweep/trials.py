@@ -1,6 +1,5 @@
 """The trials of a sweep: where their folders are, what came of them, which of them share programs."""
 
-import contextlib
 import json
 import pathlib
 
@@ -16,16 +15,24 @@ def folder_of(config):
   return pathlib.Path(config.run.runs_dir).expanduser() / config.name()
 
 
+def read_json(path):
+  """What a JSON file holds, None where there is none; raises UserError where it is damaged."""
+  try:
+    return json.loads(path.read_text())
+  except FileNotFoundError:
+    return None
+  except ValueError:
+    raise UserError(f'{path} is damaged; the run that made it writes it again after its removal') from None
+
+
 def finished(config):
   """The result of a trial, or None."""
-  with contextlib.suppress(FileNotFoundError):
-    return json.loads((folder_of(config) / 'result.json').read_text())
+  return read_json(folder_of(config) / 'result.json')
 
 
 def failure(config):
   """{'error', 'traceback'} of a trial that failed, or None."""
-  with contextlib.suppress(FileNotFoundError):
-    return json.loads((folder_of(config) / FAILURE).read_text())
+  return read_json(folder_of(config) / FAILURE)
 
 
 def failed_since(config, began):
