@@ -174,6 +174,8 @@ class Run:
   parallel: str = option('auto', 'one device, or the batch split over several by sharding or by pmap; auto: by backend and model',
                          choices=('auto', 'jit', 'sharded', 'pmap'), identity=False)
   devices: int = option(0, 'devices to use in sharded and pmap; 0: all', low=0, identity=False)
+  convolution: str = option('auto', 'what computes convolutions and matrix products on a CPU; auto: oneDNN where it is installed',
+                            choices=('auto', 'onednn', 'xla'), identity=False)
   cpu_devices: int = option(0, 'virtual CPU devices to make; 0: one a core, with --parallel=jit one', low=0, high=256, identity=False)
   steps_per_call: str = option('auto', 'train steps in one compiled call, or auto: by backend and model', identity=False)
   checkpoint_every: int = option(1, 'epochs between checkpoints; 0: only where a run is stopped', unit='epochs', low=0, identity=False)

@@ -21,9 +21,15 @@ def start(options):
     jax.config.update('jax_num_cpu_devices', count)
   where = options.compilation_cache
   if where != 'off':
-    home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-    jax.config.update('jax_compilation_cache_dir', str(pathlib.Path(where).expanduser() if where else pathlib.Path(home) / 'lepton_jax' / 'xla'))
+    path = pathlib.Path(where).expanduser() if where else cache_folder() / 'xla'
+    jax.config.update('jax_compilation_cache_dir', str(path))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+
+
+def cache_folder():
+  """Where what was compiled for this machine is kept."""
+  home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  return pathlib.Path(home) / 'lepton_jax'
 
 
 def cores():

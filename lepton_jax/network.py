@@ -14,6 +14,7 @@ from lepton_jax.compress.quantize import quantizers
 from lepton_jax.compress.quantize import sites as quantize_sites
 from lepton_jax.data import series
 from lepton_jax.errors import UserError
+from lepton_jax.layers import platform
 from lepton_jax.precision import at_least_single
 
 MODEL_OPTIONS = ('width', 'depth', 'hidden', 'embedding', 'activation', 'norm', 'pooling', 'tied', 'dropout', 'recurrent_dropout', 'stochastic_depth')
@@ -100,8 +101,9 @@ class Network:
     if jnp.issubdtype(inputs.dtype, jnp.floating):
       inputs = inputs.astype(self.config.architecture.dtype)
     mutable = [*(model_state if training is not None else ()), *collect]
-    result = self.module.apply({'params': weights['params'], **model_state}, inputs, training,
-                               rngs=None if key is None else {'dropout': key}, mutable=mutable or False)
+    with platform.using(self.config.run.convolution):
+      result = self.module.apply({'params': weights['params'], **model_state}, inputs, training,
+                                 rngs=None if key is None else {'dropout': key}, mutable=mutable or False)
     logits, changed = result if mutable else (result, {})
     return logits.astype(precision), {**model_state, **changed}
 
@@ -162,6 +164,7 @@ class Network:
 
 def make_network(config, dataset):
   """The Network without compression; picks the loss where the flag is unset and checks that it fits."""
+  platform.check(config.run.convolution)
   architecture, loss = config.architecture, config.optimization.loss
   if architecture.dtype == 'float64' and not jax.config.jax_enable_x64:
     raise UserError('--dtype=float64 needs JAX_ENABLE_X64=1 in the environment')

@@ -15,6 +15,7 @@ from lepton_jax.compress import size
 from lepton_jax.compress.prune import masks
 from lepton_jax.compress.quantize import sites
 from lepton_jax.errors import UserError
+from lepton_jax.layers import platform
 from lepton_jax.train import checkpoint, loop
 from lepton_jax.train import parallel as parallel_lib
 from lepton_jax.train import record as record_lib
@@ -45,7 +46,7 @@ def train_one(config, folder, quiet=False):
   quiet = quiet or not first
   initial = read_initial(config, data) if config.training.init_from else None
   assembly = assemble.build(config, data, initial)
-  mode, devices = speed.devices(config.run.parallel, config.run.devices, assembly.state.params, config.data.batch_size, jax.default_backend())
+  mode, devices = speed.devices(config.run.parallel, config.run.devices, config.data.batch_size, jax.default_backend())
   layout = parallel_lib.make_parallel(mode, config.data.batch_size, devices)
   calls = speed.steps_per_call(config.run.steps_per_call, assembly.state.params, assembly.batches, jax.default_backend())
   if first:
@@ -93,7 +94,8 @@ def finish(config, assembly, folder, state, rows, elapsed, hparams, measure, dev
       **count_steps(assembly, state, use_best, rows, elapsed),
       **describe_compression(assembly.network, weights, hparams), **naive_forecasts(config, data),
       **(linear.coefficients(assembly.network, data, weights) if config.architecture.model == 'linear' and data.task == 'regression' else {}),
-      parameters_sha256=trees.digest(state.trained), seed=config.training.seed, dataset_sha256=data.fingerprint, **machine.facts(), devices=devices)
+      parameters_sha256=trees.digest(state.trained), seed=config.training.seed, dataset_sha256=data.fingerprint, **machine.facts(), devices=devices,
+      convolution=platform.describe(config.run.convolution))
   if jax.process_index() == 0:
     if config.run.pictures and rows:
       from lepton_jax.report import pictures
@@ -231,4 +233,5 @@ def describe(config, assembly, layout, mode, calls):
   data = assembly.dataset
   sizes = ' / '.join(f'{data.size(s):,}' for s in ('train', 'validation', 'test'))
   return (f'{config.name()}: {trees.count(assembly.state.params):,} parameters, {data.name} {sizes} examples, '
-          f'{assembly.total_steps:,} steps, {calls} a call, {mode} on {layout.devices} {jax.default_backend()} device(s)')
+          f'{assembly.total_steps:,} steps, {calls} a call, {mode} on {layout.devices} {jax.default_backend()} device(s), '
+          f'convolutions by {platform.describe(config.run.convolution)}')

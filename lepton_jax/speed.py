@@ -6,17 +6,13 @@ from lepton_jax import trees
 from lepton_jax.errors import UserError
 
 AUTO = 'auto'
-SHARE = 32  # the fewest examples on which a device was measured to gain, with two devices
 
 
-def devices(mode, asked, params, batch_size, backend):
+def devices(mode, asked, batch_size, backend):
   """(mode, number of devices, 0 for all) of a run.
 
-  Under 'auto' several processes and several accelerators share the batch. So do the cores of one CPU,
-  each a virtual device, where 3x3 or larger convolutions over several channels hold most of the
-  convolutions' weights, which XLA computes on one core at a time, or where steps follow one another, too
-  small to be cut. A dense network, and one of depthwise and 1x1 convolutions, stays on one device: its large
-  products use all cores by themselves.
+  Under 'auto' several processes and several accelerators share the batch. On a CPU a run takes one device,
+  whose convolutions and products use all cores.
   """
   if mode != AUTO:
     return mode, asked
@@ -25,9 +21,7 @@ def devices(mode, asked, params, batch_size, backend):
   split = 'pmap' if backend == 'cpu' else 'sharded'
   if asked:
     return (split, asked) if asked > 1 else ('jit', 0)
-  count = jax.device_count()
-  if backend == 'cpu':
-    count = min(count, batch_size // SHARE) if spatial(params) or recurrent(params) else 1
+  count = 1 if backend == 'cpu' else jax.device_count()
   while count > 1 and batch_size % count:
     count -= 1
   return (split, count) if count > 1 else ('jit', 0)
@@ -36,13 +30,6 @@ def devices(mode, asked, params, batch_size, backend):
 def recurrent(params):
   """Whether a layer takes its own output of the step before."""
   return any(name.endswith('recurrent/kernel') for name in trees.named(params))
-
-
-def spatial(params):
-  """Whether most of the weights of the convolutions look at several positions and several channels."""
-  kernels = [leaf.shape for name, leaf in trees.named(params).items() if trees.is_kernel(name) and leaf.ndim == 4]
-  sizes = [(height * width * channels * features, height * width > 1 and channels > 1) for height, width, channels, features in kernels]
-  return 2 * sum(size for size, several in sizes if several) > sum(size for size, _ in sizes)
 
 
 def steps_per_call(asked, params, batches, backend):

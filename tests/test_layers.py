@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from lepton_jax import layers
 from lepton_jax.errors import UserError
-from lepton_jax.layers import convolve
+from lepton_jax.layers import convolve, platform
+from lepton_jax.layers.native import library
+from lepton_jax.layers.product import product
 
 
 def normal(seed, *shape):
@@ -19,32 +21,131 @@ def training(batch, rate=None, axis=None):
   return layers.Training(example=jnp.arange(batch), dropout=None if rate is None else jnp.float32(rate), axis=axis)
 
 
-CONVOLUTIONS = dict(whole=lambda *arguments: convolve.dense(*arguments, 1), chunked=lambda *arguments: convolve.dense(*arguments, 8),
-                    depthwise=convolve.depthwise, pointwise=lambda x, w, strides, padding: convolve.pointwise(x, w, strides))
+def values_and_gradients(function):
+  """Of a function of arrays: its value, and the gradients of a sum that tells every entry apart."""
+  total = lambda *arrays: jnp.sum(jnp.sin(function(*arrays).astype(jnp.float32)))
+  return lambda *arrays: (function(*arrays), jax.grad(total, tuple(range(len(arrays))))(*arrays))
 
 
-@settings(max_examples=16)
-@given(which=st.sampled_from(sorted(CONVOLUTIONS)), batch=st.integers(1, 19), sides=st.tuples(st.integers(5, 9), st.integers(5, 9)),
-       channels=st.sampled_from([2, 3, 4, 17]), features=st.sampled_from([1, 3, 5, 16, 32]), sizes=st.tuples(st.integers(1, 5), st.integers(1, 5)),
-       stride=st.integers(1, 2), padding=st.sampled_from(['SAME', 'VALID']), mapped=st.booleans(), dtype=st.sampled_from(['float32', 'bfloat16']))
-@example(which='chunked', batch=6, sides=(9, 7), channels=3, features=5, sizes=(5, 5), stride=1, padding='VALID', mapped=False, dtype='float32')
-@example(which='whole', batch=3, sides=(6, 8), channels=4, features=16, sizes=(3, 3), stride=1, padding='SAME', mapped=True, dtype='bfloat16')
-def test_convolutions_equal_the_plain_one(which, batch, sides, channels, features, sizes, stride, padding, mapped, dtype):
-  """Values and both gradients, under vmap as well."""
-  sizes = (1, 1) if which == 'pointwise' else sizes
-  groups, shape = (channels, (*sizes, 1, channels)) if which == 'depthwise' else (1, (*sizes, channels, features))
-  x, w = (n.astype(dtype) for n in (normal(0, 2, batch, *sides, channels), normal(1, 2, *shape)))
-  strides, tolerance = (stride, stride), dict(float32=1e-4, bfloat16=0.05)[dtype]
+def assert_near(mine, reference, tolerance):
+  """All leaves, relative to the largest entry of each."""
+  for one, other in zip(jax.tree.leaves(mine), jax.tree.leaves(reference), strict=True):
+    one, other = (np.asarray(array, np.float32) for array in (one, other))
+    atol = tolerance * max(1, np.abs(other).max())
+    np.testing.assert_allclose(one, other, rtol=tolerance, atol=atol)
 
-  def both(function):
-    value_and_gradients = lambda x, w: (function(x, w), jax.grad(lambda *a: jnp.sum(jnp.sin(function(*a).astype(jnp.float32))), (0, 1))(x, w))
-    found = jax.jit(jax.vmap(value_and_gradients))(x, w) if mapped else jax.jit(value_and_gradients)(x[0], w[0])
-    return jax.tree.map(lambda array: np.asarray(array, np.float32), found)
 
-  fast = both(lambda x, w: CONVOLUTIONS[which](x, w, strides, padding))
-  plain = both(lambda x, w: convolve.plain(x, w, strides, padding, groups))
-  for mine, reference in zip(jax.tree.leaves(fast), jax.tree.leaves(plain)):
-    np.testing.assert_allclose(mine, reference, rtol=tolerance, atol=tolerance * max(1, np.abs(reference).max()))
+CHOICES = ('xla', 'onednn') if not isinstance(library.status(), library.Missing) else ('xla',)
+TOLERANCE = dict(float32=1e-4, bfloat16=0.05)
+
+
+@settings(max_examples=40)
+@given(choice=st.sampled_from(CHOICES), batch=st.integers(1, 19), sides=st.tuples(st.integers(5, 9), st.integers(5, 9)),
+       channels=st.sampled_from([1, 2, 3, 6, 17]), features=st.sampled_from([1, 3, 16, 32]),
+       grouping=st.sampled_from(['one', 'two', 'depthwise']), sizes=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+       strides=st.tuples(st.integers(1, 3), st.integers(1, 3)), padding=st.sampled_from(['SAME', 'VALID']),
+       bias=st.booleans(), mapped=st.sampled_from(['', 'x', 'w', 'xw']), dtype=st.sampled_from(['float32', 'bfloat16']))
+@example(choice=CHOICES[-1], batch=19, sides=(9, 7), channels=3, features=16, grouping='one', sizes=(3, 3),
+         strides=(1, 1), padding='SAME', bias=True, mapped='', dtype='float32')
+@example(choice=CHOICES[-1], batch=3, sides=(9, 7), channels=6, features=32, grouping='one', sizes=(1, 1),
+         strides=(1, 1), padding='SAME', bias=True, mapped='x', dtype='bfloat16')
+def test_convolutions_equal_the_plain_one(choice, batch, sides, channels, features, grouping, sizes, strides, padding, bias,
+                                          mapped, dtype):
+  """Values and all gradients, by each library, over lanes of images, of kernels and of both."""
+  groups = dict(one=1, two=2 if channels == 6 else 1, depthwise=channels)[grouping]
+  features = channels if grouping == 'depthwise' else 2 * features
+  shapes = dict(x=(batch, *sides, channels), w=(*sizes, channels // groups, features))
+  x, w = (normal(i, *((2,) if name in mapped else ()), *shape).astype(dtype) for i, (name, shape) in enumerate(shapes.items()))
+  arrays = (x, w, normal(2, features).astype(dtype)) if bias else (x, w)
+  lanes = tuple(0 if name in mapped else None for name in 'xwb'[:len(arrays)])
+  run = lambda function: jax.jit(jax.vmap(function, lanes) if mapped else function)(*arrays)
+
+  def mine(x, w, b=None):
+    return convolve.convolve(x, w, b, strides, padding, groups)
+
+  def plain(x, w, b=None):
+    pads = jax.lax.padtype_to_pads(x.shape[1:3], w.shape[:2], strides, padding)
+    y = convolve.plain(x, w, strides, pads, groups)
+    return y if b is None else y + b
+
+  with platform.using(choice):
+    found = run(values_and_gradients(mine))
+  assert_near(found, run(values_and_gradients(plain)), TOLERANCE[dtype])
+
+
+@settings(max_examples=20)
+@given(rows=st.lists(st.integers(1, 9), min_size=1, max_size=3), inputs=st.integers(1, 70), features=st.integers(1, 70),
+       mapped=st.sampled_from(['', 'x', 'w', 'xw']), dtype=st.sampled_from(['float32', 'bfloat16']))
+@example(rows=[300, 2], inputs=70, features=65, mapped='', dtype='float32')  # in several parts
+@example(rows=[3], inputs=300, features=700, mapped='', dtype='float32')
+def test_products_equal_the_plain_one(rows, inputs, features, mapped, dtype):
+  shapes = dict(x=(*rows, inputs), w=(inputs, features))
+  x, w = (normal(i, *((2,) if name in mapped else ()), *shape).astype(dtype) for i, (name, shape) in enumerate(shapes.items()))
+  lanes = tuple(0 if name in mapped else None for name in 'xw')
+  run = lambda function: jax.jit(jax.vmap(function, lanes) if mapped else function)(x, w)
+  found = run(values_and_gradients(product))
+  assert_near(found, run(values_and_gradients(lambda x, w: x @ w)), TOLERANCE[dtype])
+
+
+def test_gradients_of_gradients_of_convolutions_and_products():
+  """As a product with the Hessian takes them."""
+  x, w, b, v = normal(0, 4, 6, 5, 3), normal(1, 3, 3, 3, 4), normal(2, 4), normal(3, 4, 2)
+
+  def second(convolution, multiply):
+    first = jax.grad(lambda *a: jnp.sum(jnp.sin(multiply(convolution(*a[:3]), a[3]))), (0, 1, 2, 3))
+    return jax.grad(lambda *a: sum(jnp.sum(jnp.sin(g)) for g in first(*a)), (0, 1, 2, 3))(x, w, b, v)
+
+  pads = ((1, 1), (1, 1))
+  mine = second(lambda x, w, b: convolve.convolve(x, w, b, (1, 1), 'SAME', 1), product)
+  plain = second(lambda x, w, b: convolve.plain(x, w, (1, 1), pads, 1) + b, lambda x, w: x @ w)
+  assert_near(mine, plain, 1e-4)
+
+
+@pytest.mark.parametrize('shape', [(0, 6, 6, 3), (1, 6, 6, 3)])
+def test_batches_of_none_and_of_one(shape):
+  y = convolve.convolve(jnp.ones(shape), jnp.ones((3, 3, 3, 4)), jnp.ones(4), (1, 1), 'VALID', 1)
+  np.testing.assert_array_equal(y, np.full((shape[0], 4, 4, 4), 28))
+
+
+def test_float64_stays_float64():
+  with jax.enable_x64(True):
+    x, w = np.full((2, 5, 5, 3), 1 / 3), np.full((3, 3, 3, 4), 0.1)
+    y = convolve.convolve(jnp.asarray(x), jnp.asarray(w), None, (1, 1), 'VALID', 1)
+    assert y.dtype == jnp.float64
+    np.testing.assert_allclose(y, 0.9, rtol=1e-15)
+
+
+@pytest.mark.skipif(CHOICES == ('xla',), reason='no oneDNN here')
+def test_what_onednn_cannot_do_is_an_error_that_names_the_shapes():
+  x, w = jnp.ones((2, 5, 5, 3)), jnp.ones((3, 3, 4, 8))  # a kernel for 4 channels
+  with pytest.raises(Exception, match=r'convolution: image, kernel, result \[2,5,5,3\] \[3,3,4,8\]'):
+    jax.block_until_ready(convolve.by_onednn(x, w, None, ((1, 1), ((1, 1), (1, 1)), 1)))
+
+
+@pytest.mark.skipif(CHOICES == ('xla',), reason='no oneDNN here')
+def test_a_batch_split_over_devices_is_never_gathered():
+  """The programs of convolutions, products and their gradients exchange sums of gradients alone."""
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+  split, whole = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in (('data',), ()))
+  x, w, b, v = normal(0, 8, 6, 5, 3), normal(1, 3, 3, 3, 4), normal(2, 4), normal(3, 4, 2)
+
+  def loss(x, w, b, v):
+    return jnp.sum(jnp.sin(product(convolve.convolve(x, w, b, (1, 1), 'SAME', 1), v)))
+
+  step = jax.jit(jax.grad(loss, (1, 2, 3)), in_shardings=(split, whole, whole, whole), out_shardings=whole)
+  text = step.lower(x, w, b, v).compile().as_text()
+  assert 'all-reduce' in text and not any(word in text for word in ('all-gather', 'all-to-all', 'collective-permute'))
+  assert 'f32[4,6,5,3]' in text and 'f32[8,6,5,' not in text
+  assert_near(step(x, w, b, v), jax.grad(loss, (1, 2, 3))(x, w, b, v), 1e-5)
+
+
+def test_portable_programs_hold_no_call_of_this_machine():
+  layer, x = layers.Conv(4), jnp.ones((2, 5, 5, 3))
+  params = layer.init(jax.random.key(0), x)
+  with platform.using('portable'):
+    exported = jax.export.export(jax.jit(lambda x: layer.apply(params, x)), platforms=['cpu', 'cuda', 'tpu'])(x)
+  assert 'custom_call' not in exported.mlir_module()
+  np.testing.assert_allclose(jax.export.deserialize(exported.serialize()).call(x), layer.apply(params, x), atol=1e-5)
 
 
 def test_convolution_known_answer():

@@ -15,7 +15,7 @@ LEAVES = STANDARD | {'trees', 'losses', 'metrics', 'precision'}
 ALLOWED = {
     'errors': set(), 'registry': {'errors'}, 'config': {'registry', 'errors'}, 'flags': STANDARD,
     'precision': set(), 'trees': STANDARD, 'losses': STANDARD, 'metrics': STANDARD | {'losses'},
-    'layers': LEAVES, 'models': LEAVES | {'layers'}, 'data': LEAVES, 'regularize': LEAVES | {'layers'},
+    'layers': LEAVES | {'machine'}, 'models': LEAVES | {'layers'}, 'data': LEAVES, 'regularize': LEAVES | {'layers'},
     'compress': LEAVES | {'layers'}, 'train': LEAVES, 'machine': set(),
 }
 HEAVY = {'tensorflow_datasets', 'matplotlib', 'sklearn', 'mlxtend', 'tensorboardX', 'rich', 'tensorflow', 'orbax', 'optuna'}

@@ -31,9 +31,9 @@ class Contestant:
                    vocabulary=words)
     assembly = assemble.build(config, data)
     backend = jax.default_backend()
-    mode, count = speed.devices(speed.AUTO, devices, assembly.state.params, len(inputs), backend)
+    mode, count = speed.devices(speed.AUTO, devices, len(inputs), backend)
     self._dtype, self._count, self._recurrent = dtype, max(1, count), speed.recurrent(assembly.state.params)
-    self._auto_devices = max(1, speed.devices(speed.AUTO, 0, assembly.state.params, len(inputs), backend)[1])
+    self._auto_devices = max(1, speed.devices(speed.AUTO, 0, len(inputs), backend)[1])
     layout = parallel.make_parallel(mode, len(inputs), count)
     self.parameters = sum(p.size for p in jax.tree.leaves(assembly.state.params))
     long = types.SimpleNamespace(same_shapes=assembly.batches.same_shapes, steps_per_epoch=960)  # these data are one batch

@@ -28,7 +28,8 @@ class Conv(nn.Module):
       raise UserError(f'{"/".join(self.path)}: a {self.kernel_size[0]}x{self.kernel_size[1]} convolution without padding '
                       f'got a {height}x{width} image; use larger images (--image_size) or another model')
     kernel = self.param('kernel', self.kernel_init, (*self.kernel_size, x.shape[-1] // self.groups, self.features), at_least_single(x.dtype))
-    y = convolve(x, kernel.astype(x.dtype), (self.strides, self.strides), self.padding, self.groups)
+    bias = None
     if self.use_bias:
-      y += self.param('bias', nn.initializers.zeros_init(), (self.features,), at_least_single(x.dtype)).astype(x.dtype)
-    return y
+      zeros = nn.initializers.zeros_init()
+      bias = self.param('bias', zeros, (self.features,), at_least_single(x.dtype)).astype(x.dtype)
+    return convolve(x, kernel.astype(x.dtype), bias, (self.strides, self.strides), self.padding, self.groups)

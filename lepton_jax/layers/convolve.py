@@ -1,4 +1,4 @@
-"""Convolution in the form that suits the platform, with gradients of its own on a CPU."""
+"""Convolution and its gradients: by oneDNN on a CPU that has it, else by XLA."""
 
 import functools
 import math
@@ -8,135 +8,171 @@ import jax.numpy as jnp
 from jax import lax
 
 from lepton_jax.layers import platform
+from lepton_jax.layers.native import call
+from lepton_jax.layers.product import product
 from lepton_jax.precision import at_least_single
 
-# On CPU the weight gradient is summed over this many parts of a device's share of the batch: patches then stay
-# in cache, which is about twice as fast as XLA's one large contraction. More parts cost compile time.
+# XLA's weight gradient on a CPU is summed over this many parts of the batch: patches then stay in cache, which
+# is about twice as fast as one large contraction. More parts cost compile time.
 CHUNKS = 4
 
 
-def plain(x, kernel, strides, padding, groups):
-  """The reference: x[b, h, w, c] with kernel[kh, kw, c / groups, features]."""
-  return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=groups)
+def convolve(x, kernel, bias, strides, padding, groups):
+  """x[b, h, w, c] with kernel[kh, kw, c / groups, features], plus bias[features] or None.
 
-
-def neighbours(x, kernel, pads):
-  """`plain` of one group and stride 1, where few output channels leave the processor's wide registers half empty.
-
-  Some neighbouring positions of a row are computed as channels of one position: the kernel is repeated,
-  each time shifted by a column and filled up with zeros. More is multiplied, in two thirds to two fifths of
-  the time with up to 16 channels in; with 32 it no longer pays. An infinite pixel makes NaN of its neighbours here.
+  `strides` is a pair and `padding` 'SAME' or 'VALID'. Reverse mode only on a CPU.
   """
-  height, width, channels, features = kernel.shape
-  columns = x.shape[2] + sum(pads[1]) - width + 1
-  count = (64 if channels <= 4 else 32) // features
-  if channels == 1 or channels > 16 or count < 2 or columns % count:
-    return plain(x, kernel, (1, 1), pads, 1)
-  kernel = jnp.stack([jnp.pad(kernel, ((0, 0), (i, count - 1 - i), (0, 0), (0, 0))) for i in range(count)], 3)
-  y = plain(x, kernel.reshape(height, width + count - 1, channels, count * features), (1, count), pads, 1)
-  return y.reshape(*y.shape[:2], columns, features)
+  pads = tuple(lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding))
+  if not platform.native(x, kernel):
+    y = by_xla(x, kernel, strides, pads, groups)
+    return y if bias is None else y + bias
+  if kernel.shape[:2] == (1, 1) and strides == (1, 1) and groups == 1:
+    y = product(x, kernel[0, 0])
+    return y if bias is None else y + bias
+  return by_onednn(x, kernel, bias, (strides, pads, groups))
+
+
+def plain(x, kernel, strides, pads, groups):
+  """The reference."""
+  return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+                                  feature_group_count=groups)
+
+
+def by_onednn(x, kernel, bias, window):
+  """The convolution by oneDNN; `window` is (strides, pads, groups)."""
+  return _convolution(window, x, kernel) if bias is None else _biased(window, x, kernel, bias)
+
+
+# Three operations, each linear in both arguments; the derivatives of each are the other two. Sides that the
+# arguments do not tell are given: with strides, images of several sizes have a result of the same size.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _convolution(window, x, kernel):
+  return _operation('convolution', window, _out_sides(window, x, kernel))(x, kernel)[0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _image_gradient(window, sides, gradient, kernel):
+  return _operation('image_gradient', window, sides)(gradient, kernel)[0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _kernel_gradient(window, sides, x, gradient):
+  return _operation('kernel_gradient', window, sides)(x, gradient)[0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _biased(window, x, kernel, bias):
+  """With the bias added in the same pass, and its gradient found in that of the kernel's."""
+  return _operation('convolution', window, _out_sides(window, x, kernel), True)(x, kernel, bias)[0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _both_gradients(window, sides, x, gradient):
+  """Of the kernel and of the bias."""
+  return _operation('kernel_gradient', window, sides, True)(x, gradient)
+
+
+def _convolution_back(window, saved, g):
+  x, kernel = saved
+  return _image_gradient(window, x.shape[1:3], g, kernel), _kernel_gradient(window, kernel.shape[:2], x, g)
+
+
+def _image_gradient_back(window, sides, saved, g):
+  gradient, kernel = saved
+  return _convolution(window, g, kernel), _kernel_gradient(window, kernel.shape[:2], g, gradient)
+
+
+def _kernel_gradient_back(window, sides, saved, g):
+  x, gradient = saved
+  return _image_gradient(window, x.shape[1:3], gradient, g), _convolution(window, x, g)
+
+
+def _biased_back(window, saved, g):
+  x, kernel = saved
+  return _image_gradient(window, x.shape[1:3], g, kernel), *_both_gradients(window, kernel.shape[:2], x, g)
+
+
+def _both_gradients_back(window, sides, saved, g):
+  x, gradient = saved
+  return _image_gradient(window, x.shape[1:3], gradient, g[0]), _biased(window, x, *g)
+
+
+_convolution.defvjp(lambda w, *a: (_convolution(w, *a), a), _convolution_back)
+_image_gradient.defvjp(lambda w, s, *a: (_image_gradient(w, s, *a), a), _image_gradient_back)
+_kernel_gradient.defvjp(lambda w, s, *a: (_kernel_gradient(w, s, *a), a), _kernel_gradient_back)
+_both_gradients.defvjp(lambda w, s, *a: (_both_gradients(w, s, *a), a), _both_gradients_back)
+_biased.defvjp(lambda w, *a: (_biased(w, *a), a[:2]), _biased_back)
+
+
+def _out_sides(window, x, kernel):
+  strides, pads, _ = window
+  sizes = zip(x.shape[1:3], kernel.shape[:2], strides, pads)
+  return tuple((size + sum(pad) - taps) // stride + 1 for size, taps, stride, pad in sizes)
+
+
+@functools.cache
+def _operation(name, window, sides, bias=False):
+  """The C++ function; `sides` are the height and width of its result."""
+  strides, pads, groups = window
+  dimensions, shapes = {
+      ('convolution', False): ('b h w i, r s j o -> b y x p', lambda x, k: ((len(x), *sides, k.shape[3]),)),
+      ('convolution', True): ('b h w i, r s j o, q -> b y x p', lambda x, k, _: ((len(x), *sides, k.shape[3]),)),
+      ('image_gradient', False): ('b y x o, r s j p -> b h w i',
+                                  lambda g, k: ((len(g), *sides, k.shape[2] * groups),)),
+      ('kernel_gradient', False): ('b h w i, b y x o -> r s j p',
+                                   lambda x, g: ((*sides, x.shape[3] // groups, g.shape[3]),)),
+      ('kernel_gradient', True): ('b h w i, b y x o -> r s j p, q',
+                                  lambda x, g: ((*sides, x.shape[3] // groups, g.shape[3]), g.shape[3:])),
+  }[name, bias]
+  return call.operation(name, dimensions, shapes, strides=strides, pads=sum(pads, ()), groups=groups)
+
+
+def by_xla(x, kernel, strides, pads, groups):
+  """`plain` in the form that XLA computes best: accelerators know what to do, a CPU needs some help."""
+  if not platform.own_forms():
+    return plain(x, kernel, strides, pads, groups)
+  if groups == x.shape[-1] == kernel.shape[-1] > 1:
+    return depthwise(x, kernel, strides, pads)
+  if groups > 1:
+    return plain(x, kernel, strides, pads, groups)
+  # With 16 features or fewer the weight gradient is faster whole.
+  return chunked(x, kernel, strides, pads, CHUNKS if kernel.shape[-1] > 16 else 1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def dense(x, kernel, strides, padding, chunks):
-  """`plain` with one group, its values and both gradients each in the form that a CPU computes fastest; reverse mode only."""
-  if strides != (1, 1):
-    return plain(x, kernel, strides, padding, 1)
-  return neighbours(x, kernel, lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding))
+def chunked(x, kernel, strides, pads, chunks):
+  """`plain` of one group, the gradient of the kernel summed over chunks of the batch."""
+  return plain(x, kernel, strides, pads, 1)
 
 
-def _forward(x, kernel, strides, padding, chunks):
-  return dense(x, kernel, strides, padding, chunks), (x, kernel)
-
-
-def _backward(strides, padding, chunks, saved, gradient):
+def _chunked_back(strides, pads, chunks, saved, gradient):
   x, kernel = saved
-  return image_gradient(x, kernel, gradient, strides, padding), weight_gradient(x, kernel, gradient, strides, padding, chunks)
-
-
-dense.defvjp(_forward, _backward)
-
-
-def written_out(x, kernel):
-  """`x`, from memory: XLA would compute it anew, from several convolutions' outputs, in the order of the reader.
-
-  A branch's result is always written out. The other branch is for a kernel of NaN, when nothing is left to learn.
-  """
-  return lax.cond(kernel[0, 0, 0, 0] == kernel[0, 0, 0, 0], lambda x: x, jnp.zeros_like, x)
-
-
-def weight_gradient(x, kernel, gradient, strides, padding, chunks):
-  """The gradient of the kernel, summed over chunks of the batch."""
-  x = written_out(x, kernel)
+  image = jax.linear_transpose(lambda x: plain(x, kernel, strides, pads, 1), x)(gradient)[0]
   chunks = math.gcd(x.shape[0], chunks)
   x, gradient = (a.reshape(-1, chunks, *a.shape[1:]) for a in (x, gradient))
-  total = jnp.zeros(kernel.shape, at_least_single(x.dtype))
+  total = jnp.zeros(kernel.shape, at_least_single(kernel.dtype))
   for i in range(chunks):
-    weight = jax.linear_transpose(lambda k, i=i: plain(x[:, i], k, strides, padding, 1), kernel)
-    total += weight(gradient[:, i])[0].astype(total.dtype)
-  return total.astype(kernel.dtype)
+    part = jax.linear_transpose(lambda k, i=i: plain(x[:, i], k, strides, pads, 1), kernel)
+    total += part(gradient[:, i])[0].astype(total.dtype)
+  return image, total.astype(kernel.dtype)
 
 
-def image_gradient(x, kernel, gradient, strides, padding):
-  """The gradient of the image.
-
-  Where a large kernel has no padding the gradient has far fewer positions than the image. One product for all
-  taps, each then added where it came from, computes nothing for those that are not there: 5x5 kernels on up to
-  32 channels take three quarters of the time.
-  """
-  height, width, channels, features = kernel.shape
-  if strides != (1, 1):
-    return jax.linear_transpose(lambda i: plain(i, kernel, strides, padding, 1), x)(gradient)[0]
-  (top, bottom), (left, right) = lax.padtype_to_pads(x.shape[1:3], (height, width), strides, padding)
-  if height * width < 25 or channels > 32 or top + bottom + left + right:
-    turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    return neighbours(gradient, turned, ((height - 1 - top, height - 1 - bottom), (width - 1 - left, width - 1 - right)))
-  rows, columns = gradient.shape[1:3]
-  # Columns of taps first, for the rows and channels of one lie side by side in memory.
-  taps = jnp.matmul(gradient.reshape(-1, features), kernel.transpose(3, 1, 0, 2).reshape(features, -1), preferred_element_type=at_least_single(x.dtype))
-  taps = taps.reshape(*gradient.shape[:3], width, height * channels)
-  across = jnp.zeros((x.shape[0], rows, x.shape[2], height * channels), taps.dtype)
-  for column in range(width):
-    across = across.at[:, :, column:column + columns].add(taps[:, :, :, column])
-  across = across.reshape(*across.shape[:3], height, channels)
-  total = jnp.zeros(x.shape, taps.dtype)
-  for row in range(height):
-    total = total.at[:, row:row + rows].add(across[:, :, :, row])
-  return total.astype(x.dtype)
+chunked.defvjp(lambda x, kernel, *window: (chunked(x, kernel, *window), (x, kernel)), _chunked_back)
 
 
-def pointwise(x, kernel, strides):
-  """`plain` with a 1x1 kernel and one group, as a matrix product over the positions that the strides keep."""
-  x = x[:, ::strides[0], ::strides[1]]
-  return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
-
-
-def depthwise(x, kernel, strides, padding):
-  """`plain` with a group for each channel: each tap of the kernel times its shifted view of the image, added up."""
+def depthwise(x, kernel, strides, pads):
+  """`plain` with a group for each channel: each tap times its shifted view of the image, added up."""
   height, width = kernel.shape[:2]
-  pads = lax.padtype_to_pads(x.shape[1:3], (height, width), strides, padding)
-  rows, columns = ((size + sum(pad) - taps) // stride + 1 for size, pad, taps, stride in zip(x.shape[1:3], pads, (height, width), strides))
+  rows, columns = _out_sides((strides, pads, None), x, kernel)
   padded = jnp.pad(x.astype(at_least_single(x.dtype)), ((0, 0), *pads, (0, 0)))
   kernel = kernel.astype(padded.dtype)
 
   def view(row, column):
-    end = (x.shape[0], row + (rows - 1) * strides[0] + 1, column + (columns - 1) * strides[1] + 1, x.shape[3])
+    last = row + (rows - 1) * strides[0] + 1, column + (columns - 1) * strides[1] + 1
+    end = (x.shape[0], *last, x.shape[3])
     return lax.slice(padded, (0, row, column, 0), end, (1, *strides, 1))
 
-  return sum(view(row, column) * kernel[row, column, 0] for row in range(height) for column in range(width)).astype(x.dtype)
-
-
-def convolve(x, kernel, strides, padding, groups):
-  """The convolution for where this program runs: XLA's own on accelerators, on a CPU what is fastest there.
-
-  With 16 features or fewer the weight gradient is faster whole.
-  """
-  if not platform.own_forms():
-    return plain(x, kernel, strides, padding, groups)
-  if groups == x.shape[-1] == kernel.shape[-1] > 1:
-    return depthwise(x, kernel, strides, padding)
-  if groups > 1:
-    return plain(x, kernel, strides, padding, groups)
-  if kernel.shape[:2] == (1, 1):
-    return pointwise(x, kernel, strides)
-  return dense(x, kernel, strides, padding, CHUNKS if kernel.shape[-1] > 16 else 1)
+  taps = [view(row, column) * kernel[row, column, 0] for row in range(height) for column in range(width)]
+  return sum(taps).astype(x.dtype)

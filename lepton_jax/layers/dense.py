@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 
+from lepton_jax.layers.product import product
 from lepton_jax.precision import at_least_single
 
 
@@ -15,8 +16,7 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x):
     kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.features), at_least_single(x.dtype))
-    # One flat product: with more axes XLA's CPU backend takes a slow order of axes for the kernel's gradient.
-    y = (x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)).reshape(*x.shape[:-1], self.features)
+    y = product(x, kernel.astype(x.dtype))
     if self.use_bias:
       y += self.param('bias', self.bias_init, (self.features,), at_least_single(x.dtype)).astype(x.dtype)
     return y
