@@ -9,7 +9,7 @@ from jax import lax
 
 from lepton_jax.layers import platform
 from lepton_jax.layers.native import call
-from lepton_jax.layers.product import product
+from lepton_jax.layers.product import add_bias, product
 from lepton_jax.precision import at_least_single
 
 # XLA's weight gradient on a CPU is summed over this many parts of the batch: patches then stay in cache, which
@@ -25,11 +25,11 @@ def convolve(x, kernel, bias, strides, padding, groups):
   pads = tuple(lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding))
   if not platform.native(x, kernel):
     y = by_xla(x, kernel, strides, pads, groups)
-    return y if bias is None else y + bias
-  if kernel.shape[:2] == (1, 1) and strides == (1, 1) and groups == 1:
+  elif kernel.shape[:2] == (1, 1) and strides == (1, 1) and groups == 1:
     y = product(x, kernel[0, 0])
-    return y if bias is None else y + bias
-  return by_onednn(x, kernel, bias, (strides, pads, groups))
+  else:
+    return by_onednn(x, kernel, bias, (strides, pads, groups))
+  return y if bias is None else add_bias(y, bias)
 
 
 def plain(x, kernel, strides, pads, groups):

@@ -2,7 +2,7 @@
 
 import flax.linen as nn
 
-from lepton_jax.layers.product import product
+from lepton_jax.layers.product import add_bias, product
 from lepton_jax.precision import at_least_single
 
 
@@ -18,5 +18,5 @@ class Dense(nn.Module):
     kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.features), at_least_single(x.dtype))
     y = product(x, kernel.astype(x.dtype))
     if self.use_bias:
-      y += self.param('bias', self.bias_init, (self.features,), at_least_single(x.dtype)).astype(x.dtype)
+      y = add_bias(y, self.param('bias', self.bias_init, (self.features,), at_least_single(x.dtype)))
     return y

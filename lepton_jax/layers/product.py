@@ -3,10 +3,10 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 
 from lepton_jax.layers import platform
 from lepton_jax.layers.native import call
+from lepton_jax.precision import at_least_single
 
 
 def product(x, kernel):
@@ -15,6 +15,12 @@ def product(x, kernel):
     return _product(x, kernel)
   # One flat product: with more axes XLA's CPU backend takes a slow order of axes for the kernel's gradient.
   return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def add_bias(y, bias):
+  """y[..., features] + bias[features], in float32 at least: a bias's gradient is a sum over all rows."""
+  wide = at_least_single(y.dtype)
+  return (y.astype(wide) + bias.astype(wide)).astype(y.dtype)
 
 
 # Three products, each linear in both arguments; the derivatives of each are the other two.

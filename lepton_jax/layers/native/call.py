@@ -10,14 +10,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lepton_jax.layers.native import library
 
 
-def operation(name, dimensions, shapes, **attributes):
+def operation(name, dimensions, shapes, combine=jax.lax.psum, **attributes):
   """A function of arrays that calls the C++ function `name`; returns a tuple of arrays.
 
   Args:
     dimensions: 'b h w i, r s j o -> b y x o' names each dimension of the arguments and results. Those that
-      begin with b are independent rows of a batch, which devices may share; a result without one that its
-      arguments have is a sum over it.
+      begin with b are rows of a batch, which devices may share. Results that do not have them combine
+      what each device found in its rows.
     shapes: (arguments) -> a tuple of the results' shapes.
+    combine: (results, mesh axes) -> results over all rows.
     attributes: numbers and tuples of numbers that the C++ function reads by name.
 
   Under vmap the C++ function gets leading axes on all arrays. There is no derivative: callers define one.
@@ -40,7 +41,7 @@ def operation(name, dimensions, shapes, **attributes):
 
     def lower(*arrays):
       found = local(*arrays)
-      return jax.lax.psum(found, summed) if summed else found
+      return combine(found, summed) if summed else found
 
     return mesh, lower, tuple(map(sharded, outputs)), tuple(map(sharded, inputs))
 
