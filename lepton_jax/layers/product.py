@@ -38,8 +38,8 @@ def _to_input(gradient, kernel):
 
 
 @jax.custom_vjp
-def _to_kernel(x, gradient):
-  """The sum over all rows of x[..., in] times gradient[..., features]: [in, features]."""
+def product_summed(x, gradient):
+  """The sum over all rows of x[..., in] times gradient[..., features]: [in, features]; by oneDNN."""
   return _operation('product_summed', x.ndim)(x, gradient)[0]
 
 
@@ -48,10 +48,10 @@ def _with_arguments(function):
 
 
 _product.defvjp(_with_arguments(_product),
-                lambda saved, g: (_to_input(g, saved[1]), _to_kernel(saved[0], g)))
+                lambda saved, g: (_to_input(g, saved[1]), product_summed(saved[0], g)))
 _to_input.defvjp(_with_arguments(_to_input),
-                 lambda saved, g: (_product(g, saved[1]), _to_kernel(g, saved[0])))
-_to_kernel.defvjp(_with_arguments(_to_kernel),
+                 lambda saved, g: (_product(g, saved[1]), product_summed(g, saved[0])))
+product_summed.defvjp(_with_arguments(product_summed),
                   lambda saved, g: (_to_input(saved[1], g), _product(saved[0], g)))
 
 

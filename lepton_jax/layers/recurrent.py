@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lepton_jax.layers import dropout, recur, watch
+from lepton_jax.layers import dropout, lstm, platform, recur, watch
 from lepton_jax.layers.activation import ACTIVATIONS
 from lepton_jax.layers.dense import Dense
 from lepton_jax.precision import at_least_single
@@ -120,7 +120,8 @@ class Recurrent(nn.Module):
 
     if not (self.layer_norm or self.is_initializing() or watch.is_watched(recurrent.path)):
       params = {name: leaf.astype(x.dtype) for name, leaf in recurrent.variables['params'].items()}
-      carry, outputs = recur.fused(join, step, params['kernel'], params['bias'], gates, valid, keep, carry)
+      run = lstm.lstm if self._is_native(gates) else functools.partial(recur.fused, join, step)
+      carry, outputs = run(params['kernel'], params['bias'], gates, valid, keep, carry)
       return outputs.swapaxes(0, 1), carry
 
     def body(recurrent, states, inputs):
@@ -135,6 +136,11 @@ class Recurrent(nn.Module):
     scan = nn.scan(body, variable_broadcast='params', variable_axes={'intermediates': 0}, split_rngs={'params': False})
     carry, outputs = scan(recurrent, carry, (gates, valid))
     return outputs.swapaxes(0, 1), carry
+
+  def _is_native(self, gates):
+    """Whether the library of a CPU has this cell."""
+    common = self.kind == 'lstm' and self.activation == 'tanh'
+    return common and gates.dtype == jnp.float32 and platform.native(gates)
 
   def _recurrent_mask(self, x, training):
     """[batch, features] of 0 and 1 / (1 - rate), drawn by example, or None."""

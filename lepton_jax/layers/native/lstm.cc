@@ -1,0 +1,255 @@
+// The recurrence of an LSTM over all steps, forwards and backwards.
+//
+// Rows of a batch do not depend on each other, so a part is some rows over all steps: threads meet once at the end.
+// Arrays: gates [lanes..., time, batch, 4 features] in the order input, forget, cell, output; kernel [lanes...,
+// features, 4 features]; states [lanes..., batch, features]; valid [lanes..., time, batch], 1 or 0.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "common.h"
+
+namespace lepton {
+namespace {
+
+using dnnl::matmul;
+using ffi::AnyBuffer;
+using Result = ffi::Result<AnyBuffer>;
+
+constexpr int64_t kRows = 16;  // of a part, the fewest that fill the processor's registers
+
+// e ** x to a unit in the last place or two, in a form that compilers turn into vector instructions: 2 ** n times a
+// polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes, expf).
+inline float Exp(float x) {
+  x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+  const float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // rounded: 1.5 * 2 ** 23 has no fraction left
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof(power));
+  return p * power;
+}
+
+inline float Sigmoid(float x) { return 1.0f / (1.0f + Exp(-x)); }
+
+// Near zero a polynomial, which keeps the relative error small (Cephes, tanhf).
+inline float Tanh(float x) {
+  const float size = std::fabs(x), z = x * x;
+  float p = -5.70498872745e-3f;
+  p = p * z + 2.06390887954e-2f;
+  p = p * z - 5.37397155531e-2f;
+  p = p * z + 1.33314422036e-1f;
+  p = p * z - 3.33332819422e-1f;
+  const float near = p * z * x + x, far = 1.0f - 2.0f / (Exp(2.0f * size) + 1.0f);
+  return size < 0.625f ? near : x < 0.0f ? -far : far;
+}
+
+// Rows times a kernel whose order oneDNN chose; `accumulate` adds to what is there.
+class Multiplier {
+ public:
+  Multiplier(int64_t rows, int64_t inputs, int64_t outputs, bool accumulate)
+      : left_({rows, inputs}, memory::data_type::f32, memory::format_tag::ab),
+        result_({rows, outputs}, memory::data_type::f32, memory::format_tag::ab) {
+    static Primitives primitives;
+    compiled_ = primitives.Get({rows, inputs, outputs, accumulate}, [&] {
+      memory::desc any({inputs, outputs}, memory::data_type::f32, memory::format_tag::any);
+      auto attributes = OwnScratchpad();
+      if (accumulate) {
+        dnnl::post_ops sum;
+        sum.append_sum();
+        attributes.set_post_ops(sum);
+      }
+      matmul::primitive_desc description(Engine(), left_, any, result_, attributes);
+      return std::make_shared<Compiled>(matmul(description), description, description.weights_desc());
+    });
+  }
+
+  const memory::desc& order() const { return compiled_->order; }
+
+  void operator()(float* rows, void* kernel, float* result) const {
+    compiled_->Run({{DNNL_ARG_SRC, memory(left_, Engine(), rows)},
+                    {DNNL_ARG_WEIGHTS, memory(compiled_->order, Engine(), kernel)},
+                    {DNNL_ARG_DST, memory(result_, Engine(), result)}});
+  }
+
+ private:
+  memory::desc left_, result_;
+  Kept compiled_;
+};
+
+struct Sizes {
+  explicit Sizes(const Dims& gates)
+      : lanes(Lanes(gates, 3)), time(gates.end()[-3]), batch(gates.end()[-2]), features(gates.end()[-1] / 4),
+        parts(std::max<int64_t>(1, std::min(kMostParts, batch / kRows))) {}
+
+  int64_t begin(int64_t part) const { return batch * part / parts; }
+  int64_t wide() const { return 4 * features; }
+
+  int64_t lanes, time, batch, features, parts;
+};
+
+// The kernel of each lane in oneDNN's order for so many rows; `transposed`: [4 features, features].
+class Ordered {
+ public:
+  Ordered(const Sizes& s, float* kernel, bool transposed) : sizes_(s), kernel_(kernel), transposed_(transposed) {}
+
+  // In memory of the thread that asks: a lane's kernel is small, and each part reads it at every step.
+  char* Get(int64_t lane, const Multiplier& multiply) const {
+    thread_local Scratch scratch;
+    char* ordered = scratch.Get(multiply.order().get_size());
+    const int64_t f = sizes_.features, w = sizes_.wide();
+    memory::desc plain({f, w}, memory::data_type::f32, memory::format_tag::ab);
+    if (transposed_) plain = memory::desc({w, f}, memory::data_type::f32, memory::format_tag::ba);
+    Reorder(plain, kernel_ + lane * f * w, multiply.order(), ordered);
+    return ordered;
+  }
+
+ private:
+  const Sizes& sizes_;
+  float* kernel_;
+  bool transposed_;
+};
+
+// One row of one step. `z` holds the joined gates and becomes the activated ones.
+void Step(int64_t features, float exists, float* __restrict z, float* __restrict h, float* __restrict c,
+          float* __restrict output, float* __restrict cell) {
+  float *i = z, *f = z + features, *g = z + 2 * features, *o = z + 3 * features;
+  for (int64_t k = 0; k < 2 * features; ++k) z[k] = Sigmoid(z[k]);
+  for (int64_t k = 0; k < features; ++k) g[k] = Tanh(g[k]);
+  for (int64_t k = 0; k < features; ++k) o[k] = Sigmoid(o[k]);
+  if (exists != 0.0f) {
+    for (int64_t k = 0; k < features; ++k) c[k] = f[k] * c[k] + i[k] * g[k];
+    for (int64_t k = 0; k < features; ++k) output[k] = h[k] = o[k] * Tanh(c[k]);
+  } else {
+    std::fill(output, output + features, 0.0f);
+  }
+  std::copy(c, c + features, cell);
+}
+
+struct Forward {
+  float *gates, *kernel, *bias, *valid, *keep, *h, *c, *outputs, *activated, *cells, *last_h, *last_c;
+};
+
+void RunForward(const Sizes& s, ffi::ThreadPool& pool, const Forward& a) {
+  const Ordered ordered(s, a.kernel, false);
+  InParallel(pool, s.lanes * s.parts, [&](int64_t i) {
+    const int64_t lane = i / s.parts, begin = s.begin(i % s.parts), n = s.begin(i % s.parts + 1) - begin;
+    const int64_t f = s.features, w = s.wide(), first = (lane * s.batch + begin) * f;
+    const Multiplier multiply(n, f, w, true);
+    char* kernel = ordered.Get(lane, multiply);
+    thread_local Scratch scratch;
+    float* kept = reinterpret_cast<float*>(scratch.Get(n * f * sizeof(float)));
+    float *h = a.last_h + first, *c = a.last_c + first;
+    std::copy(a.h + first, a.h + first + n * f, h);
+    std::copy(a.c + first, a.c + first + n * f, c);
+    for (int64_t t = 0; t < s.time; ++t) {
+      const int64_t row = (lane * s.time + t) * s.batch + begin;
+      float *z = a.activated + row * w, *gates = a.gates + row * w, *bias = a.bias + lane * w;
+      for (int64_t r = 0; r < n; ++r) {
+        for (int64_t k = 0; k < w; ++k) z[r * w + k] = gates[r * w + k] + bias[k];
+      }
+      for (int64_t k = 0; k < n * f; ++k) kept[k] = h[k] * a.keep[first + k];
+      multiply(kept, kernel, z);
+      for (int64_t r = 0; r < n; ++r) {
+        Step(f, a.valid[row + r], z + r * w, h + r * f, c + r * f, a.outputs + (row + r) * f, a.cells + (row + r) * f);
+      }
+    }
+  });
+}
+
+// One row of one step backwards: dz from the gradients of the states after it; dc becomes that of the cell before.
+void StepBack(int64_t features, const float* __restrict z, const float* __restrict cell,
+              const float* __restrict before, const float* __restrict dh, float* __restrict dc, float* __restrict dz) {
+  const float *i = z, *f = z + features, *g = z + 2 * features, *o = z + 3 * features;
+  for (int64_t k = 0; k < features; ++k) {
+    const float t = Tanh(cell[k]), d = dc[k] + dh[k] * o[k] * (1.0f - t * t);
+    dz[k] = d * g[k] * i[k] * (1.0f - i[k]);
+    dz[features + k] = d * before[k] * f[k] * (1.0f - f[k]);
+    dz[2 * features + k] = d * i[k] * (1.0f - g[k] * g[k]);
+    dz[3 * features + k] = dh[k] * t * o[k] * (1.0f - o[k]);
+    dc[k] = d * f[k];
+  }
+}
+
+struct Backward {
+  float *activated, *cells, *kernel, *valid, *keep, *c, *doutputs, *dlast_h, *dlast_c, *dgates, *dh, *dc;
+};
+
+void RunBackward(const Sizes& s, ffi::ThreadPool& pool, const Backward& a) {
+  const Ordered ordered(s, a.kernel, true);
+  InParallel(pool, s.lanes * s.parts, [&](int64_t i) {
+    const int64_t lane = i / s.parts, begin = s.begin(i % s.parts), n = s.begin(i % s.parts + 1) - begin;
+    const int64_t f = s.features, w = s.wide(), first = (lane * s.batch + begin) * f;
+    const Multiplier multiply(n, w, f, false);
+    char* kernel = ordered.Get(lane, multiply);
+    thread_local Scratch scratch;
+    float* back = reinterpret_cast<float*>(scratch.Get(n * f * sizeof(float)));
+    float *dh = a.dh + first, *dc = a.dc + first;
+    std::copy(a.dlast_h + first, a.dlast_h + first + n * f, dh);
+    std::copy(a.dlast_c + first, a.dlast_c + first + n * f, dc);
+    for (int64_t t = s.time - 1; t >= 0; --t) {
+      const int64_t row = (lane * s.time + t) * s.batch + begin;
+      const float* before = t ? a.cells + (row - s.batch) * f : a.c + first;
+      for (int64_t r = 0; r < n; ++r) {
+        float *mine = dh + r * f, *dz = a.dgates + (row + r) * w;
+        if (a.valid[row + r] == 0.0f) {
+          std::fill(dz, dz + w, 0.0f);
+          continue;
+        }
+        const float* doutput = a.doutputs + (row + r) * f;
+        for (int64_t k = 0; k < f; ++k) mine[k] += doutput[k];
+        StepBack(f, a.activated + (row + r) * w, a.cells + (row + r) * f, before + r * f, mine, dc + r * f, dz);
+      }
+      multiply(a.dgates + row * w, kernel, back);
+      for (int64_t r = 0; r < n; ++r) {
+        if (a.valid[row + r] == 0.0f) continue;  // the state passed this step as it was
+        for (int64_t k = r * f; k < (r + 1) * f; ++k) dh[k] = back[k] * a.keep[first + k];
+      }
+    }
+  });
+}
+
+float* Floats(const AnyBuffer& buffer) {
+  if (Type(buffer) != memory::data_type::f32) throw std::runtime_error("allowed is float32");
+  return reinterpret_cast<float*>(Data(buffer));
+}
+
+ffi::Error ForwardCall(ffi::ThreadPool pool, AnyBuffer gates, AnyBuffer kernel, AnyBuffer bias, AnyBuffer valid,
+                       AnyBuffer keep, AnyBuffer h, AnyBuffer c, Result outputs, Result activated, Result cells,
+                       Result last_h, Result last_c) {
+  return Guarded("LSTM: gates, kernel, state", {Shape(gates), Shape(kernel), Shape(h)}, [&] {
+    RunForward(Sizes(Shape(gates)), pool,
+               {Floats(gates), Floats(kernel), Floats(bias), Floats(valid), Floats(keep), Floats(h), Floats(c),
+                Floats(*outputs), Floats(*activated), Floats(*cells), Floats(*last_h), Floats(*last_c)});
+  });
+}
+
+ffi::Error BackwardCall(ffi::ThreadPool pool, AnyBuffer activated, AnyBuffer cells, AnyBuffer kernel, AnyBuffer valid,
+                        AnyBuffer keep, AnyBuffer c, AnyBuffer doutputs, AnyBuffer dlast_h, AnyBuffer dlast_c,
+                        Result dgates, Result dh, Result dc) {
+  return Guarded("LSTM backwards: gates, kernel, state", {Shape(activated), Shape(kernel), Shape(c)}, [&] {
+    RunBackward(Sizes(Shape(activated)), pool,
+                {Floats(activated), Floats(cells), Floats(kernel), Floats(valid), Floats(keep), Floats(c),
+                 Floats(doutputs), Floats(dlast_h), Floats(dlast_c), Floats(*dgates), Floats(*dh), Floats(*dc)});
+  });
+}
+
+}  // namespace
+
+#define A .Arg<AnyBuffer>()
+#define R .Ret<AnyBuffer>()
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm, ForwardCall,
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>() A A A A A A A R R R R R);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_back, BackwardCall,
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>() A A A A A A A A A R R R);
+
+}  // namespace lepton
