@@ -16,6 +16,7 @@ from lepton_jax.data import augment as augment_lib
 from lepton_jax.data import batches as batches_lib
 from lepton_jax.data import dataset as dataset_lib
 from lepton_jax.errors import UserError
+from lepton_jax.layers import columns, platform
 from lepton_jax.precision import at_least_single
 from lepton_jax.regularize import checks, constraints, feature_maps, noise, outputs
 from lepton_jax.train import loop, optim, schedules
@@ -164,12 +165,16 @@ def make_step(network, optimizer, frozen, num_classes, total_steps, axis=None):
       params = trees.map_named(limit, params)
     return dict(trained, params=params)
 
+  def norm(gradients):
+    with platform.using(network.config.run.convolution):
+      return columns.global_norm(gradients)
+
   terms = [functools.partial(penalty, name) for name in registry.PENALTIES.names() if getattr(network.config.regularize, name)]
   return step_lib.make_train_step(apply_fn, optimizer, network.training_loss, network.measure, prepare=prepare,
                                   effective=effective, terms=terms, finish=finish, axis=axis,
                                   output_terms=[functools.partial(output_term, name) for name in OUTPUT_TERMS if getattr(on, name)],
                                   twice=bool(on.r_drop), uphill=uphill if on.sam else None, disturb=disturb if on.gradient_noise else None,
-                                  average=functools.partial(step_lib.kept_share, total_steps=total_steps))
+                                  average=functools.partial(step_lib.kept_share, total_steps=total_steps), norm=norm)
 
 
 # Terms on answers: (logits, those of the second pass or None, labels) -> f32[batch].

@@ -270,3 +270,12 @@ def test_moments_and_sums_of_columns_equal_float64(rows, columns, mean, lanes):
     np.testing.assert_array_equal(dx, x)
     np.testing.assert_allclose(df, (wide ** 2).sum((0, 1)), rtol=1e-5)
     np.testing.assert_allclose(do, wide.sum((0, 1)), rtol=1e-4, atol=1e-2)
+
+
+def test_norm_of_all_leaves():
+  """Known answer, over several stretches; and of each lane."""
+  tree = dict(a=jnp.full(200_000, 0.5), b=jnp.full((3, 4), 2.0), c=jnp.zeros(()))
+  expected = np.sqrt(200_000 * 0.25 + 12 * 4)
+  np.testing.assert_allclose(column_sums.global_norm(tree), expected, rtol=1e-7)
+  lanes = jax.tree.map(lambda leaf: jnp.stack([leaf, 3 * leaf]), tree)
+  np.testing.assert_allclose(jax.vmap(column_sums.global_norm)(lanes), [expected, 3 * expected], rtol=1e-7)

@@ -1,4 +1,4 @@
-"""Sums and moments over all but the last axis, each with derivatives that a CPU computes in one pass."""
+"""Sums, moments and norms that read an array once on a CPU."""
 
 import functools
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lepton_jax import trees
 from lepton_jax.layers import platform
 from lepton_jax.layers.native import call
 
@@ -29,6 +30,16 @@ def scale_and_shift(x, factor, offset):
 def total(x):
   """The sum [columns] of x[..., columns] by the library of a CPU."""
   return _sums(x, x)[1]
+
+
+def global_norm(tree):
+  """`trees.global_norm`; it has no derivative."""
+  leaves = jax.tree.leaves(tree)
+  if not leaves or not platform.native(*leaves) or leaves[0].dtype != jnp.float32:
+    return trees.global_norm(tree)
+  names = ', '.join(f'n{i}' for i in range(len(leaves)))
+  squares = call.operation('squares', f'{names} -> one', lambda *_: ((1,),))
+  return jnp.sqrt(squares(*(leaf.reshape(-1) for leaf in leaves))[0][0])
 
 
 def _mean(x):

@@ -13,7 +13,7 @@ from lepton_jax import trees
 
 
 def make_train_step(apply_fn, optimizer, loss_fn, measure, *, prepare, effective, terms=(), output_terms=(), twice=False, uphill=None,
-                    disturb=None, finish, average=None, axis=None):
+                    disturb=None, finish, average=None, norm=trees.global_norm, axis=None):
   """Returns a pure `(state, batch) -> (state, measurements)`.
 
   Args:
@@ -30,6 +30,7 @@ def make_train_step(apply_fn, optimizer, loss_fn, measure, *, prepare, effective
     disturb: (gradients, step, hparams, key) -> gradients; None: as they are.
     finish: (trained, state) -> trained; restores what an update may not change (masked zeros).
     average: step, hparams -> how much of the moving average is kept; None where there is no average.
+    norm: gradients -> their Euclidean norm, for the report.
     axis: the device axis under pmap, over which gradients and measurements are averaged.
   """
   across = (lambda tree: tree) if axis is None else functools.partial(lax.pmean, axis_name=axis)
@@ -60,7 +61,7 @@ def make_train_step(apply_fn, optimizer, loss_fn, measure, *, prepare, effective
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.trained, state.step, state.hparams)
     trained = finish(jax.tree.map(jnp.add, state.trained, updates), state)
     measurements = jax.tree.map(lambda m: m.astype(jnp.float32), dict(
-        loss=loss, **measured, gradient_norm=trees.global_norm(gradients)))
+        loss=loss, **measured, gradient_norm=norm(gradients)))
     return state.replace(
         step=state.step + 1, **trained, model_state=model_state, opt_state=opt_state,
         ema=finish(blend(state.ema, trained, average(state.step, state.hparams)), state) if state.ema else state.ema,

@@ -159,11 +159,53 @@ ffi::Error SumsCall(ffi::ThreadPool pool, AnyBuffer a, AnyBuffer b, ffi::Result<
   });
 }
 
+// The sum of squares of all numbers of all arrays; the parts are stretches of one array.
+ffi::Error SquaresCall(ffi::ThreadPool pool, ffi::RemainingArgs arrays, ffi::Result<AnyBuffer> total) {
+  return Guarded("sum of squares: result", {Shape(*total)}, [&] {
+    constexpr int64_t kStretch = 8 * kBlock;
+    const int64_t lanes = Size(Shape(*total));
+    struct Part {
+      const float* begin;
+      int64_t count, lane;
+      double sum;
+    };
+    std::vector<Part> parts;
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      for (size_t i = 0; i < arrays.size(); ++i) {
+        auto array = *arrays.get<AnyBuffer>(i);
+        const int64_t size = Size(Shape(array)) / lanes;
+        for (int64_t at = 0; at < size; at += kStretch) {
+          parts.push_back({Floats(array) + lane * size + at, std::min(kStretch, size - at), lane, 0.0});
+        }
+      }
+    }
+    const int64_t tasks = std::max<int64_t>(1, std::min<int64_t>(kMostParts, parts.size() / 2));
+    InParallel(pool, tasks, [&](int64_t task) {
+      for (size_t i = parts.size() * task / tasks; i < parts.size() * (task + 1) / tasks; ++i) {
+        float sums[64] = {};
+        const float* x = parts[i].begin;
+        int64_t k = 0;
+        for (; k + 64 <= parts[i].count; k += 64) {
+          for (int64_t j = 0; j < 64; ++j) sums[j] += x[k + j] * x[k + j];
+        }
+        for (; k < parts[i].count; ++k) sums[k % 64] += x[k] * x[k];
+        for (float sum : sums) parts[i].sum += sum;
+      }
+    });
+    std::vector<double> sums(lanes, 0.0);
+    for (const Part& part : parts) sums[part.lane] += part.sum;
+    std::copy(sums.begin(), sums.end(), Floats(*total));
+  });
+}
+
 }  // namespace
 
 #define BIND ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<AnyBuffer>()
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(moments, MomentsCall, BIND.Ret<AnyBuffer>().Ret<AnyBuffer>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(column_sums, SumsCall, BIND.Arg<AnyBuffer>().Ret<AnyBuffer>().Ret<AnyBuffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(squares, SquaresCall,
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().Ret<AnyBuffer>());
 
 }  // namespace lepton

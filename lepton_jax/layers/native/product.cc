@@ -20,9 +20,10 @@ int64_t Begin(int64_t i, int64_t count, int64_t size, int64_t unit) {
 void Multiply(ffi::ThreadPool& pool, memory::data_type type, int64_t lanes, int64_t m, int64_t n, int64_t k,
               bool transpose_a, bool transpose_b, char* a, char* b, char* c) {
   const size_t item = memory::data_type_size(type);
-  // The result is cut along its longer side, in whole vector registers; nothing is ever added up across parts.
+  // The result is cut along its longer side, and never so thin that the other side is read too often. Nothing is
+  // added up across parts.
   const bool rows = m >= n;
-  const int64_t unit = 16, size = rows ? m : n;
+  const int64_t unit = 64, size = rows ? m : n;
   const double most = std::min<double>(2.0 * m * n * k / kPartFlops, kMostParts);
   const int64_t parts = std::max<int64_t>(1, std::min<double>(most, (size + unit - 1) / unit));
   const int64_t lda = transpose_a ? m : k, ldb = transpose_b ? k : n;

@@ -1,0 +1,42 @@
+"""The compiled library of CPU layers: found, made once, or missing with a reason."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lepton_jax.layers.native import library
+
+CODE = '''
+import jax.numpy as jnp
+from lepton_jax.layers import convolve, platform
+y = convolve.convolve(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5)), None, (1, 1), 'VALID', 1)
+print(platform.describe('auto'), '|', y.sum())
+'''
+
+
+def start(cache, **environment):
+  environment = dict(os.environ, XDG_CACHE_HOME=str(cache), **environment)
+  return subprocess.Popen([sys.executable, '-c', CODE], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.skipif(isinstance(library.status(), library.Missing), reason='no oneDNN here')
+def test_two_processes_make_it_at_once_and_a_third_finds_it(tmp_path):
+  both = [start(tmp_path) for _ in range(2)]
+  for process in both:
+    answer, told = process.communicate(timeout=300)
+    assert answer.startswith('oneDNN') and answer.strip().endswith('| 360.0'), told
+    assert told.count('compiling the CPU layers for this machine, once') == 1
+  folder = tmp_path / 'lepton_jax' / 'native'
+  assert [path.name for path in folder.iterdir()] == [f'{library.opened().digest}.so']
+  answer, told = start(tmp_path).communicate(timeout=300)
+  assert answer.startswith('oneDNN') and 'compiling' not in told
+
+
+@pytest.mark.parametrize('compiler, reason', [('', 'a C++ compiler would make them faster'), ('false', 'false could not compile them')])
+def test_without_a_compiler_that_works_xla_computes_the_same(tmp_path, compiler, reason):
+  if isinstance(library.status(), library.Missing):
+    reason = str(library.status())
+  answer, _ = start(tmp_path, CXX=compiler, PATH='').communicate(timeout=300)
+  assert answer.startswith(f'XLA; {reason}') and answer.strip().endswith('| 360.0')
