@@ -13,6 +13,7 @@ from experiments.peers import race
 from lepton_jax import assemble, machine, speed
 from lepton_jax.config import Config
 from lepton_jax.data.dataset import Dataset
+from lepton_jax.layers.product import product
 from lepton_jax.train import loop, parallel
 
 
@@ -70,7 +71,7 @@ class Contestant:
     """(FLOP a second of the largest matrix product here, bytes a second of a sum of two large arrays), the machine's limits."""
     size, length = (2048, 2 ** 25) if jax.default_backend() == 'cpu' else (8192, 2 ** 29)
     matrix, array = jax.random.normal(jax.random.key(0), (size, size), self._dtype), jnp.ones(length)
-    return (2 * size ** 3 / quickest(lambda a: a @ a, matrix), 2 * array.nbytes / quickest(lambda a: a + 1, array))
+    return (2 * size ** 3 / quickest(lambda a: product(a, a), matrix), 2 * array.nbytes / quickest(lambda a: a + 1, array))
 
   def train(self, steps):
     """Takes at least so many steps, in whole calls, as few ahead as a run has, and waits for the last; returns how many."""

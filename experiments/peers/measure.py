@@ -59,10 +59,13 @@ def row(name, batch, dtype, gpu, rounds, seconds):
 
 
 def machine_name():
-  """The processor, as Linux names it."""
+  """The processor and the widest of the instructions that libraries use on it."""
   info = pathlib.Path('/proc/cpuinfo')
-  names = [line.partition(':')[2].strip() for line in info.read_text().splitlines() if line.startswith('model name')] if info.exists() else []
-  return names[0] if names else platform.processor() or platform.machine()
+  facts = dict(line.split(':', 1) for line in info.read_text().splitlines() if ':' in line) if info.exists() else {}
+  facts = {name.strip(): value.strip() for name, value in facts.items()}
+  widest = [kind for kind in ('amx_bf16', 'avx512_bf16', 'avx512f', 'avx2') if kind in facts.get('flags', '').split()]
+  name = facts.get('model name') or platform.processor() or platform.machine()
+  return ', '.join([name, *widest[:1]])
 
 
 def scaling(name, seconds):

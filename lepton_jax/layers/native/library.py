@@ -129,10 +129,11 @@ def _built(digest, headers, onednn):
 def _compile(compiler, folder, includes, onednn):
   """Makes folder/library.so, each file in a process of its own."""
   flags = [*compiler.split(), *FLAGS, *(f'-I{include}' for include in includes)]
-  jobs = []
-  for file in FOLDER.glob('*.cc'):
-    command = [*flags, '-c', str(file), '-o', str(folder / f'{file.stem}.o')]
-    jobs.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+  try:
+    jobs = [_start([*flags, '-c', str(file), '-o', str(folder / f'{file.stem}.o')])
+            for file in FOLDER.glob('*.cc')]
+  except OSError as error:
+    raise Missing(f'the C++ compiler {compiler} does not start ({error})') from error
   told = [job.communicate()[0] for job in jobs]
   if any(job.returncode for job in jobs):
     raise Missing(f'{compiler} could not compile them:\n{"".join(told)[-2000:]}')
@@ -141,6 +142,10 @@ def _compile(compiler, folder, includes, onednn):
   done = subprocess.run(link, capture_output=True, text=True)
   if done.returncode:
     raise Missing(f'{compiler} could not link them:\n{done.stderr[-2000:]}')
+
+
+def _start(command):
+  return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def _processor():
