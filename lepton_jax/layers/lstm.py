@@ -22,7 +22,8 @@ def lstm(kernel, bias, gates, valid, keep, states):
 
 @jax.custom_vjp
 def _lstm(kernel, bias, gates, exists, keep, h, c):
-  return _forward(kernel, bias, gates, exists, keep, h, c)[0]
+  outputs, *last = _operation('lstm_inference')(gates, kernel, bias, exists, keep, h, c)
+  return tuple(last), outputs
 
 
 def _forward(kernel, bias, gates, exists, keep, h, c):
@@ -45,9 +46,12 @@ _lstm.defvjp(_forward, _backward)
 
 @functools.cache
 def _operation(name):
+  inputs = 't b w, f w2, w3, t2 b, b f2, b f3, b f4'
   if name == 'lstm':
-    dimensions = 't b w, f w2, w3, t2 b, b f2, b f3, b f4 -> t3 b f5, t4 b w4, t5 b f6, b f7, b f8'
-    return call.operation(name, dimensions, _forward_shapes)
+    return call.operation(name, f'{inputs} -> t3 b f5, t4 b w4, t5 b f6, b f7, b f8', _forward_shapes)
+  if name == 'lstm_inference':
+    outputs = lambda *arrays: [shape for i, shape in enumerate(_forward_shapes(*arrays)) if i not in (1, 2)]
+    return call.operation(name, f'{inputs} -> t3 b f5, b f6, b f7', outputs)
   dimensions = 't b w, t2 b f, f2 w2, t3 b, b f3, b f4, t4 b f5, b f6, b f7 -> t5 b w3, b f8, b f9'
   return call.operation(name, dimensions, lambda z, cells, k, v, keep, c, *_: (z.shape, c.shape, c.shape))
 

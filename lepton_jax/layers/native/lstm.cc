@@ -134,6 +134,7 @@ void Step(int64_t features, float exists, float* __restrict z, float* __restrict
   std::copy(c, c + features, cell);
 }
 
+// `activated` and `cells`, which only a gradient needs, may be null.
 struct Forward {
   float *gates, *kernel, *bias, *valid, *keep, *h, *c, *outputs, *activated, *cells, *last_h, *last_c;
 };
@@ -146,20 +147,23 @@ void RunForward(const Sizes& s, ffi::ThreadPool& pool, const Forward& a) {
     const Multiplier multiply(n, f, w, true);
     char* kernel = ordered.Get(lane, multiply);
     thread_local Scratch scratch;
-    float* kept = reinterpret_cast<float*>(scratch.Get(n * f * sizeof(float)));
+    float* kept = reinterpret_cast<float*>(scratch.Get(n * (w + 2 * f) * sizeof(float)));
+    float *own_z = kept + n * f, *own_cells = own_z + n * w;
     float *h = a.last_h + first, *c = a.last_c + first;
     std::copy(a.h + first, a.h + first + n * f, h);
     std::copy(a.c + first, a.c + first + n * f, c);
     for (int64_t t = 0; t < s.time; ++t) {
       const int64_t row = (lane * s.time + t) * s.batch + begin;
-      float *z = a.activated + row * w, *gates = a.gates + row * w, *bias = a.bias + lane * w;
+      float* z = a.activated ? a.activated + row * w : own_z;
+      float* cells = a.cells ? a.cells + row * f : own_cells;
+      const float *gates = a.gates + row * w, *bias = a.bias + lane * w;
       for (int64_t r = 0; r < n; ++r) {
         for (int64_t k = 0; k < w; ++k) z[r * w + k] = gates[r * w + k] + bias[k];
       }
       for (int64_t k = 0; k < n * f; ++k) kept[k] = h[k] * a.keep[first + k];
       multiply(kept, kernel, z);
       for (int64_t r = 0; r < n; ++r) {
-        Step(f, a.valid[row + r], z + r * w, h + r * f, c + r * f, a.outputs + (row + r) * f, a.cells + (row + r) * f);
+        Step(f, a.valid[row + r], z + r * w, h + r * f, c + r * f, a.outputs + (row + r) * f, cells + r * f);
       }
     }
   });
@@ -232,6 +236,15 @@ ffi::Error ForwardCall(ffi::ThreadPool pool, AnyBuffer gates, AnyBuffer kernel, 
   });
 }
 
+ffi::Error InferenceCall(ffi::ThreadPool pool, AnyBuffer gates, AnyBuffer kernel, AnyBuffer bias, AnyBuffer valid,
+                         AnyBuffer keep, AnyBuffer h, AnyBuffer c, Result outputs, Result last_h, Result last_c) {
+  return Guarded("LSTM: gates, kernel, state", {Shape(gates), Shape(kernel), Shape(h)}, [&] {
+    RunForward(Sizes(Shape(gates)), pool,
+               {Floats(gates), Floats(kernel), Floats(bias), Floats(valid), Floats(keep), Floats(h), Floats(c),
+                Floats(*outputs), nullptr, nullptr, Floats(*last_h), Floats(*last_c)});
+  });
+}
+
 ffi::Error BackwardCall(ffi::ThreadPool pool, AnyBuffer activated, AnyBuffer cells, AnyBuffer kernel, AnyBuffer valid,
                         AnyBuffer keep, AnyBuffer c, AnyBuffer doutputs, AnyBuffer dlast_h, AnyBuffer dlast_c,
                         Result dgates, Result dh, Result dc) {
@@ -249,6 +262,8 @@ ffi::Error BackwardCall(ffi::ThreadPool pool, AnyBuffer activated, AnyBuffer cel
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm, ForwardCall,
                               ffi::Ffi::Bind().Ctx<ffi::ThreadPool>() A A A A A A A R R R R R);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_inference, InferenceCall,
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>() A A A A A A A R R R);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_back, BackwardCall,
                               ffi::Ffi::Bind().Ctx<ffi::ThreadPool>() A A A A A A A A A R R R);
 
