@@ -9,10 +9,6 @@ using ffi::AnyBuffer;
 
 constexpr int64_t kBlock = 8192;  // numbers that stay in a core's nearest cache
 
-int64_t Size(const Dims& shape) {
-  return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<int64_t>());
-}
-
 // Rows of one lane in parts, and a part in blocks. A row of few columns is too short for the processor, so some rows
 // are added up side by side, as one of `wide` numbers.
 struct Cut {
@@ -135,11 +131,6 @@ void AllSums(ffi::ThreadPool& pool, int64_t lanes, const Cut& cut, const float* 
     products[i] = sums[0];
     plain[i] = sums[1];
   }
-}
-
-float* Floats(const AnyBuffer& buffer) {
-  if (Type(buffer) != memory::data_type::f32) throw std::runtime_error("allowed is float32");
-  return reinterpret_cast<float*>(Data(buffer));
 }
 
 ffi::Error MomentsCall(ffi::ThreadPool pool, AnyBuffer x, ffi::Result<AnyBuffer> mean, ffi::Result<AnyBuffer> variance) {

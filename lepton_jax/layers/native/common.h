@@ -176,16 +176,26 @@ inline Dims Shape(const ffi::AnyBuffer& buffer) {
 
 inline char* Data(const ffi::AnyBuffer& buffer) { return static_cast<char*>(buffer.untyped_data()); }
 
+// How many numbers an array of this shape has.
+inline int64_t Size(const Dims& shape) {
+  return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<int64_t>());
+}
+
 // The product of all but the last `rank` dimensions: how many problems of one shape lie behind each other.
 inline int64_t Lanes(const Dims& shape, size_t rank) {
   if (shape.size() < rank) throw std::runtime_error("too few dimensions");
-  return std::accumulate(shape.begin(), shape.end() - rank, int64_t{1}, std::multiplies<int64_t>());
+  return Size(Dims(shape.begin(), shape.end() - rank));
 }
 
 inline memory::data_type Type(const ffi::AnyBuffer& buffer) {
   if (buffer.element_type() == ffi::DataType::F32) return memory::data_type::f32;
   if (buffer.element_type() == ffi::DataType::BF16) return memory::data_type::bf16;
   throw std::runtime_error("allowed are float32 and bfloat16");
+}
+
+inline float* Floats(const ffi::AnyBuffer& buffer) {
+  if (Type(buffer) != memory::data_type::f32) throw std::runtime_error("allowed is float32");
+  return reinterpret_cast<float*>(Data(buffer));
 }
 
 // Runs `call`; what it throws becomes an error that names the operation and its shapes.

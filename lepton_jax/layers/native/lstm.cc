@@ -221,11 +221,6 @@ void RunBackward(const Sizes& s, ffi::ThreadPool& pool, const Backward& a) {
   });
 }
 
-float* Floats(const AnyBuffer& buffer) {
-  if (Type(buffer) != memory::data_type::f32) throw std::runtime_error("allowed is float32");
-  return reinterpret_cast<float*>(Data(buffer));
-}
-
 ffi::Error ForwardCall(ffi::ThreadPool pool, AnyBuffer gates, AnyBuffer kernel, AnyBuffer bias, AnyBuffer valid,
                        AnyBuffer keep, AnyBuffer h, AnyBuffer c, Result outputs, Result activated, Result cells,
                        Result last_h, Result last_c) {

@@ -49,9 +49,7 @@ void Multiply(ffi::ThreadPool& pool, memory::data_type type, int64_t lanes, int6
 }
 
 // How many rows of `width` numbers an array has in each lane.
-int64_t Rows(const Dims& shape, int64_t lanes, int64_t width) {
-  return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<int64_t>()) / lanes / width;
-}
+int64_t Rows(const Dims& shape, int64_t lanes, int64_t width) { return Size(shape) / lanes / width; }
 
 ffi::Error ThroughKernel(const char* name, bool transposed, ffi::ThreadPool& pool, AnyBuffer& a,
                          AnyBuffer& kernel, AnyBuffer& c) {
