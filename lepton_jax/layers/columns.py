@@ -13,7 +13,7 @@ from lepton_jax.layers.native import call
 
 def moments(x):
   """(mean, variance)[columns] of x[..., columns]."""
-  if platform.native(x) and x.dtype == jnp.float32:
+  if platform.native(x, half=False):
     return _moments(x)
   mean = _mean(x)
   # Two passes: a difference of large squares would lose the variance of a column far from zero.
@@ -22,7 +22,7 @@ def moments(x):
 
 def scale_and_shift(x, factor, offset):
   """x[..., columns] * factor[columns] + offset[columns]."""
-  if platform.native(x) and x.dtype == jnp.float32:
+  if platform.native(x, half=False):
     return _scale_and_shift(x, factor, offset)
   return x * factor + offset
 
@@ -35,7 +35,7 @@ def total(x):
 def global_norm(tree):
   """`trees.global_norm`; it has no derivative."""
   leaves = jax.tree.leaves(tree)
-  if not leaves or not platform.native(*leaves) or leaves[0].dtype != jnp.float32:
+  if not leaves or not platform.native(*leaves, half=False):
     return trees.global_norm(tree)
   names = ', '.join(f'n{i}' for i in range(len(leaves)))
   squares = call.operation('squares', f'{names} -> one', lambda *_: ((1,),))
@@ -91,12 +91,12 @@ def _operation(name, rank):
   rows = ' '.join(f'b{i}' for i in range(rank - 1))
   results = lambda x, *_: (x.shape[-1:], x.shape[-1:])
   if name == 'moments':
-    return call.operation(name, f'{rows} i -> j, k', results, combine=_joined)
+    return call.operation(name, f'{rows} i -> j, k', results, combine=joined)
   return call.operation(name, f'{rows} i, {rows} j -> k, l', results)
 
 
-def _joined(found, axes):
-  """The moments of all devices' rows from those of each."""
+def joined(found, axes):
+  """(mean, variance) of all devices' rows from those of each, which has as many."""
   mean, variance = found
   whole = lax.pmean(mean, axes)
   return whole, lax.pmean(variance + jnp.square(mean - whole), axes)

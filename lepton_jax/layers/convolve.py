@@ -23,12 +23,13 @@ def convolve(x, kernel, bias, strides, padding, groups):
   `strides` is a pair and `padding` 'SAME' or 'VALID'. Reverse mode only on a CPU.
   """
   pads = tuple(lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding))
-  if not platform.native(x, kernel):
-    y = by_xla(x, kernel, strides, pads, groups)
-  elif kernel.shape[:2] == (1, 1) and strides == (1, 1) and groups == 1:
+  pointwise = kernel.shape[:2] == (1, 1) and strides == (1, 1) and groups == 1
+  if pointwise and platform.own_forms():
     y = product(x, kernel[0, 0])
-  else:
+  elif platform.native(x, kernel):
     return by_onednn(x, kernel, bias, (strides, pads, groups))
+  else:
+    y = by_xla(x, kernel, strides, pads, groups)
   return y if bias is None else add_bias(y, bias)
 
 

@@ -29,9 +29,8 @@ class BatchNorm(nn.Module):
       mean, var = running_mean.value, running_var.value
     else:
       mean, var = columns.moments(wide)
-      if training.axis is not None:  # devices have equally many rows
-        whole = lax.pmean(mean, training.axis)
-        mean, var = whole, lax.pmean(var + jnp.square(mean - whole), training.axis)
+      if training.axis is not None:
+        mean, var = columns.joined((mean, var), training.axis)
       if not self.is_initializing():
         running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
         running_var.value = self.momentum * running_var.value + (1 - self.momentum) * var

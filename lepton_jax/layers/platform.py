@@ -19,7 +19,7 @@ _choice = contextvars.ContextVar('choice', default='auto')
 
 @contextlib.contextmanager
 def using(choice):
-  """A context for tracing programs of a `config.CONVOLUTION` library, or 'portable' ones for any machine.
+  """A context for tracing programs by a choice of --convolution, or 'portable' ones for any machine.
 
   A portable program stays portable inside.
   """
@@ -41,12 +41,12 @@ def own_forms():
   return jax.default_backend() == 'cpu' and _choice.get() != 'portable'
 
 
-def native(*arrays):
-  """Whether oneDNN computes with arrays of these types and sizes here."""
+def native(*arrays, half=True):
+  """Whether the library computes with such arrays here: float32, and with `half` bfloat16 as well."""
   if not own_forms() or _choice.get() == 'xla' or isinstance(library.status(), library.Missing):
     return False
   dtypes = {jnp.dtype(array.dtype).name for array in arrays}
-  fits = dtypes == {'float32'} or dtypes == {'bfloat16'} and has_bfloat16()
+  fits = dtypes == {'float32'} or half and dtypes == {'bfloat16'} and has_bfloat16()
   return fits and all(array.size for array in arrays)
 
 

@@ -140,7 +140,7 @@ class Recurrent(nn.Module):
   def _is_native(self, gates):
     """Whether the library of a CPU has this cell."""
     common = self.kind == 'lstm' and self.activation == 'tanh'
-    return common and gates.dtype == jnp.float32 and platform.native(gates)
+    return common and platform.native(gates, half=False)
 
   def _recurrent_mask(self, x, training):
     """[batch, features] of 0 and 1 / (1 - rate), drawn by example, or None."""

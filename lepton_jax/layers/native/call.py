@@ -62,8 +62,8 @@ def operation(name, dimensions, shapes, combine=jax.lax.psum, **attributes):
 
 
 def _number(value):
-  """As the C++ side reads it: a flag, a 64-bit number or an array of those."""
-  return value if isinstance(value, bool) else np.int64(value) if np.ndim(value) == 0 else np.array(value, np.int64)
+  """As the C++ side reads it: a 64-bit number or an array of those."""
+  return np.int64(value) if np.ndim(value) == 0 else np.array(value, np.int64)
 
 
 @functools.cache
