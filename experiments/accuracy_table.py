@@ -1,7 +1,9 @@
 """Trains the rows of the README's accuracy table and writes them to a CSV file, one line a run.
 
-Question: how accurate are the networks that people compare with, dense and compressed, on a laptop CPU?
-Papers: LeNet-5 as in Caffe; pruning arXiv:1710.01878; quantisation arXiv:1806.08342, arXiv:1902.08153.
+Question: how accurate are the networks that people compare with, dense and compressed, on a laptop
+  CPU?
+Papers: LeNet-5 as in Caffe; pruning arXiv:1710.01878; quantisation arXiv:1806.08342 and
+  arXiv:1902.08153.
 Command: ./launch.sh accuracy_table --data_dir=DIR --rows=quick,mnist
 Expected: experiments/results/accuracy.csv as committed, times apart.
 Cost: 20 minutes on 2 cores for the rows `quick` and `mnist`.
@@ -23,32 +25,50 @@ from lepton_jax.errors import UserError
 FLAGS = absl_flags.FLAGS
 OWN = ('rows', 'seeds', 'data_dir', 'output', 'runs_dir')
 RESULTS = pathlib.Path(__file__).parent / 'results' / 'accuracy.csv'
-COLUMNS = ('row', 'seed', 'measure', 'test', 'validation', 'test_examples', 'baselines', 'num_parameters', 'sparsity', 'rounded_sparsity',
-           'quantized_kernels', 'steps', 'selected_step', 'train_seconds', 'device', 'jax', 'git_revision', 'finished', 'flags')
+COLUMNS = ('row', 'seed', 'measure', 'test', 'validation', 'test_examples', 'baselines',
+           'num_parameters', 'sparsity', 'rounded_sparsity', 'quantized_kernels', 'steps',
+           'selected_step', 'train_seconds', 'device', 'jax', 'git_revision', 'finished', 'flags')
 MNIST = ('--model=lenet5', '--dataset=mnist', '--epochs=9', '--augment_crop=2')
-CIFAR = ('--dataset=cifar10', '--batch_size=128', '--optimizer=nesterov', '--learning_rate=0.1', '--weight_decay=5e-3', '--schedule=one_cycle',
-         '--augment_flip', '--augment_crop=4')
+CIFAR = ('--dataset=cifar10', '--batch_size=128', '--optimizer=nesterov', '--learning_rate=0.1',
+         '--weight_decay=5e-3', '--schedule=one_cycle', '--augment_flip', '--augment_crop=4')
 ROWWISE = ('--model=lstm_classifier', '--epochs=20', '--learning_rate=3e-3')
 W4A8 = ('--quantize_weight_bits=4', '--quantize_activation_bits=8')
-DEMAND = ('--dataset=series:demand.csv', '--target=demand', '--relative', '--window=168', '--horizon=24')
+DEMAND = ('--dataset=series:demand.csv', '--target=demand', '--relative', '--window=168',
+          '--horizon=24')
 # group: {row: (what is measured, flags)}
 ROWS = {
-    'quick': {'cnn_mnist on mnist5k': ('accuracy', ('--model=cnn_mnist', '--dropout=0.25', '--augment_crop=2'))},
-    'mnist': {'lenet5 on MNIST': ('accuracy', MNIST),
-              'lenet5 on MNIST, 90 % sparse, W4 A8': ('accuracy', (*MNIST, '--prune_sparsity=0.9', *W4A8))},
-    'cifar10': {'cnn_cifar on CIFAR-10, 10 epochs': ('accuracy', ('--model=cnn_cifar', '--dataset=cifar10', '--epochs=10'))},
-    'cifar10_quick': {'conv6 of half width on CIFAR-10': ('accuracy', ('--model=conv6', '--width=0.5', '--norm=batch', '--epochs=16', *CIFAR))},
-    'cifar10_resnet8': {'resnet8 on CIFAR-10': ('accuracy', ('--model=resnet8', '--epochs=80', *CIFAR))},
-    'rowwise': {'LSTM on mnist5k, row by row': ('accuracy', ROWWISE),
-                'LSTM on mnist5k, row by row, 80 % sparse, W4 A8': ('accuracy', (*ROWWISE, '--prune_sparsity=0.8', *W4A8))},
-    'shakespeare': {'character LSTM on tiny_shakespeare': ('loss', (
-        '--model=lstm_lm', '--dataset=tiny_shakespeare', '--hidden=256', '--batch_size=32', '--epochs=10', '--learning_rate=3e-3', '--dropout=0.2',
-        '--clip_norm=1'))},
-    'sst2': {'LSTM on SST-2, dev sentences': ('accuracy', (
-        '--model=lstm_classifier', '--dataset=glue/sst2', '--embedding=300', '--epochs=4', '--dropout=0.5', '--augment_word_dropout=0.1',
-        '--ema_decay=0.999', '--validation_fraction=0.02', '--select=last'))},
-    'series': {'LSTM on hourly electricity demand, 24 hours ahead': ('rmse', (
-        *DEMAND, '--model=lstm_regressor', '--hidden=64', '--epochs=40', '--learning_rate=3e-3', '--batch_size=32'))},
+    'quick': {
+        'cnn_mnist on mnist5k': (
+            'accuracy', ('--model=cnn_mnist', '--dropout=0.25', '--augment_crop=2'))},
+    'mnist': {
+        'lenet5 on MNIST': ('accuracy', MNIST),
+        'lenet5 on MNIST, 90 % sparse, W4 A8': (
+            'accuracy', (*MNIST, '--prune_sparsity=0.9', *W4A8))},
+    'cifar10': {
+        'cnn_cifar on CIFAR-10, 10 epochs': (
+            'accuracy', ('--model=cnn_cifar', '--dataset=cifar10', '--epochs=10'))},
+    'cifar10_quick': {
+        'conv6 of half width on CIFAR-10': (
+            'accuracy', ('--model=conv6', '--width=0.5', '--norm=batch', '--epochs=16', *CIFAR))},
+    'cifar10_resnet8': {
+        'resnet8 on CIFAR-10': ('accuracy', ('--model=resnet8', '--epochs=80', *CIFAR))},
+    'rowwise': {
+        'LSTM on mnist5k, row by row': ('accuracy', ROWWISE),
+        'LSTM on mnist5k, row by row, 80 % sparse, W4 A8': (
+            'accuracy', (*ROWWISE, '--prune_sparsity=0.8', *W4A8))},
+    'shakespeare': {
+        'character LSTM on tiny_shakespeare': ('loss', (
+            '--model=lstm_lm', '--dataset=tiny_shakespeare', '--hidden=256', '--batch_size=32',
+            '--epochs=10', '--learning_rate=3e-3', '--dropout=0.2', '--clip_norm=1'))},
+    'sst2': {
+        'LSTM on SST-2, dev sentences': ('accuracy', (
+            '--model=lstm_classifier', '--dataset=glue/sst2', '--embedding=300', '--epochs=4',
+            '--dropout=0.5', '--augment_word_dropout=0.1', '--ema_decay=0.999',
+            '--validation_fraction=0.02', '--select=last'))},
+    'series': {
+        'LSTM on hourly electricity demand, 24 hours ahead': ('rmse', (
+            *DEMAND, '--model=lstm_regressor', '--hidden=64', '--epochs=40',
+            '--learning_rate=3e-3', '--batch_size=32'))},
 }
 
 
@@ -66,23 +86,28 @@ def main(config):
       for seed in FLAGS.seeds.split(','):
         if (row, seed, ' '.join(arguments)) not in done:
           lines.append(train(row, measure, arguments, seed))
-          markdown.write_rows(output, sorted(lines, key=lambda line: (line['row'], int(line['seed']))))
+          ordered = sorted(lines, key=lambda line: (line['row'], int(line['seed'])))
+          markdown.write_rows(output, ordered)
   return 0
 
 
 def train(row, measure, arguments, seed):
   """One line: the run is a process of its own, as a user would start it."""
   from lepton_jax import assemble, folder
-  runs = pathlib.Path(FLAGS.runs_dir) / hashlib.sha256(repr((arguments, seed)).encode()).hexdigest()[:8]
-  command = [sys.executable, '-m', 'experiments.train', f'--runs_dir={runs}', *arguments, f'--seed={seed}', f'--data_dir={FLAGS.data_dir}']
+  digest = hashlib.sha256(repr((arguments, seed)).encode()).hexdigest()[:8]
+  runs = pathlib.Path(FLAGS.runs_dir) / digest
+  command = [sys.executable, '-m', 'experiments.train', f'--runs_dir={runs}', *arguments,
+             f'--seed={seed}', f'--data_dir={FLAGS.data_dir}']
   print('+', ' '.join(command[1:]), flush=True)
   subprocess.run(command, check=True)
   place, = runs.iterdir()
   result = folder.read_result(str(place))
   examples = assemble.load_data(folder.read_config(str(place))).size('test')
-  naive = '; '.join(f'{name.replace("_", " ")} {measured[measure]:.4g}' for name, measured in result.get('baselines', {}).items())
-  found = result | dict(row=row, measure=measure, test=result[f'test_{measure}'], validation=result[f'validation_{measure}'],
-                        test_examples=examples, baselines=naive, jax=result['versions']['jax'], flags=' '.join(arguments))
+  naive = '; '.join(f'{name.replace("_", " ")} {measured[measure]:.4g}'
+                    for name, measured in result.get('baselines', {}).items())
+  found = result | dict(row=row, measure=measure, test=result[f'test_{measure}'],
+                        validation=result[f'validation_{measure}'], test_examples=examples,
+                        baselines=naive, jax=result['versions']['jax'], flags=' '.join(arguments))
   return {column: str(found[column]) for column in COLUMNS}
 
 

@@ -1,14 +1,17 @@
 """Pruning and quantisation of a CNN and an LSTM together: accuracy against size, over seeds.
 
-Question: how far down go sparsity and bits of the weights before accuracy does, and which of the two is cheaper?
+Question: how far down go sparsity and bits of the weights before accuracy does, and which of the
+  two is cheaper?
 Papers: pruning arXiv:1710.01878; quantisation arXiv:1806.08342.
 Command: ./launch.sh compression_study --executor=devices
-Expected: experiments/results/compression_study.csv, and a picture for each network, as committed, times apart.
+Expected: experiments/results/compression_study.csv, and a picture for each network, as committed,
+  times apart.
 Cost: half an hour on 2 cores.
 
-Each network is trained dense and with every combination of four sparsities and four bit widths, from scratch. All
-combinations share one compiled program, dense ones a second. The flags of `train` change what is common to all.
-Nothing is chosen by what these trials score, so the test column is of all settings.
+Each network is trained dense and with every combination of four sparsities and four bit widths,
+from scratch. All combinations share one compiled program, dense ones a second. The flags of `train`
+change what is common to all. Nothing is chosen by what these trials score, so the test column is of
+all settings.
 """
 
 import pathlib
@@ -47,10 +50,13 @@ def table(model, configs, seconds):
   """The rows of one network, and its picture."""
   from lepton_jax.report import sweep_pictures, sweeps
   from lepton_jax.report.pictures import save
-  rows = sweeps.rows([(config, result) for config in configs if (result := trials.finished(config))], all_tests=True)
-  save(sweep_pictures.against_size(rows, 'estimated_bytes', f'{model}: estimated size (bytes)'), f'{FLAGS.output}/compression_{model}.png')
+  results = [(config, trials.finished(config)) for config in configs]
+  rows = sweeps.rows([(config, result) for config, result in results if result], all_tests=True)
+  save(sweep_pictures.against_size(rows, 'estimated_bytes', f'{model}: estimated size (bytes)'),
+       f'{FLAGS.output}/compression_{model}.png')
   minutes = '' if seconds is None else round(seconds / 60, 1)
-  return [dict(model=model, **row, trials=len(configs), programs=len(trials.programs(configs)), minutes=minutes, cores=machine.cores()) for row in rows]
+  return [dict(model=model, **row, trials=len(configs), programs=len(trials.programs(configs)),
+               minutes=minutes, cores=machine.cores()) for row in rows]
 
 
 if __name__ == '__main__':

@@ -34,9 +34,11 @@ def main(config):
   report, confusion = evaluation.full_report(trained, FLAGS.split)
   place = epath.Path(FLAGS.run).expanduser()
   title = f'{trained.config.name()}, {FLAGS.split}'
-  record.write_atomically(place / f'evaluation-{FLAGS.split}.json', json.dumps(report, indent=2) + '\n')
+  content = json.dumps(report, indent=2) + '\n'
+  record.write_atomically(place / f'evaluation-{FLAGS.split}.json', content)
   if confusion:
-    pictures.confusion_matrix(confusion, trained.data.classes, place / f'confusion-{FLAGS.split}.png', title)
+    pictures.confusion_matrix(confusion, trained.data.classes,
+                              place / f'confusion-{FLAGS.split}.png', title)
   if FLAGS.json:
     print(json.dumps(report))
   else:

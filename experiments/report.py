@@ -1,8 +1,11 @@
 """Turns run folders into tables and pictures, and the committed results into the README's tables.
 
-Question: what did a folder of runs find, over seeds, and do the README's numbers stand in the committed results?
-Command: ./launch.sh report --runs=runs/regularization_sweep     or, for the README: ./launch.sh report --readme
-Expected: report.md, table.csv, table.tex and PNG and PDF pictures in --output; with --check exit status 0.
+Question: what did a folder of runs find, over seeds, and do the README's numbers stand in the
+  committed results?
+Command: ./launch.sh report --runs=runs/regularization_sweep
+  or, for the README: ./launch.sh report --readme
+Expected: report.md, table.csv, table.tex and PNG and PDF pictures in --output; with --check exit
+  status 0.
 Cost: seconds.
 """
 
@@ -25,12 +28,14 @@ def main(config):
   if FLAGS.readme or FLAGS.check:
     return readme(FLAGS.check)
   if not FLAGS.runs:
-    raise UserError('--runs=FOLDER names the folder whose run folders are reported; or pass --readme or --check')
+    raise UserError('--runs=FOLDER names the folder whose run folders are reported; or pass '
+                    '--readme or --check')
   from lepton_jax.report import sweeps, tables
   from lepton_jax.sweep import command
   found, others, without = sweeps.read(FLAGS.runs)
   for folder in others:
-    print(f'left out: {folder} has no result of a single run with a validation part', file=sys.stderr)
+    print(f'left out: {folder} has no result of a single run with a validation part',
+          file=sys.stderr)
   output = FLAGS.output or f'{FLAGS.runs}/report'
   command.make_folder(output)
   for folder, rows in sweeps.write(found, output, FLAGS.report_all_test, without):
@@ -40,10 +45,12 @@ def main(config):
 
 
 def readme(check):
-  """Writes the README's tables from the CSV files in experiments/results, or only says whether they agree."""
+  """Writes the README's tables from experiments/results, or only says whether they agree."""
   from lepton_jax.report import markdown, studies
-  tables = dict(accuracy=markdown.accuracy_table, benchmark=markdown.speed_table, compression_study=studies.compression_table,
-                regularization_study=studies.regularization_table, sweep_cost=studies.sweep_cost_table)
+  tables = dict(accuracy=markdown.accuracy_table, benchmark=markdown.speed_table,
+                compression_study=studies.compression_table,
+                regularization_study=studies.regularization_table,
+                sweep_cost=studies.sweep_cost_table)
   text = fresh = (ROOT / 'README.md').read_text()
   for name, make in tables.items():
     fresh = markdown.insert(fresh, name, make(markdown.rows(RESULTS / f'{name}.csv')))
@@ -57,7 +64,10 @@ def readme(check):
 if __name__ == '__main__':
   absl_flags.DEFINE_string('runs', '', 'folder that holds run folders')
   absl_flags.DEFINE_string('output', '', 'folder for tables and pictures; empty: report/ in --runs')
-  absl_flags.DEFINE_bool('report_all_test', False, 'show the test results of every setting, not only of the best on validation')
+  absl_flags.DEFINE_bool('report_all_test', False,
+                         'show the test results of every setting, not only of the best on '
+                         'validation')
   absl_flags.DEFINE_bool('readme', False, "write the README's tables")
-  absl_flags.DEFINE_bool('check', False, 'change nothing; fail if the README differs from the committed results')
+  absl_flags.DEFINE_bool('check', False,
+                         'change nothing; fail if the README differs from the committed results')
   sys.exit(flags.run(main, __doc__, OWN))

@@ -1,14 +1,16 @@
-"""Sets whole sentences of SST-2's training part aside, so that settings can be chosen without its dev sentences.
+"""Sets whole sentences of SST-2's training part aside, to choose settings without the dev part.
 
 Question: which settings will do well on sentences of which no phrase was trained on?
-Papers: SST (Socher et al. 2013), whose training part holds sentences and their phrases, so that a random tenth of
-  it says little: its phrases have been trained on as parts of others. GLUE (arXiv:1804.07461) has the splits.
+Papers: SST (Socher et al. 2013), whose training part holds sentences and their phrases, so that a
+  random tenth of it says little: its phrases have been trained on as parts of others. GLUE
+  (arXiv:1804.07461) has the splits.
 Command: ./launch.sh sst2_held_out --data_dir=DIR --output=sst2
 Expected: sst2/train.tsv and test.tsv, for --dataset=csv:sst2 --text_column=sentence --target=label
 Cost: half a minute.
 
-experiments/results/sst2_settings.csv has what 15 settings scored on these sentences, each trained once by
-./launch.sh train --dataset=csv:sst2 --text_column=sentence --target=label --select=last and its flags.
+experiments/results/sst2_settings.csv has what 15 settings scored on these sentences, each trained
+once by ./launch.sh train --dataset=csv:sst2 --text_column=sentence --target=label --select=last and
+its flags.
 """
 
 import pathlib
@@ -41,7 +43,8 @@ def main(config):
   for name, rows in (('train', kept), ('test', held)):
     lines = ['sentence\tlabel', *(f'{texts[i].strip()}\t{source.classes[label[i]]}' for i in rows)]
     (folder / f'{name}.tsv').write_text('\n'.join(lines) + '\n', encoding='utf-8')
-  print(f'{folder}: {len(kept):,} of {len(words):,} phrases to train on, {len(held):,} sentences held out')
+  print(f'{folder}: {len(kept):,} of {len(words):,} phrases to train on, {len(held):,} sentences '
+        f'held out')
   return 0
 
 

@@ -27,7 +27,8 @@ def main(config):
     print(f'error: {error}', file=sys.stderr)
     return 2
   except loop.Interrupted as signal:
-    print(f'{signal}: saved. To resume, repeat the same command, or: ./launch.sh train --config={folder}/config.json', file=sys.stderr)
+    print(f'{signal}: saved. To resume, repeat the same command, or: ./launch.sh train '
+          f'--config={folder}/config.json', file=sys.stderr)
     return 130
   tables.print_table(f'{folder}', tables.result_rows(result))
   return 0

@@ -2,4 +2,7 @@
 
 
 class UserError(ValueError):
-  """Bad input: the message says what was given, what is allowed and what to do; shown without a traceback."""
+  """Bad input, shown without a traceback.
+
+  The message says what was given, what is allowed and what to do.
+  """

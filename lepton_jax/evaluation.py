@@ -11,22 +11,28 @@ from lepton_jax.errors import UserError
 
 
 def evaluate_split(network, predict, weights, hparams, data, split, batch_size, layout):
-  """{measurement: float} of weights on a whole split, every example counted once; 'score' ranks epochs."""
+  """{measurement: float} of weights on a split, every example once; 'score' ranks epochs."""
   if data.stream:
-    return stream_measurements(network, predict, weights, hparams, data.splits[split][0], batch_size, layout)
+    return stream_measurements(network, predict, weights, hparams, data.splits[split][0],
+                               batch_size, layout)
   logits, label = by_step(*predictions(predict, weights, hparams, data, split, batch_size, layout))
   return measurements(network, logits, network.to_changes(data.splits[split][0], label), hparams)
 
 
 def stream_measurements(network, predict, weights, hparams, stream, batch_size, layout):
-  """Loss in nats and bits a character, perplexity and accuracy of running text, its rows read in parallel, each from an empty state."""
+  """Loss in nats and bits a character, perplexity and accuracy of running text.
+
+  Its rows are read in parallel, each from an empty state.
+  """
   carry = layout.put_state(network.carry(batch_size))
   sums = np.zeros(3)
-  for batch in batches.stream_passes(stream, batch_size, network.config.data.sequence_length, layout.rows):
+  length = network.config.data.sequence_length
+  for batch in batches.stream_passes(stream, batch_size, length, layout.rows):
     *measured, carry = predict(weights, carry, layout.put_examples(batch), hparams)
     sums += np.array([float(m) for m in measured])
   loss = float(sums[0] / sums[2])
-  return dict(loss=loss, bits_per_character=loss / math.log(2), perplexity=math.exp(min(loss, 700)), accuracy=float(sums[1] / sums[2]), score=-loss)
+  return dict(loss=loss, bits_per_character=loss / math.log(2), perplexity=math.exp(min(loss, 700)),
+              accuracy=float(sums[1] / sums[2]), score=-loss)
 
 
 def predictions(predict, weights, hparams, data, split, batch_size, layout):
@@ -36,7 +42,8 @@ def predictions(predict, weights, hparams, data, split, batch_size, layout):
   for batch in batches.passes(inputs, batch_size, layout.rows):
     parts.append(predict(weights, layout.put_examples(batch), hparams))
     if len(parts) > 8:
-      parts[-9] = np.asarray(parts[-9])  # a few batches stay in flight, the rest need not stay on the device
+      # A few batches stay in flight; the rest need not stay on the device.
+      parts[-9] = np.asarray(parts[-9])
   return np.concatenate([np.asarray(p) for p in parts])[:len(label)], np.asarray(label)
 
 
@@ -49,21 +56,29 @@ def measurements(network, logits, label, hparams):
   plain = {k: v for k, v in hparams.items() if k != 'label_smoothing'}
   loss = mean(network.loss_per_example(jnp.asarray(logits), batch, plain))
   if network.loss == 'mse':
-    error = np.asarray(logits, np.float64) * network.target[1] + network.target[0] - np.reshape(label, logits.shape)
-    return dict(loss=loss, rmse=float(np.sqrt(np.mean(error ** 2))), mae=float(np.mean(np.abs(error))), score=-loss)
+    predicted = np.asarray(logits, np.float64) * network.target[1] + network.target[0]
+    error = predicted - np.reshape(label, logits.shape)
+    return dict(loss=loss, rmse=float(np.sqrt(np.mean(error ** 2))),
+                mae=float(np.mean(np.abs(error))), score=-loss)
   accuracy = mean(network.measure(jnp.asarray(logits), batch)['accuracy'])
   return dict(loss=loss, accuracy=accuracy, score=accuracy)
 
 
 def baselines(data, split, season):
-  """{name: measures} of forecasts of a series that learn nothing; the seasonal one only where the window holds a season."""
+  """{name: measures} of forecasts of a series that learn nothing.
+
+  The seasonal one is there only where the window holds a season.
+  """
   inputs, label = data.splits[split]
   naive = series.baselines(inputs, label, data.targets, season)
   return {name: metrics.regression_report(prediction, label) for name, prediction in naive.items()}
 
 
 def by_step(logits, label):
-  """Steps as examples: logits [n, time, classes] and label [n, time] to the steps that exist; all else as it is."""
+  """Steps as examples: of logits [n, time, classes] and label [n, time] the steps that exist.
+
+  All else stays as it is.
+  """
   if np.ndim(logits) == 3:
     exists = label >= 0
     return logits[exists], label[exists]
@@ -79,9 +94,12 @@ def full_report(trained, split):
     raise UserError(f'{trained.data.name} has no {split} examples under this run\'s options')
   inputs, label = trained.data.splits[split]
   if trained.data.stream:
-    return dict(name=trained.config.name(), split=split, examples=len(label) - 1, **trained.measure_stream(split)), None
+    measured = trained.measure_stream(split)
+    name, examples = trained.config.name(), len(label) - 1
+    return dict(name=name, split=split, examples=examples, **measured), None
   logits, label = by_step(trained.outputs(inputs), label)
-  basic = measurements(trained.network, logits, trained.network.to_changes(inputs, label), trained.hparams)
+  basic = measurements(trained.network, logits, trained.network.to_changes(inputs, label),
+                       trained.hparams)
   report = dict(name=trained.config.name(), split=split, examples=len(label), loss=basic['loss'])
   if trained.network.loss == 'mse':
     report.update(metrics.regression_report(trained.predict(inputs), np.asarray(label)))
@@ -93,5 +111,6 @@ def full_report(trained, split):
     held_out, held_label = trained.data.splits['validation']
     held_logits, held_label = by_step(trained.outputs(held_out), held_label)
     threshold = metrics.best_threshold(metrics.probabilities(held_logits)[:, 1], held_label)
-    report['at_threshold_from_validation'] = metrics.at_threshold(metrics.probabilities(logits)[:, 1], label, threshold)
+    positive = metrics.probabilities(logits)[:, 1]
+    report['at_threshold_from_validation'] = metrics.at_threshold(positive, label, threshold)
   return report, report['confusion']

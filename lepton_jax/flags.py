@@ -39,13 +39,15 @@ class _Parser(flags.ArgumentParser):
 
 def define(flag_values=flags.FLAGS):
   """Defines one flag per configuration field, and --config."""
-  flags.DEFINE_string('config', '', 'config.json of a run to repeat; other flags override it', flag_values=flag_values)
+  flags.DEFINE_string('config', '', 'config.json of a run to repeat; other flags override it',
+                      flag_values=flag_values)
   for name, (_, field) in config_lib.FIELDS.items():
     text = describe(name)
     if config_lib.value_type(name)[0] is bool:
       flags.DEFINE_bool(name, field.default, text, flag_values=flag_values)
     else:
-      flags.DEFINE(_Parser(name), name, field.default, text, flag_values=flag_values, serializer=flags.ArgumentSerializer())
+      flags.DEFINE(_Parser(name), name, field.default, text, flag_values=flag_values,
+                   serializer=flags.ArgumentSerializer())
 
 
 class _ListParser(flags.ArgumentParser):
@@ -69,11 +71,16 @@ class _ListParser(flags.ArgumentParser):
 
 
 def define_lists(flag_values=flags.FLAGS, **defaults):
-  """Defines --config and one flag per configuration field that takes several values; `defaults` replace the fields' own."""
-  flags.DEFINE_string('config', '', 'config.json of a run to vary; other flags override it', flag_values=flag_values)
+  """Defines --config and one flag per configuration field, each taking several values.
+
+  `defaults` replace the fields' own.
+  """
+  flags.DEFINE_string('config', '', 'config.json of a run to vary; other flags override it',
+                      flag_values=flag_values)
   for name, (_, field) in config_lib.FIELDS.items():
     serializer = flags.ListSerializer(field.metadata['separator'])
-    flag = flags.Flag(_ListParser(name), serializer, name, [defaults.get(name, field.default)], describe(name))
+    flag = flags.Flag(_ListParser(name), serializer, name, [defaults.get(name, field.default)],
+                      describe(name))
     flag.boolean = config_lib.value_type(name)[0] is bool  # --name alone is true, --noname false
     flags.DEFINE_flag(flag, flag_values)
 
@@ -81,7 +88,8 @@ def define_lists(flag_values=flags.FLAGS, **defaults):
 def lists(flag_values=flags.FLAGS):
   """(the Config on which a sweep is built, {field: the values that its flag lists})."""
   given = {n: flag_values[n].value for n in config_lib.FIELDS if flag_values[n].present}
-  own = {n: flag_values[n].default[0] for n, (_, field) in config_lib.FIELDS.items() if flag_values[n].default != [field.default]}
+  own = {n: flag_values[n].default[0] for n, (_, field) in config_lib.FIELDS.items()
+         if flag_values[n].default != [field.default]}
   if flag_values.config:  # says what is trained; where and how is still the script's
     own = {n: value for n, value in own.items() if not config_lib.FIELDS[n][1].metadata['identity']}
   base = _from_file(flag_values.config).replace(**own)
@@ -119,10 +127,11 @@ def _from_file(name):
 
 
 def help_text(doc, own, flag_values=flags.FLAGS):
-  """What --help prints: the script's docstring, its own flags, then the configuration by concern."""
+  """What --help prints: the script's docstring, its own flags, then the configuration's."""
   lines = [doc.strip(), '']
   if own:
-    lines += ['Flags:', *(_flag_line(flag_values[name], flag_values[name].help) for name in own), '']
+    own_lines = (_flag_line(flag_values[name], flag_values[name].help) for name in own)
+    lines += ['Flags:', *own_lines, '']
   if 'config' in flag_values:
     group = None
     for name, (concern, _) in config_lib.FIELDS.items():
@@ -130,30 +139,35 @@ def help_text(doc, own, flag_values=flags.FLAGS):
         group = concern
         doc = config_lib.Config.__dataclass_fields__[concern].type.__doc__
         lines += ['' if lines[-1] else None, f'{concern.capitalize()}: {doc}']
-      mark = '' if config_lib.FIELDS[name][1].metadata['identity'] else ' (not part of the run\'s name)'
+      identity = config_lib.FIELDS[name][1].metadata['identity']
+      mark = '' if identity else " (not part of the run's name)"
       lines.append(_flag_line(flag_values[name], describe(name) + mark))
   return '\n'.join(line for line in lines if line is not None)
 
 
 def _flag_line(flag, text):
   default = flag.default[0] if isinstance(flag.default, list) else flag.default
-  default = 'unset' if default in (None, '') else str(default).lower() if isinstance(default, bool) else default
+  if default in (None, ''):
+    default = 'unset'
+  elif isinstance(default, bool):
+    default = str(default).lower()
   return f'  --{flag.name}={default}\n      {text}'
 
 
 def run(main, doc, own=()):
-  """Parses the command line and calls `main(config)`; a user's mistake ends in one line and exit status 1.
+  """Parses the command line and calls `main(config)`.
 
-  `main` returns an exit status or None; `own` names the flags that the script defined itself. A script
-  that called `define_lists` gets what `lists` returns for config, one that defined no configuration None.
+  A user's mistake ends in one line and exit status 1. `main` returns an exit status or None; `own`
+  names the flags that the script defined itself. A script that called `define_lists` gets what
+  `lists` returns for config, one that defined no configuration None.
   """
   if any(a in ('--help', '-h', '-help', '--helpfull', '--helpshort') for a in sys.argv[1:]):
     print(help_text(doc, own))
     return
 
   def guarded(argv):
-    # Importing and tracing make millions of objects that stay; to look through them for garbage every
-    # 700 of them, Python's default, took a sixth of the time to the first step.
+    # Importing and tracing make millions of objects that stay. A look through them for garbage
+    # every 700 of them, Python's default, took a sixth of the time to the first step.
     gc.set_threshold(100_000, 20, 20)
     logging.set_verbosity(logging.WARNING)  # jax and orbax narrate at INFO
     try:

@@ -1,4 +1,4 @@
-"""The machine a run executes on: settings that precede the first use of a device, and facts for result.json."""
+"""The machine of a run: settings before the first use of a device, and facts for result.json."""
 
 import contextlib
 import datetime
@@ -12,12 +12,16 @@ PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 def start(options):
-  """Settings that must precede the first use of a device: memory, virtual devices, the cache of compiled programs."""
+  """Applies settings that must precede the first use of a device.
+
+  They are memory, virtual devices and the cache of compiled programs.
+  """
   keep_freed_memory()
   wait_for_stopped_devices()
   import jax
   count = options.cpu_devices or (1 if options.parallel == 'jit' else cores())
-  with contextlib.suppress(RuntimeError):  # devices are in use already; --devices complains if they are too few
+  # A RuntimeError says that devices are in use already; --devices complains if they are too few.
+  with contextlib.suppress(RuntimeError):
     jax.config.update('jax_num_cpu_devices', count)
   where = options.compilation_cache
   if where != 'off':
@@ -38,17 +42,21 @@ def cores():
 
 
 def wait_for_stopped_devices():
-  """Gives virtual devices ten minutes to meet, where XLA ends the process after 40 s: a laptop is closed, a core is busy elsewhere."""
+  """Gives virtual devices ten minutes to meet; XLA would end the process after 40 s.
+
+  They take longer where a laptop is closed or a core is busy elsewhere.
+  """
   flag = '--xla_cpu_collective_call_terminate_timeout_seconds'
   if flag not in os.environ.get('XLA_FLAGS', ''):
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flag}=600'.strip()
 
 
 def keep_freed_memory():
-  """Lets the C library keep what a training step frees, for the next step, which asks for the same again.
+  """Lets the C library keep what a training step frees, for the next step, which asks for the same.
 
-  By default glibc returns large blocks to the kernel at once, and the kernel clears every page anew when
-  it is touched: 20 to 40 % of the time of a step on a CPU. Elsewhere than on Linux nothing is changed.
+  By default glibc returns large blocks to the kernel at once, and the kernel clears every page anew
+  when it is touched: 20 to 40 % of the time of a step on a CPU. Elsewhere than on Linux nothing is
+  changed.
   """
   import ctypes
   with contextlib.suppress(OSError, AttributeError):
@@ -61,8 +69,9 @@ def keep_freed_memory():
 def facts():
   """Versions, device, git revision and time, for result.json."""
   import jax
-  return dict(versions={p: importlib.metadata.version(p) for p in PACKAGES}, device=jax.devices()[0].device_kind,
-              git_revision=git_revision(), finished=datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'))
+  return dict(versions={p: importlib.metadata.version(p) for p in PACKAGES},
+              device=jax.devices()[0].device_kind, git_revision=git_revision(),
+              finished=datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'))
 
 
 @functools.cache
@@ -71,6 +80,7 @@ def git_revision():
   here = pathlib.Path(__file__).parent
   try:
     command = ['git', '-C', str(here), 'describe', '--always', '--dirty', '--abbrev=12']
-    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
   except (OSError, subprocess.SubprocessError):
     return None

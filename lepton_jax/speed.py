@@ -1,4 +1,7 @@
-"""How a run is spread over devices and cut into calls, where the user leaves it to us; `./launch.sh benchmark` measures what each choice is worth."""
+"""How a run is spread over devices and cut into calls, where the user leaves it to us.
+
+`./launch.sh benchmark` measures what each choice is worth.
+"""
 
 import jax
 
@@ -11,8 +14,8 @@ AUTO = 'auto'
 def devices(mode, asked, batch_size, backend):
   """(mode, number of devices, 0 for all) of a run.
 
-  Under 'auto' several processes and several accelerators share the batch. On a CPU a run takes one device,
-  whose convolutions and products use all cores.
+  Under 'auto' several processes and several accelerators share the batch. On a CPU a run takes one
+  device, whose convolutions and products use all cores.
   """
   if mode != AUTO:
     return mode, asked
@@ -35,16 +38,18 @@ def recurrent(params):
 def steps_per_call(asked, params, batches, backend):
   """How many train steps one compiled call makes.
 
-  A small network's step is shorter than the handing over of its arrays, so several share a call. On a
-  CPU that holds for dense layers alone: convolutions inside a scan run 5 to 40 times slower there (jax
-  issue 12868), and a recurrent step is long. Batches whose shapes change cannot be stacked. Of the numbers
-  up to 32, 16 on accelerators, it is the one that makes an epoch of the fewest calls. Raises UserError if `asked` is neither 'auto' nor a positive number.
+  A small network's step is shorter than the handing over of its arrays, so several share a call. On
+  a CPU that holds for dense layers alone: convolutions inside a scan run 5 to 40 times slower there
+  (jax issue 12868), and a recurrent step is long. Batches whose shapes change cannot be stacked. Of
+  the numbers up to 32, 16 on accelerators, it is the one that makes an epoch of the fewest calls.
+  Raises UserError if `asked` is neither 'auto' nor a positive number.
   """
   if asked != AUTO:
     if not asked.isdecimal() or int(asked) < 1:
       raise UserError(f'--steps_per_call={asked}: allowed are {AUTO} and whole numbers from 1')
     if int(asked) > 1 and not batches.same_shapes:
-      raise UserError(f'--steps_per_call={asked}: batches of text come in several lengths, one step a call')
+      raise UserError(
+          f'--steps_per_call={asked}: batches of text come in several lengths, one step a call')
     return int(asked)
   if not batches.same_shapes:
     return 1

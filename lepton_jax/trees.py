@@ -22,7 +22,8 @@ def named(tree):
 
 def map_named(function, tree, *rest):
   """`jax.tree.map` whose function gets the leaf's name first."""
-  return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(name(path), *leaves), tree, *rest)
+  named = lambda path, *leaves: function(name(path), *leaves)
+  return jax.tree_util.tree_map_with_path(named, tree, *rest)
 
 
 def nest(leaves):
@@ -38,7 +39,10 @@ def nest(leaves):
 
 
 def is_kernel(leaf_name):
-  """True for the weights of a layer, which are decayed, penalised, pruned and quantised; False for biases and norms."""
+  """True for a layer's weights, which are decayed, penalised, pruned and quantised.
+
+  False for biases and norms.
+  """
   return leaf_name.rpartition('/')[2] in ('kernel', 'embedding')
 
 

@@ -1,11 +1,12 @@
-"""Four virtual devices, strict promotion, and a home of their own for every test session's caches."""
+"""Four virtual devices, strict promotion, and a home for the caches of every test session."""
 
 import os
 import pathlib
 import tempfile
 
 # Tests compile hundreds of programs and run each for milliseconds.
-os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
+                           ' --xla_llvm_disable_expensive_passes=true')
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
@@ -29,7 +30,10 @@ jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 @pytest.fixture(scope='session', autouse=True)
 def virtual_devices():
-  """Made before the first run, which would make as many as there are cores; not on import, for some tests fork."""
+  """Makes the devices before the first run, which would make as many as there are cores.
+
+  They are not made on import, because some tests fork.
+  """
   assert jax.device_count() == 4
 
 
@@ -46,10 +50,12 @@ def tfds_dir():
 def small():
   """A configuration whose run takes seconds: an MLP on 8x8 digits."""
   from lepton_jax.config import Config
-  return Config().replace(model='mlp', dataset='digits', epochs=2, batch_size=32, tensorboard=False, pictures=False)
+  return Config().replace(model='mlp', dataset='digits', epochs=2, batch_size=32, tensorboard=False,
+                          pictures=False)
 
 
 @pytest.fixture
 def base(small, tmp_path):
   """What trials of sweeps have in common: `small`, smaller still, with no files but the results."""
-  return small.replace(runs_dir=str(tmp_path), save_weights=False, checkpoint_every=0, epochs=1, width=0.25)
+  return small.replace(runs_dir=str(tmp_path), save_weights=False, checkpoint_every=0, epochs=1,
+                       width=0.25)

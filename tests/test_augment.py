@@ -8,14 +8,16 @@ import pytest
 from lepton_jax.config import Config
 from lepton_jax.data import augment
 
-ON = dict(augment_flip=True, augment_crop=2, augment_rotate=20.0, augment_shift=0.1, augment_zoom=0.2, augment_brightness=0.2,
-          augment_contrast=0.3, augment_cutout=4, augment_mixup=0.5, augment_cutmix=1.0)
+ON = dict(augment_flip=True, augment_crop=2, augment_rotate=20.0, augment_shift=0.1,
+          augment_zoom=0.2, augment_brightness=0.2, augment_contrast=0.3, augment_cutout=4,
+          augment_mixup=0.5, augment_cutmix=1.0)
 
 
 def batch(size=8, side=10, channels=3):
   keys = jax.random.split(jax.random.key(0), 2)
   images = jax.random.normal(keys[0], (2, size, side, side, channels))
-  return dict(inputs=images[0], label=jnp.arange(size) % 4, other_inputs=images[1], other_label=(jnp.arange(size) + 1) % 4,
+  return dict(inputs=images[0], label=jnp.arange(size) % 4, other_inputs=images[1],
+              other_label=(jnp.arange(size) + 1) % 4,
               example=jnp.arange(size, dtype=jnp.int32))
 
 
@@ -55,7 +57,8 @@ def test_flip_mirrors_about_half():
   image = jnp.arange(12.0).reshape(2, 6, 1)
   out = jax.vmap(lambda k: augment.flip(image, k))(jax.random.split(jax.random.key(0), 1000))
   mirrored = np.all(np.asarray(out) == np.asarray(image[:, ::-1]), (1, 2, 3))
-  assert 450 < mirrored.sum() < 550 and np.all(mirrored | np.all(np.asarray(out) == np.asarray(image), (1, 2, 3)))
+  assert 450 < mirrored.sum() < 550
+  assert np.all(mirrored | np.all(np.asarray(out) == np.asarray(image), (1, 2, 3)))
 
 
 def test_crop_moves_whole_pixels_and_repeats_the_edge():
@@ -68,12 +71,14 @@ def test_crop_moves_whole_pixels_and_repeats_the_edge():
 
 def test_affine_without_change_is_the_identity():
   image = batch()['inputs'][0]
-  np.testing.assert_allclose(augment.affine(image, jax.random.key(0), 0.0, 0.0, 0.0), image, atol=1e-5)
+  moved = augment.affine(image, jax.random.key(0), 0.0, 0.0, 0.0)
+  np.testing.assert_allclose(moved, image, atol=1e-5)
 
 
 def test_cutout_erases_at_most_its_square():
   image = jnp.ones((12, 12, 1))
-  zeros = [int((augment.cutout(image, k, 4) == 0).sum()) for k in jax.random.split(jax.random.key(0), 50)]
+  keys = jax.random.split(jax.random.key(0), 50)
+  zeros = [int((augment.cutout(image, k, 4) == 0).sum()) for k in keys]
   assert max(zeros) == 16 and min(zeros) >= 4
 
 

@@ -22,7 +22,8 @@ def test_no_flags_give_the_defaults():
 
 
 def test_every_field_is_a_flag_and_survives_json():
-  given = dict(model='resnet8', width=0.5, learning_rate=0.01, augment_flip=True, epochs=7, freeze='stage1')
+  given = dict(model='resnet8', width=0.5, learning_rate=0.01, augment_flip=True, epochs=7,
+               freeze='stage1')
   config = parse(*(f'--{name}={value}' for name, value in given.items()))
   assert {n: config.flat()[n] for n in given} == given
   assert Config.from_json(config.to_json()) == config
@@ -52,7 +53,8 @@ def test_a_bad_flag_says_what_is_allowed(argument, words):
 
 
 @pytest.mark.parametrize('values, words', [
-    (dict(quantize_weight_bits=1), '2 to 16'), (dict(prune_begin=0.9), 'prune_end'), (dict(folds=1), 'at least 2'),
+    (dict(quantize_weight_bits=1), '2 to 16'), (dict(prune_begin=0.9), 'prune_end'),
+    (dict(folds=1), 'at least 2'),
 ])
 def test_fields_that_contradict_each_other(values, words):
   with pytest.raises(UserError, match=words):
@@ -60,8 +62,10 @@ def test_fields_that_contradict_each_other(values, words):
 
 
 @pytest.mark.parametrize('text, words', [
-    ('{"architecture": {"modle": "lenet5"}}', "did you mean 'model'"), ('[1]', 'not the JSON'), ('{', 'not the JSON'),
-    ('{"training": {"epochs": "3"}}', 'must be of type int'), ('{"training": {"epochs": true}}', 'must be of type int'),
+    ('{"architecture": {"modle": "lenet5"}}', "did you mean 'model'"), ('[1]', 'not the JSON'),
+    ('{', 'not the JSON'),
+    ('{"training": {"epochs": "3"}}', 'must be of type int'),
+    ('{"training": {"epochs": true}}', 'must be of type int'),
 ])
 def test_a_damaged_config_file_is_named(text, words):
   with pytest.raises(UserError, match=words):
@@ -72,14 +76,21 @@ def test_identity_ignores_exactly_the_fields_that_cannot_change_a_result():
   base = Config()
   for name, (_, field) in FIELDS.items():
     kind, _ = config_lib.value_type(name)
-    other = 'other' if kind is str else not field.default if kind is bool else kind((field.default or 0) + 1)
-    assert (base.replace(**{name: other}).identity() != base.identity()) == field.metadata['identity'], name
+    if kind is str:
+      other = 'other'
+    elif kind is bool:
+      other = not field.default
+    else:
+      other = kind((field.default or 0) + 1)
+    changes = base.replace(**{name: other}).identity() != base.identity()
+    assert changes == field.metadata['identity'], name
 
 
 def test_run_name_is_for_people_and_machines():
   assert Config().name() == f'lenet5-mnist5k-{Config().identity()}'
   assert Config().replace(dataset='folder:/data/cats-dogs/').name().startswith('lenet5-cats-dogs-')
-  assert Config().replace(dataset='csv:/data/prices.csv', model='linear').name().startswith('linear-prices-')
+  name = Config().replace(dataset='csv:/data/prices.csv', model='linear').name()
+  assert name.startswith('linear-prices-')
 
 
 def test_configurations_are_frozen():
@@ -117,9 +128,11 @@ def test_flags_help_shows_meaning_default_unit_and_choices():
 def test_sweep_flags_take_lists():
   values = absl_flags.FlagValues()
   flags.define_lists(values, runs_dir='runs/x')
-  values(['sweep', '--l2=0,1e-4', '--model=mlp,lenet5', '--augment_flip', '--nopictures', '--target=a,b;c', '--tied=true,false', '--seed=1'])
+  values(['sweep', '--l2=0,1e-4', '--model=mlp,lenet5', '--augment_flip', '--nopictures',
+          '--target=a,b;c', '--tied=true,false', '--seed=1'])
   base, lists = flags.lists(values)
-  assert lists == dict(l2=[0.0, 1e-4], model=['mlp', 'lenet5'], augment_flip=[True], pictures=[False], target=['a,b', 'c'], tied=[True, False], seed=[1])
+  assert lists == dict(l2=[0.0, 1e-4], model=['mlp', 'lenet5'], augment_flip=[True],
+                       pictures=[False], target=['a,b', 'c'], tied=[True, False], seed=[1])
   assert base == Config().replace(runs_dir='runs/x')
   for wrong in ('--l2=0,-1', '--model=mlp,lenet6', '--l2=', '--tied=perhaps'):
     with pytest.raises(absl_flags.IllegalFlagValueError):

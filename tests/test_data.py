@@ -20,7 +20,8 @@ def load(loss=None, **options):
 
 
 @settings(max_examples=40)
-@given(label=st.lists(st.integers(0, 4), min_size=1, max_size=80), fraction=st.floats(0, 0.9), seed=st.integers(0, 5))
+@given(label=st.lists(st.integers(0, 4), min_size=1, max_size=80), fraction=st.floats(0, 0.9),
+       seed=st.integers(0, 5))
 def test_hold_out_is_exact_disjoint_and_fair(label, fraction, seed):
   label = np.array(label)
   kept, held = splits.hold_out(label, fraction, seed)
@@ -88,10 +89,12 @@ def test_batches_are_a_function_of_seed_and_step():
   one, two = (batches.Batches(inputs, inputs, 10, seed=3) for _ in range(2))
   assert one.steps_per_epoch == 10
   assert np.array_equal(two.at(17)['inputs'], one.at(17)['inputs'])
-  epochs = [np.concatenate([one.at(s)['inputs'] for s in range(e * 10, e * 10 + 10)]) for e in range(2)]
+  epochs = [np.concatenate([one.at(s)['inputs'] for s in range(e * 10, e * 10 + 10)])
+            for e in range(2)]
   assert len(set(epochs[0])) == len(set(epochs[1])) == 100
   assert not np.array_equal(epochs[0], epochs[1])
-  assert not np.array_equal(batches.Batches(inputs, inputs, 10, seed=4).at(0)['inputs'], one.at(0)['inputs'])
+  other_seed = batches.Batches(inputs, inputs, 10, seed=4)
+  assert not np.array_equal(other_seed.at(0)['inputs'], one.at(0)['inputs'])
   halves = [one.at(5, rows)['inputs'] for rows in (slice(0, 5), slice(5, 10))]
   assert np.array_equal(np.concatenate(halves), one.at(5)['inputs'])
 
@@ -127,7 +130,8 @@ def test_prepared_tfds_is_read_without_tensorflow(tfds_dir, tmp_path):
 def test_missing_data_names_the_command(tmp_path):
   with pytest.raises(UserError) as error:
     load(dataset='cifar10', data_dir=str(tmp_path))
-  for words in (str(tmp_path), 'download_and_prepare', "file_format='array_record'", '--manual_dir'):
+  for words in (str(tmp_path), 'download_and_prepare', "file_format='array_record'",
+                '--manual_dir'):
     assert words in str(error.value)
   with pytest.raises(UserError, match="did you mean 'mnist'"):
     load(dataset='minst', data_dir=str(tmp_path))
@@ -136,22 +140,28 @@ def test_missing_data_names_the_command(tmp_path):
 
 
 def idx(array):
-  return gzip.compress(bytes([0, 0, 8, array.ndim]) + b''.join(int(n).to_bytes(4, 'big') for n in array.shape) + array.tobytes())
+  sides = b''.join(int(n).to_bytes(4, 'big') for n in array.shape)
+  return gzip.compress(bytes([0, 0, 8, array.ndim]) + sides + array.tobytes())
 
 
 def test_raw_mnist_files(tmp_path):
   from lepton_jax.data import raw_files
   rng = np.random.default_rng(0)
-  images = {'train': rng.integers(0, 256, (50, 28, 28), np.uint8), 'test': rng.integers(0, 256, (20, 28, 28), np.uint8)}
+  images = {'train': rng.integers(0, 256, (50, 28, 28), np.uint8),
+            'test': rng.integers(0, 256, (20, 28, 28), np.uint8)}
   for split, (image_file, label_file) in raw_files.MNIST_FILES.items():
     (tmp_path / image_file).write_bytes(idx(images[split]))
     (tmp_path / label_file).write_bytes(idx((np.arange(len(images[split])) % 10).astype(np.uint8)))
-  options = dict(dataset='fashion_mnist', manual_dir=str(tmp_path), data_dir=str(tmp_path), cache_dir=str(tmp_path / 'cache'))
+  options = dict(dataset='fashion_mnist', manual_dir=str(tmp_path), data_dir=str(tmp_path),
+                 cache_dir=str(tmp_path / 'cache'))
   data = load(**options)
-  assert np.array_equal(data.splits['test'][0][..., 0], images['test']) and data.classes[9] == 'Ankle boot'
+  assert np.array_equal(data.splits['test'][0][..., 0], images['test'])
+  assert data.classes[9] == 'Ankle boot'
   file = tmp_path / 'train-images-idx3-ubyte.gz'
   content, refused = file.read_bytes(), 0
-  for damaged in (content[:-50], *(content[:i] + bytes([content[i] ^ 64]) + content[i + 1:] for i in range(0, len(content), 997))):
+  flipped = (content[:i] + bytes([content[i] ^ 64]) + content[i + 1:]
+             for i in range(0, len(content), 997))
+  for damaged in (content[:-50], *flipped):
     file.write_bytes(damaged)
     try:
       load(**options)
@@ -178,9 +188,11 @@ def test_raw_cifar_archive(tmp_path):
       entry = tarfile.TarInfo(f'cifar-10-batches-bin/{name}')
       entry.size = records.nbytes
       archive.addfile(entry, io.BytesIO(records.tobytes()))
-  data = load(dataset='cifar10', manual_dir=str(tmp_path), data_dir=str(tmp_path), cache_dir=str(tmp_path / 'cache'))
+  data = load(dataset='cifar10', manual_dir=str(tmp_path), data_dir=str(tmp_path),
+              cache_dir=str(tmp_path / 'cache'))
   image, label = data.splits['test']
-  assert image.shape == (20, 32, 32, 3) and image[3, 5, 7, 1] == records[3, 1 + 1024 + 5 * 32 + 7] and label[13] == 3
+  assert image.shape == (20, 32, 32, 3) and label[13] == 3
+  assert image[3, 5, 7, 1] == records[3, 1 + 1024 + 5 * 32 + 7]
 
 
 def make_folder(root, sizes, names=('cat', 'dog')):
@@ -219,7 +231,8 @@ def test_image_folder_errors(tmp_path, make, words):
 
 
 @pytest.mark.parametrize('content, words', [
-    (b'a,b\n1,2\n3\n', 'line 3: 1 columns'), (b'a,b\n1,x\n', "line 2: b is 'x'"), (b'a,b\n1,nan\n', 'not a finite'), (b'a,b\n', 'at least one row'),
+    (b'a,b\n1,2\n3\n', 'line 3: 1 columns'), (b'a,b\n1,x\n', "line 2: b is 'x'"),
+    (b'a,b\n1,nan\n', 'not a finite'), (b'a,b\n', 'at least one row'),
     (b'a,c\n1,2\n', "unknown column 'b'"), (b'a,b\n1,\xff\n', 'line 2: not UTF-8'),
 ])
 def test_csv_errors_name_file_and_line(tmp_path, content, words):

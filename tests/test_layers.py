@@ -19,14 +19,16 @@ def normal(seed, *shape):
 
 
 def training(batch, rate=None, axis=None):
-  return layers.Training(example=jnp.arange(batch), dropout=None if rate is None else jnp.float32(rate), axis=axis)
+  dropout = None if rate is None else jnp.float32(rate)
+  return layers.Training(example=jnp.arange(batch), dropout=dropout, axis=axis)
 
 
 def values_and_gradients(function):
   """Of a function of arrays: its value, and the gradients of a sum with a weight for each entry."""
   def total(*arrays):
     y = function(*arrays).astype(jnp.float32)
-    weights = 1.5 + jnp.cos(jnp.arange(y.size, dtype=jnp.float32))  # none cancels, as bfloat16 sums would notice
+    # No weight cancels another, so sums in bfloat16 would be noticed.
+    weights = 1.5 + jnp.cos(jnp.arange(y.size, dtype=jnp.float32))
     return jnp.sum(y * weights.reshape(y.shape))
 
   return lambda *arrays: (function(*arrays), jax.grad(total, tuple(range(len(arrays))))(*arrays))
@@ -45,22 +47,27 @@ TOLERANCE = dict(float32=1e-4, bfloat16=0.05)
 
 
 @settings(max_examples=40)
-@given(choice=st.sampled_from(CHOICES), batch=st.integers(1, 19), sides=st.tuples(st.integers(5, 9), st.integers(5, 9)),
+@given(choice=st.sampled_from(CHOICES), batch=st.integers(1, 19),
+       sides=st.tuples(st.integers(5, 9), st.integers(5, 9)),
        channels=st.sampled_from([1, 2, 3, 6, 17]), features=st.sampled_from([1, 3, 16, 32]),
-       grouping=st.sampled_from(['one', 'two', 'depthwise']), sizes=st.tuples(st.integers(1, 5), st.integers(1, 5)),
-       strides=st.tuples(st.integers(1, 3), st.integers(1, 3)), padding=st.sampled_from(['SAME', 'VALID']),
-       bias=st.booleans(), mapped=st.sampled_from(['', 'x', 'w', 'xw']), dtype=st.sampled_from(['float32', 'bfloat16']))
-@example(choice=CHOICES[-1], batch=19, sides=(9, 7), channels=3, features=16, grouping='one', sizes=(3, 3),
-         strides=(1, 1), padding='SAME', bias=True, mapped='', dtype='float32')
-@example(choice=CHOICES[-1], batch=3, sides=(9, 7), channels=6, features=32, grouping='one', sizes=(1, 1),
-         strides=(1, 1), padding='SAME', bias=True, mapped='x', dtype='bfloat16')
-def test_convolutions_equal_the_plain_one(choice, batch, sides, channels, features, grouping, sizes, strides, padding, bias,
-                                          mapped, dtype):
+       grouping=st.sampled_from(['one', 'two', 'depthwise']),
+       sizes=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+       strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+       padding=st.sampled_from(['SAME', 'VALID']), bias=st.booleans(),
+       mapped=st.sampled_from(['', 'x', 'w', 'xw']),
+       dtype=st.sampled_from(['float32', 'bfloat16']))
+@example(choice=CHOICES[-1], batch=19, sides=(9, 7), channels=3, features=16, grouping='one',
+         sizes=(3, 3), strides=(1, 1), padding='SAME', bias=True, mapped='', dtype='float32')
+@example(choice=CHOICES[-1], batch=3, sides=(9, 7), channels=6, features=32, grouping='one',
+         sizes=(1, 1), strides=(1, 1), padding='SAME', bias=True, mapped='x', dtype='bfloat16')
+def test_convolutions_equal_the_plain_one(choice, batch, sides, channels, features, grouping, sizes,
+                                          strides, padding, bias, mapped, dtype):
   """Values and all gradients, by each library, over lanes of images, of kernels and of both."""
   groups = dict(one=1, two=2 if channels == 6 else 1, depthwise=channels)[grouping]
   features = channels if grouping == 'depthwise' else 2 * features
   shapes = dict(x=(batch, *sides, channels), w=(*sizes, channels // groups, features))
-  x, w = (normal(i, *((2,) if name in mapped else ()), *shape).astype(dtype) for i, (name, shape) in enumerate(shapes.items()))
+  x, w = (normal(i, *((2,) if name in mapped else ()), *shape).astype(dtype)
+          for i, (name, shape) in enumerate(shapes.items()))
   arrays = (x, w, normal(2, features).astype(dtype)) if bias else (x, w)
   lanes = tuple(0 if name in mapped else None for name in 'xwb'[:len(arrays)])
   run = lambda function, arrays: jax.jit(jax.vmap(function, lanes) if mapped else function)(*arrays)
@@ -80,13 +87,15 @@ def test_convolutions_equal_the_plain_one(choice, batch, sides, channels, featur
 
 
 @settings(max_examples=20)
-@given(rows=st.lists(st.integers(1, 9), min_size=1, max_size=3), inputs=st.integers(1, 70), features=st.integers(1, 70),
-       mapped=st.sampled_from(['', 'x', 'w', 'xw']), dtype=st.sampled_from(['float32', 'bfloat16']))
+@given(rows=st.lists(st.integers(1, 9), min_size=1, max_size=3), inputs=st.integers(1, 70),
+       features=st.integers(1, 70), mapped=st.sampled_from(['', 'x', 'w', 'xw']),
+       dtype=st.sampled_from(['float32', 'bfloat16']))
 @example(rows=[300, 2], inputs=70, features=65, mapped='', dtype='float32')  # in several parts
 @example(rows=[3], inputs=300, features=700, mapped='', dtype='float32')
 def test_products_equal_the_plain_one(rows, inputs, features, mapped, dtype):
   shapes = dict(x=(*rows, inputs), w=(inputs, features))
-  x, w = (normal(i, *((2,) if name in mapped else ()), *shape).astype(dtype) for i, (name, shape) in enumerate(shapes.items()))
+  x, w = (normal(i, *((2,) if name in mapped else ()), *shape).astype(dtype)
+          for i, (name, shape) in enumerate(shapes.items()))
   lanes = tuple(0 if name in mapped else None for name in 'xw')
   run = lambda function: jax.jit(jax.vmap(function, lanes) if mapped else function)(x, w)
   found = run(values_and_gradients(product))
@@ -99,7 +108,8 @@ def test_gradients_of_gradients_of_convolutions_and_products():
 
   def second(convolution, multiply):
     first = jax.grad(lambda *a: jnp.sum(jnp.sin(multiply(convolution(*a[:3]), a[3]))), (0, 1, 2, 3))
-    return jax.grad(lambda *a: sum(jnp.sum(jnp.sin(g)) for g in first(*a)), (0, 1, 2, 3))(x, w, b, v)
+    total = lambda *a: sum(jnp.sum(jnp.sin(g)) for g in first(*a))
+    return jax.grad(total, (0, 1, 2, 3))(x, w, b, v)
 
   pads = ((1, 1), (1, 1))
   mine = second(lambda x, w, b: convolve.convolve(x, w, b, (1, 1), 'SAME', 1), product)
@@ -124,23 +134,28 @@ def test_float64_stays_float64():
 @pytest.mark.skipif(CHOICES == ('xla',), reason='no oneDNN here')
 def test_what_onednn_cannot_do_is_an_error_that_names_the_shapes():
   x, w = jnp.ones((2, 5, 5, 3)), jnp.ones((3, 3, 4, 8))  # a kernel for 4 channels
-  with pytest.raises(Exception, match=r'convolution: image, kernel, result \[2,5,5,3\] \[3,3,4,8\]'):
+  words = r'convolution: image, kernel, result \[2,5,5,3\] \[3,3,4,8\]'
+  with pytest.raises(Exception, match=words):
     jax.block_until_ready(convolve.by_onednn(x, w, None, ((1, 1), ((1, 1), (1, 1)), 1)))
 
 
 @pytest.mark.skipif(CHOICES == ('xla',), reason='no oneDNN here')
 def test_a_batch_split_over_devices_is_never_gathered():
   """The programs of convolutions, products and their gradients exchange sums of gradients alone."""
-  mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
-  split, whole = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in (('data',), ()))
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ('data',),
+                           axis_types=(jax.sharding.AxisType.Auto,))
+  split, whole = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+                  for axes in (('data',), ()))
   x, w, b, v = normal(0, 8, 6, 5, 3), normal(1, 3, 3, 3, 4), normal(2, 4), normal(3, 4, 2)
 
   def loss(x, w, b, v):
     return jnp.sum(jnp.sin(product(convolve.convolve(x, w, b, (1, 1), 'SAME', 1), v)))
 
-  step = jax.jit(jax.grad(loss, (1, 2, 3)), in_shardings=(split, whole, whole, whole), out_shardings=whole)
+  step = jax.jit(jax.grad(loss, (1, 2, 3)), in_shardings=(split, whole, whole, whole),
+                 out_shardings=whole)
   text = step.lower(x, w, b, v).compile().as_text()
-  assert 'all-reduce' in text and not any(word in text for word in ('all-gather', 'all-to-all', 'collective-permute'))
+  assert 'all-reduce' in text
+  assert not any(word in text for word in ('all-gather', 'all-to-all', 'collective-permute'))
   assert 'f32[4,6,5,3]' in text and 'f32[8,6,5,' not in text
   assert_near(step(x, w, b, v), jax.grad(loss, (1, 2, 3))(x, w, b, v), 1e-5)
 
@@ -149,7 +164,8 @@ def test_portable_programs_hold_no_call_of_this_machine():
   layer, x = layers.Conv(4), jnp.ones((2, 5, 5, 3))
   params = layer.init(jax.random.key(0), x)
   with platform.using('portable'):
-    exported = jax.export.export(jax.jit(lambda x: layer.apply(params, x)), platforms=['cpu', 'cuda', 'tpu'])(x)
+    function = jax.jit(lambda x: layer.apply(params, x))
+    exported = jax.export.export(function, platforms=['cpu', 'cuda', 'tpu'])(x)
   assert 'custom_call' not in exported.mlir_module()
   np.testing.assert_allclose(exported.call(x), layer.apply(params, x), atol=1e-5)
 
@@ -163,14 +179,19 @@ def test_convolution_known_answer():
 
 
 @settings(max_examples=8)
-@given(batch=st.integers(1, 3), height=st.integers(2, 9), width=st.integers(2, 9), channels=st.integers(1, 3), ties=st.booleans())
+@given(batch=st.integers(1, 3), height=st.integers(2, 9), width=st.integers(2, 9),
+       channels=st.integers(1, 3), ties=st.booleans())
 def test_max_pool_equals_flax_in_values_and_gradients(batch, height, width, channels, ties):
   x = normal(2, batch, height, width, channels)
   x = jnp.round(x) if ties else x
   reference = lambda x: nn.max_pool(x, (2, 2), strides=(2, 2))
   np.testing.assert_array_equal(layers.max_pool(x), reference(x))
-  weigh = lambda f: lambda x: jnp.sum(f(x) * jnp.arange(f(x).size, dtype=x.dtype).reshape(f(x).shape))
-  np.testing.assert_array_equal(jax.jit(jax.grad(weigh(layers.max_pool)))(x), jax.jit(jax.grad(weigh(reference)))(x))
+
+  def gradient(pool):
+    weights = jnp.arange(pool(x).size, dtype=x.dtype).reshape(pool(x).shape)
+    return jax.jit(jax.grad(lambda x: jnp.sum(pool(x) * weights)))(x)
+
+  np.testing.assert_array_equal(gradient(layers.max_pool), gradient(reference))
 
 
 @pytest.mark.parametrize('shape', [(8, 5, 5, 3), (16, 7)])
@@ -179,32 +200,45 @@ def test_batch_norm_equals_flax(shape):
   mine, theirs = layers.make_norm('batch'), nn.BatchNorm(momentum=0.9)
   variables = mine.init(jax.random.key(0), x, None)
   got, state = mine.apply(variables, x, training(shape[0]), mutable=['batch_stats'])
-  want, theirs_state = theirs.apply(variables, x, use_running_average=False, mutable=['batch_stats'])
+  want, theirs_state = theirs.apply(variables, x, use_running_average=False,
+                                    mutable=['batch_stats'])
   np.testing.assert_allclose(got, want, atol=1e-4)
   for name in ('mean', 'var'):
-    np.testing.assert_allclose(state['batch_stats'][name], theirs_state['batch_stats'][name], rtol=1e-4)
-  np.testing.assert_allclose(mine.apply({**variables, **state}, x, None), theirs.apply({**variables, **state}, x, use_running_average=True), atol=1e-4)
+    np.testing.assert_allclose(state['batch_stats'][name], theirs_state['batch_stats'][name],
+                               rtol=1e-4)
+  got = mine.apply({**variables, **state}, x, None)
+  want = theirs.apply({**variables, **state}, x, use_running_average=True)
+  np.testing.assert_allclose(got, want, atol=1e-4)
 
 
 @pytest.mark.parametrize('dtype, tolerance', [('float32', 1e-4), ('bfloat16', 0.04)])
 def test_batch_norm_of_two_lanes_is_that_of_each(dtype, tolerance):
-  """Under vmap, and from low precision with statistics in float32: against Flax, one lane after the other."""
+  """Under vmap batch norm equals Flax's, one lane after the other, also from low precision.
+
+  The statistics are in float32.
+  """
   x = (normal(4, 2, 8, 5, 5, 3) * 3 + 10).astype(dtype)
   mine, theirs = layers.make_norm('batch'), nn.BatchNorm(momentum=0.9, dtype=dtype)
   variables = mine.init(jax.random.key(0), x[0], None)
-  got, state = jax.vmap(lambda lane: mine.apply(variables, lane, training(8), mutable=['batch_stats']))(x)
+  apply = lambda lane: mine.apply(variables, lane, training(8), mutable=['batch_stats'])
+  got, state = jax.vmap(apply)(x)
   assert got.dtype == dtype and all(leaf.dtype == 'float32' for leaf in jax.tree.leaves(state))
   for lane in range(2):
     with jax.numpy_dtype_promotion('standard'):
-      want, changed = theirs.apply(variables, x[lane], use_running_average=False, mutable=['batch_stats'])
+      want, changed = theirs.apply(variables, x[lane], use_running_average=False,
+                                   mutable=['batch_stats'])
     np.testing.assert_allclose(got[lane].astype('float32'), want.astype('float32'), atol=tolerance)
     for name in ('mean', 'var'):
-      np.testing.assert_allclose(state['batch_stats'][name][lane], changed['batch_stats'][name], rtol=1e-4)
+      np.testing.assert_allclose(state['batch_stats'][name][lane], changed['batch_stats'][name],
+                                 rtol=1e-4)
 
 
 @pytest.mark.parametrize('mean', [0, 1e2, 1e4])
 def test_batch_norm_far_from_zero_loses_what_its_input_lost(mean):
-  """Against float64, values and the image's gradient: some of the distance between two float32 numbers there."""
+  """Values and the image's gradient are near those in float64.
+
+  The error is some of the distances between two float32 numbers at the mean.
+  """
   tolerance = 1e-5 + 32 * np.spacing(np.float32(mean))
   x = normal(6, 64, 4, 4, 3) + mean
   layer, weight = layers.make_norm('batch'), normal(7, 64, 4, 4, 3)
@@ -216,7 +250,8 @@ def test_batch_norm_far_from_zero_loses_what_its_input_lost(mean):
   np.testing.assert_allclose(apply(x), centred * scale, atol=tolerance)
   w = np.asarray(weight, np.float64)
   expected = scale * (w - w.mean((0, 1, 2)) - centred * scale ** 2 * (w * centred).mean((0, 1, 2)))
-  np.testing.assert_allclose(jax.grad(lambda x: jnp.sum(apply(x) * weight))(x), expected, atol=tolerance)
+  gradient = jax.grad(lambda x: jnp.sum(apply(x) * weight))(x)
+  np.testing.assert_allclose(gradient, expected, atol=tolerance)
 
 
 def test_pool_shows_a_nan_also_where_a_gradient_is_wanted():
@@ -236,7 +271,8 @@ def test_dropout_keeps_the_mean_and_the_rate():
 def test_dropout_mask_follows_the_example_not_its_place():
   x, key = jnp.ones((6, 50)), jax.random.key(0)
   whole = layers.Dropout().apply({}, x, training(6, 0.5), rngs={'dropout': key})
-  part = layers.Dropout().apply({}, x[:2], layers.Training(example=jnp.array([4, 1]), dropout=jnp.float32(0.5)), rngs={'dropout': key})
+  two = layers.Training(example=jnp.array([4, 1]), dropout=jnp.float32(0.5))
+  part = layers.Dropout().apply({}, x[:2], two, rngs={'dropout': key})
   np.testing.assert_array_equal(part, whole[jnp.array([4, 1])])
 
 
@@ -256,7 +292,8 @@ def test_an_image_smaller_than_the_kernel_is_an_error_for_people():
 
 
 @settings(max_examples=20)
-@given(rows=st.integers(1, 3000), columns=st.integers(1, 200), mean=st.sampled_from([0.0, 100.0]), lanes=st.booleans())
+@given(rows=st.integers(1, 3000), columns=st.integers(1, 200), mean=st.sampled_from([0.0, 100.0]),
+       lanes=st.booleans())
 def test_moments_and_sums_of_columns_equal_float64(rows, columns, mean, lanes):
   x = np.random.default_rng(rows).normal(mean, 1, (2, rows, columns)).astype(np.float32)
   found = jax.vmap(column_sums.moments)(x) if lanes else column_sums.moments(jnp.asarray(x))
@@ -278,4 +315,5 @@ def test_norm_of_all_leaves():
   expected = np.sqrt(200_000 * 0.25 + 12 * 4)
   np.testing.assert_allclose(column_sums.global_norm(tree), expected, rtol=1e-7)
   lanes = jax.tree.map(lambda leaf: jnp.stack([leaf, 3 * leaf]), tree)
-  np.testing.assert_allclose(jax.vmap(column_sums.global_norm)(lanes), [expected, 3 * expected], rtol=1e-7)
+  norms = jax.vmap(column_sums.global_norm)(lanes)
+  np.testing.assert_allclose(norms, [expected, 3 * expected], rtol=1e-7)

@@ -9,23 +9,30 @@ from lepton_jax.registry import MODELS
 
 # Trainable parameters: (input, outputs) the architecture is published for, and their number.
 GOLDEN = {
-    'linear': ((28, 28, 1), 10, 7_850), 'mlp': ((28, 28, 1), 10, 118_282), 'lenet_300_100': ((28, 28, 1), 10, 266_610),
-    'lenet5': ((28, 28, 1), 10, 431_080), 'cnn_mnist': ((28, 28, 1), 10, 421_642), 'cnn_cifar': ((32, 32, 3), 10, 122_570),
+    'linear': ((28, 28, 1), 10, 7_850), 'mlp': ((28, 28, 1), 10, 118_282),
+    'lenet_300_100': ((28, 28, 1), 10, 266_610), 'lenet5': ((28, 28, 1), 10, 431_080),
+    'cnn_mnist': ((28, 28, 1), 10, 421_642), 'cnn_cifar': ((32, 32, 3), 10, 122_570),
     'cnn_64': ((64, 64, 3), 10, 3_938_570), 'cnn_binary': ((150, 150, 3), 1, 4_828_481),
-    'conv2': ((32, 32, 3), 10, 4_301_642), 'conv4': ((32, 32, 3), 10, 2_425_930), 'conv6': ((32, 32, 3), 10, 2_262_602),
-    'resnet8': ((32, 32, 3), 10, 78_186), 'resnet20': ((32, 32, 3), 10, 269_722), 'resnet32': ((32, 32, 3), 10, 464_154),
-    'resnet44': ((32, 32, 3), 10, 658_586), 'resnet56': ((32, 32, 3), 10, 853_018), 'resnet18': ((32, 32, 3), 10, 11_173_962),
+    'conv2': ((32, 32, 3), 10, 4_301_642), 'conv4': ((32, 32, 3), 10, 2_425_930),
+    'conv6': ((32, 32, 3), 10, 2_262_602), 'resnet8': ((32, 32, 3), 10, 78_186),
+    'resnet20': ((32, 32, 3), 10, 269_722), 'resnet32': ((32, 32, 3), 10, 464_154),
+    'resnet44': ((32, 32, 3), 10, 658_586), 'resnet56': ((32, 32, 3), 10, 853_018),
+    'resnet18': ((32, 32, 3), 10, 11_173_962),
     'mobilenet_v1': ((224, 224, 3), 1000, 4_231_976), 'ds_cnn': ((49, 10, 1), 12, 23_756),
-    'elman_classifier': ((28, 28, 1), 10, 21_386), 'gru_classifier': ((28, 28, 1), 10, 61_962), 'lstm_classifier': ((28, 28, 1), 10, 81_674),
-    'bilstm_classifier': ((28, 28, 1), 10, 163_338), 'elman_tagger': ((28, 28, 1), 10, 21_386), 'gru_tagger': ((28, 28, 1), 10, 61_962),
-    'lstm_tagger': ((28, 28, 1), 10, 81_674), 'bilstm_tagger': ((28, 28, 1), 10, 163_338), 'elman_regressor': ((28, 28, 1), 1, 20_225),
-    'gru_regressor': ((28, 28, 1), 1, 60_801), 'lstm_regressor': ((28, 28, 1), 1, 80_513), 'bilstm_regressor': ((28, 28, 1), 1, 161_025),
+    'elman_classifier': ((28, 28, 1), 10, 21_386), 'gru_classifier': ((28, 28, 1), 10, 61_962),
+    'lstm_classifier': ((28, 28, 1), 10, 81_674), 'bilstm_classifier': ((28, 28, 1), 10, 163_338),
+    'elman_tagger': ((28, 28, 1), 10, 21_386), 'gru_tagger': ((28, 28, 1), 10, 61_962),
+    'lstm_tagger': ((28, 28, 1), 10, 81_674), 'bilstm_tagger': ((28, 28, 1), 10, 163_338),
+    'elman_regressor': ((28, 28, 1), 1, 20_225), 'gru_regressor': ((28, 28, 1), 1, 60_801),
+    'lstm_regressor': ((28, 28, 1), 1, 80_513), 'bilstm_regressor': ((28, 28, 1), 1, 161_025),
     'text_cnn': ((40,), 2, 1_434_502), 'lstm_lm': ((40,), 65, 349_569),
 }
 # The same blocks many times over: one of them says as much about gradients and rounding.
-SHALLOW = {name: dict(depth=1) for name in ('resnet20', 'resnet32', 'resnet44', 'resnet56', 'resnet18')}
-# Others are these with more or fewer of the same layers: what is tried on all of them would be tried twice.
-DISTINCT = [name for name in MODELS.names() if name not in ('resnet32', 'resnet44', 'resnet56', 'mobilenet_v1', 'conv2', 'conv4', 'cnn_64')]
+SHALLOW = dict.fromkeys(('resnet20', 'resnet32', 'resnet44', 'resnet56', 'resnet18'),
+                        dict(depth=1))
+# The others are these with more or fewer of the same layers; they would test the same twice.
+DISTINCT = [name for name in MODELS.names() if name not in (
+    'resnet32', 'resnet44', 'resnet56', 'mobilenet_v1', 'conv2', 'conv4', 'cnn_64')]
 # Models that read tokens, and how many words they know.
 VOCABULARY = {'text_cnn': 10_000, 'lstm_lm': 65}
 # Images as small as each architecture bears, so that gradients are quick.
@@ -43,23 +50,33 @@ def make(name, shape, outputs, **options):
 def random_like(shapes):
   """Arrays for a tree of shapes; initialisers would spend seconds compiling for a deep network."""
   rng = np.random.default_rng(0)
-  draw = lambda name, leaf: np.ones(leaf.shape, leaf.dtype) if name.endswith('var') else rng.normal(0, 0.2, leaf.shape).astype(leaf.dtype)
+
+  def draw(name, leaf):
+    if name.endswith('var'):
+      return np.ones(leaf.shape, leaf.dtype)
+    return rng.normal(0, 0.2, leaf.shape).astype(leaf.dtype)
   return jax.tree.map(jnp.asarray, trees.map_named(draw, shapes))
 
 
 def tiny_dataset(name, shape, classes, count=8):
-  """A Dataset of random examples that a model can read: images of `shape`, tokens, or running text."""
+  """A Dataset of random examples that a model can read: images, tokens, or running text."""
   rng = np.random.default_rng(0)
   names, unit = tuple(map(str, range(classes))), np.ones(1, np.float32)
   label = np.arange(count, dtype=np.int32) % classes
-  common = dict(name='tiny', version='1', classes=names, columns=(), mean=np.full(shape[-1:], 128, np.float32), std=np.full(shape[-1:], 70, np.float32))
+  common = dict(name='tiny', version='1', classes=names, columns=(),
+                mean=np.full(shape[-1:], 128, np.float32), std=np.full(shape[-1:], 70, np.float32))
   if name == 'lstm_lm':
     stream = rng.integers(0, classes, 400).astype(np.int32)
-    parts, common = (stream, stream), common | dict(mean=unit, std=unit, vocabulary=names, stream=True)
+    parts = (stream, stream)
+    common |= dict(mean=unit, std=unit, vocabulary=names, stream=True)
   elif name in VOCABULARY:
-    parts, common = (rng.integers(1, 20, (count, 12), np.int32), label), common | dict(mean=unit, std=unit, vocabulary=tuple(map(str, range(20))))
+    words = tuple(map(str, range(20)))
+    parts = (rng.integers(1, 20, (count, 12), np.int32), label)
+    common |= dict(mean=unit, std=unit, vocabulary=words)
   elif name.endswith('_regressor'):
-    parts, common = (rng.integers(0, 256, (count, *shape), np.uint8), rng.normal(size=count).astype(np.float32)), common | dict(classes=())
+    parts = (rng.integers(0, 256, (count, *shape), np.uint8),
+             rng.normal(size=count).astype(np.float32))
+    common |= dict(classes=())
   else:
     labels = np.repeat(label[:, None], shape[0], 1) if name.endswith('_tagger') else label
     parts = (rng.integers(0, 256, (count, *shape), np.uint8), labels)
@@ -85,19 +102,25 @@ def test_mobilenet_width_factor():
 def test_every_parameter_gets_a_gradient_and_the_head_is_named(name):
   side, outputs = SMALL.get(name, 8), 2
   tokens = name in VOCABULARY
-  module = MODELS.get(name)(outputs=outputs, **SHALLOW.get(name, {}), **({'vocabulary': 6} if tokens else {}))
-  x = jnp.arange(32, dtype=jnp.int32).reshape(4, 8) % 6 if tokens else jax.random.normal(jax.random.key(1), (4, side, side, 1))
+  options = dict(SHALLOW.get(name, {}), **({'vocabulary': 6} if tokens else {}))
+  module = MODELS.get(name)(outputs=outputs, **options)
+  if tokens:
+    x = jnp.arange(32, dtype=jnp.int32).reshape(4, 8) % 6
+  else:
+    x = jax.random.normal(jax.random.key(1), (4, side, side, 1))
   variables = random_like(jax.eval_shape(lambda: module.init(jax.random.key(0), x, None)))
   training = layers.Training(example=jnp.arange(4))
 
   def loss(params):
-    logits, _ = module.apply({**variables, 'params': params}, x, training, mutable=['batch_stats', 'carry'])
+    logits, _ = module.apply({**variables, 'params': params}, x, training,
+                             mutable=['batch_stats', 'carry'])
     return jnp.sum(jnp.sin(logits + jnp.arange(logits.shape[-1], dtype=jnp.float32))), logits
 
   gradient, logits = jax.jit(jax.grad(loss, has_aux=True))(variables['params'])
-  assert logits.shape == {'tagger': (4, side, outputs), 'lm': (4, 8, 6)}.get(name.rpartition('_')[2], (4, outputs))
+  shapes = dict(tagger=(4, side, outputs), lm=(4, 8, 6))
+  assert logits.shape == shapes.get(name.rpartition('_')[2], (4, outputs))
   assert models.HEAD in variables['params']
-  # A bias before batch normalisation is cancelled by the mean; its gradient is zero but for rounding.
+  # The mean cancels a bias before batch normalisation; its gradient is zero but for rounding.
   still = [n for n, g in trees.named(gradient).items() if not np.any(np.asarray(g) != 0)]
   assert not still
 
@@ -112,9 +135,13 @@ def test_options_change_the_architecture():
 
 def test_the_benchmark_times_the_same_networks_as_plain_flax_has():
   from experiments.peers import plain_flax, race
-  count = lambda module, x, mode: trees.count(jax.eval_shape(lambda: module.init(jax.random.key(0), x, mode)['params']))
+
+  def count(module, x, mode):
+    init = lambda: module.init(jax.random.key(0), x, mode)['params']
+    return trees.count(jax.eval_shape(init))
   for name, theirs in plain_flax.NETWORKS.items():
     words = len(race.SHAPES[name]) == 1
     x = jnp.zeros((1, *race.SHAPES[name]), jnp.int32 if words else jnp.float32)
-    ours = MODELS.get(name)(outputs=2 if words else 10, **(dict(vocabulary=10_000) if words else {}))
+    options = dict(outputs=2, vocabulary=10_000) if words else dict(outputs=10)
+    ours = MODELS.get(name)(**options)
     assert count(ours, x, None) == count(theirs, x, False), name

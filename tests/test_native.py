@@ -18,7 +18,8 @@ print(platform.describe('auto'), '|', y.sum())
 
 def start(cache, **environment):
   environment = dict(os.environ, XDG_CACHE_HOME=str(cache), **environment)
-  return subprocess.Popen([sys.executable, '-c', CODE], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  return subprocess.Popen([sys.executable, '-c', CODE], env=environment, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.skipif(isinstance(library.status(), library.Missing), reason='no oneDNN here')
@@ -34,7 +35,10 @@ def test_two_processes_make_it_at_once_and_a_third_finds_it(tmp_path):
   assert answer.startswith('oneDNN') and 'compiling' not in told
 
 
-@pytest.mark.parametrize('compiler, reason', [('', 'a C++ compiler would make them faster'), ('/bin/false', '/bin/false could not compile them')])
+@pytest.mark.parametrize('compiler, reason', [
+    ('', 'a C++ compiler would make them faster'),
+    ('/bin/false', '/bin/false could not compile them'),
+])
 def test_without_a_compiler_that_works_xla_computes_the_same(tmp_path, compiler, reason):
   if isinstance(library.status(), library.Missing):
     reason = str(library.status())
@@ -47,8 +51,10 @@ import os, sys
 os.sched_setaffinity(0, set(map(int, sys.argv[1].split(','))))
 from lepton_jax import run
 from lepton_jax.config import Config
-common = dict(dataset='digits', epochs=1, train_limit=256, runs_dir=sys.argv[2], tensorboard=False, pictures=False, parallel='jit')
-for options in (dict(model='lenet5', norm='batch', image_size=20), dict(model='lstm_classifier', hidden=16)):
+common = dict(dataset='digits', epochs=1, train_limit=256, runs_dir=sys.argv[2], tensorboard=False,
+              pictures=False, parallel='jit')
+for options in (dict(model='lenet5', norm='batch', image_size=20),
+                dict(model='lstm_classifier', hidden=16)):
   print(run.train(Config().replace(**common, **options), quiet=True)['parameters_sha256'])
 '''
 
@@ -57,7 +63,8 @@ for options in (dict(model='lenet5', norm='batch', image_size=20), dict(model='l
 def test_training_gives_the_same_bits_on_one_core_and_on_two(tmp_path):
   cores = [str(core) for core in sorted(os.sched_getaffinity(0))[:2]]
   command = [sys.executable, '-c', TRAINING]
-  both = [subprocess.Popen([*command, where, str(tmp_path / where)], stdout=subprocess.PIPE, text=True)
+  both = [subprocess.Popen([*command, where, str(tmp_path / where)], stdout=subprocess.PIPE,
+                           text=True)
           for where in (cores[0], ','.join(cores))]
   one, two = (process.communicate(timeout=300)[0].split() for process in both)
   assert len(one) == 2 and one == two

@@ -18,17 +18,19 @@ from lepton_jax.layers import platform
 from lepton_jax.train import parallel
 from tests.test_models import DISTINCT, GOLDEN, SHALLOW, tiny_dataset
 
-# Batch norm, dropout, augmentation with mixing, pruning and weight rounding, all at once. Left out is what picks between equals: pixels
-# take few values, so entries of a max pool tie and activations lie on the border of two levels, where the order of a sum decides.
-EVERYTHING = dict(model='resnet8', width=0.25, dataset='digits', dtype='float64', batch_size=16, epochs=1, dropout=0.3, optimizer='momentum',
-                  learning_rate=0.05, augment_crop=1, augment_mixup=0.5, weight_decay=1e-3, prune_sparsity=0.6, prune_begin=0.0, prune_end=0.1, prune_updates=3,
-                  quantize_weight_bits=4, ema_decay=0.9)
+# Batch norm, dropout, augmentation with mixing, pruning and weight rounding, all at once. Left out
+# is what picks between equals: pixels take few values, so entries of a max pool tie and activations
+# lie on the border of two levels, where the order of a sum decides.
+EVERYTHING = dict(model='resnet8', width=0.25, dataset='digits', dtype='float64', batch_size=16,
+                  epochs=1, dropout=0.3, optimizer='momentum', learning_rate=0.05, augment_crop=1,
+                  augment_mixup=0.5, weight_decay=1e-3, prune_sparsity=0.6, prune_begin=0.0,
+                  prune_end=0.1, prune_updates=3, quantize_weight_bits=4, ema_decay=0.9)
 
 SHORT = dict(model='ds_cnn', depth=1)  # of two processes each compiles every program
 
 
 def train(mode, steps=20, **options):
-  """{name: array} of the state after some steps in a parallel mode, and the logits of its weights."""
+  """{name: array} of the state after some steps in a parallel mode, and its weights' logits."""
   config = Config().replace(**(EVERYTHING | options))
   data = assemble.load_data(config)
   assembly = assemble.build(config, data)
@@ -40,14 +42,17 @@ def train(mode, steps=20, **options):
       state = hook(state, i)
     state, _ = step(state, layout.put_batch(assembly.batches.at(i, layout.rows)))
   inputs = data.splits['test'][0][:16][layout.rows]
-  logits = layout.predict(assembly.network.predict)(state.evaluated, layout.put_examples(inputs), state.hparams)
-  return {n: np.asarray(leaf) for n, leaf in trees.named(state).items()} | {'logits': np.asarray(logits)}
+  examples = layout.put_examples(inputs)
+  logits = layout.predict(assembly.network.predict)(state.evaluated, examples, state.hparams)
+  arrays = {n: np.asarray(leaf) for n, leaf in trees.named(state).items()}
+  return arrays | {'logits': np.asarray(logits)}
 
 
 def compare(one, other):
   assert one.keys() == other.keys()
   for name in one:
-    np.testing.assert_allclose(other[name], one[name], rtol=1e-8, atol=1e-9 if 'totals' not in name else 1e-4, err_msg=name)
+    atol = 1e-9 if 'totals' not in name else 1e-4
+    np.testing.assert_allclose(other[name], one[name], rtol=1e-8, atol=atol, err_msg=name)
 
 
 @pytest.fixture(scope='module')
@@ -71,13 +76,17 @@ def test_two_processes_agree_with_one(tmp_path):
     probe.bind(('127.0.0.1', 0))
     port = probe.getsockname()[1]
   code = ('import jax, json, sys, numpy as np\n'
-          "jax.config.update('jax_platforms', 'cpu'); jax.config.update('jax_num_cpu_devices', 2); jax.config.update('jax_enable_x64', True)\n"
+          "jax.config.update('jax_platforms', 'cpu')\n"
+          "jax.config.update('jax_num_cpu_devices', 2)\n"
+          "jax.config.update('jax_enable_x64', True)\n"
           f"jax.distributed.initialize('127.0.0.1:{port}', 2, int(sys.argv[1]))\n"
           'from tests.test_parallel import SHORT, train\n'
           "for mode in ('sharded', 'pmap'):\n"
-          "  np.savez(f'{sys.argv[2]}/{mode}-{sys.argv[1]}.npz', **{n.replace('/', '|'): a for n, a in train(mode, **SHORT).items()})\n")
+          "  arrays = {n.replace('/', '|'): a for n, a in train(mode, **SHORT).items()}\n"
+          "  np.savez(f'{sys.argv[2]}/{mode}-{sys.argv[1]}.npz', **arrays)\n")
   environment = dict(os.environ, PYTHONPATH=str(pathlib.Path(__file__).parents[1]))
-  workers = [subprocess.Popen([sys.executable, '-c', code, str(i), str(tmp_path)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+  workers = [subprocess.Popen([sys.executable, '-c', code, str(i), str(tmp_path)], env=environment,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
              for i in range(2)]
   output = [w.communicate(timeout=300)[0] for w in workers]
   assert [w.returncode for w in workers] == [0, 0], '\n'.join(output)
@@ -87,7 +96,8 @@ def test_two_processes_agree_with_one(tmp_path):
         compare(reference, {n.replace('|', '/'): arrays[n] for n in arrays})
 
 
-@pytest.mark.parametrize('batch, devices, sizes', [(30, 4, '28 or 32'), (3, 4, '4 or 8'), (9, 2, '8 or 10')])
+@pytest.mark.parametrize('batch, devices, sizes', [
+    (30, 4, '28 or 32'), (3, 4, '4 or 8'), (9, 2, '8 or 10')])
 def test_a_batch_that_does_not_divide_names_the_sizes_that_do(batch, devices, sizes):
   with pytest.raises(UserError, match=f'--batch_size={batch} .* {sizes}'):
     parallel.make_parallel('sharded', batch, devices)
@@ -95,10 +105,12 @@ def test_a_batch_that_does_not_divide_names_the_sizes_that_do(batch, devices, si
 
 def test_many_predictions_in_a_row_do_not_wait_for_each_other_for_ever():
   layout = parallel.make_parallel('pmap', 8)
-  weights, inputs = layout.put_state(np.ones((4, 3), np.float32)), layout.put_examples(np.arange(32, dtype=np.float32).reshape(8, 4))
+  numbers = np.arange(32, dtype=np.float32).reshape(8, 4)
+  weights, inputs = layout.put_state(np.ones((4, 3), np.float32)), layout.put_examples(numbers)
   answers = layout.predict(lambda w, x: x @ w)
   found = [answers(weights, inputs) for _ in range(500)]
-  np.testing.assert_array_equal(found[-1], np.arange(32).reshape(8, 4).sum(1, keepdims=True).repeat(3, 1))
+  expected = np.arange(32).reshape(8, 4).sum(1, keepdims=True).repeat(3, 1)
+  np.testing.assert_array_equal(found[-1], expected)
 
 
 def test_too_many_devices_is_an_error():
@@ -110,9 +122,10 @@ def test_too_many_devices_is_an_error():
 def test_every_train_step_lowers_for_gpus_and_tpus(model):
   shape, outputs, _ = GOLDEN[model]
   data = tiny_dataset(model, shape, max(outputs, 2) if model != 'lstm_lm' else 65, 4)
-  config = Config().replace(model=model, batch_size=4, weight_decay=1e-4, prune_sparsity=0.5, quantize_weight_bits=4, quantize_activation_bits=8,
-                            augment_flip=len(shape) == 3, ema_decay=0.9, sequence_length=16, buckets=1,
-                            **SHALLOW.get(model, {}))
+  config = Config().replace(model=model, batch_size=4, weight_decay=1e-4, prune_sparsity=0.5,
+                            quantize_weight_bits=4, quantize_activation_bits=8,
+                            augment_flip=len(shape) == 3, ema_decay=0.9, sequence_length=16,
+                            buckets=1, **SHALLOW.get(model, {}))
   built = []
 
   def make_state():
@@ -122,7 +135,8 @@ def test_every_train_step_lowers_for_gpus_and_tpus(model):
   state = jax.eval_shape(make_state)
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), built[0].batches.at(0))
   with platform.using('portable'):  # as there
-    lowered = jax.export.export(jax.jit(built[0].train_step(None)), platforms=['cuda', 'tpu'])(state, batch)
+    step = jax.jit(built[0].train_step(None))
+    lowered = jax.export.export(step, platforms=['cuda', 'tpu'])(state, batch)
   assert lowered.platforms == ('cuda', 'tpu')
   leaves = jax.tree.leaves(state)
   assert [a.shape for a in lowered.out_avals[:len(leaves)]] == [leaf.shape for leaf in leaves]
@@ -130,10 +144,13 @@ def test_every_train_step_lowers_for_gpus_and_tpus(model):
 
 @pytest.mark.parametrize('mode', ('jit', 'sharded', 'pmap'))
 def test_many_steps_a_call_give_the_numbers_of_one_by_one(mode, tmp_path, small):
-  """Calls of four and single steps, around epoch ends and mask updates, end in the same parameters."""
+  """Calls of four and single steps, around epoch ends and mask updates, end in equal parameters."""
   from lepton_jax import run
-  config = small.replace(parallel=mode, dropout=0.2, prune_sparsity=0.5, ema_decay=0.9, epochs=2, batch_size=64)
-  one, four = (run.train(config.replace(steps_per_call=count, runs_dir=str(tmp_path / count)), quiet=True) for count in ('1', '4'))
+  config = small.replace(parallel=mode, dropout=0.2, prune_sparsity=0.5, ema_decay=0.9, epochs=2,
+                         batch_size=64)
+  one, four = (run.train(config.replace(steps_per_call=count, runs_dir=str(tmp_path / count)),
+                         quiet=True)
+               for count in ('1', '4'))
   assert one['steps'] == four['steps']
   for name in ('test_loss', 'validation_loss'):
     assert four[name] == pytest.approx(one[name], rel=1e-5)
@@ -153,7 +170,9 @@ def test_calls_of_many_steps_stop_at_epochs_and_hooks():
 
 def test_devices_by_backend():
   from lepton_jax import speed
-  choose = lambda batch, backend='cpu', mode='auto', asked=0: speed.devices(mode, asked, batch, backend)
+
+  def choose(batch, backend='cpu', mode='auto', asked=0):
+    return speed.devices(mode, asked, batch, backend)
   assert jax.device_count() == 4
   assert choose(128) == ('jit', 0)  # whose libraries use all cores
   assert [choose(batch, 'tpu') for batch in (8, 6)] == [('sharded', 4), ('sharded', 3)]
@@ -163,12 +182,15 @@ def test_devices_by_backend():
 
 def test_steps_a_call_by_backend_and_model():
   from lepton_jax import speed
-  dense, conv = {'head': {'kernel': np.zeros((2, 2))}}, {'conv1': {'kernel': np.zeros((3, 3, 1, 2))}}
+  dense = {'head': {'kernel': np.zeros((2, 2))}}
+  conv = {'conv1': {'kernel': np.zeros((3, 3, 1, 2))}}
   recurrent = {'forward1': {'recurrent': {'kernel': np.zeros((2, 8))}}}
   epoch = lambda steps, same=True: types.SimpleNamespace(same_shapes=same, steps_per_epoch=steps)
-  assert [speed.steps_per_call('auto', p, epoch(96), 'cpu') for p in (dense, conv, recurrent)] == [32, 1, 1]
-  assert speed.steps_per_call('auto', conv, epoch(96), 'tpu') == 16 and speed.steps_per_call('auto', dense, epoch(96, False), 'tpu') == 1
-  assert [speed.steps_per_call('auto', dense, epoch(steps), 'cpu') for steps in (54, 10, 31, 1)] == [27, 10, 31, 1]  # none is left over
+  choose = lambda params, epoch, backend='cpu': speed.steps_per_call('auto', params, epoch, backend)
+  assert [choose(p, epoch(96)) for p in (dense, conv, recurrent)] == [32, 1, 1]
+  assert choose(conv, epoch(96), 'tpu') == 16 and choose(dense, epoch(96, False), 'tpu') == 1
+  # No step is left over.
+  assert [choose(dense, epoch(steps)) for steps in (54, 10, 31, 1)] == [27, 10, 31, 1]
   for asked in ('0', 'many', '-1'):
     with pytest.raises(UserError, match='allowed are auto'):
       speed.steps_per_call(asked, dense, epoch(96), 'cpu')

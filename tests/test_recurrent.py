@@ -14,7 +14,8 @@ from lepton_jax.layers import lstm, platform, recur, recurrent
 from lepton_jax.registry import MODELS
 from tests.golden import make_recurrent
 
-SEQUENCE_MODELS = [n for n in MODELS.names() if n.endswith(('_classifier', '_tagger')) or n == 'text_cnn']
+SEQUENCE_MODELS = [n for n in MODELS.names()
+                   if n.endswith(('_classifier', '_tagger')) or n == 'text_cnn']
 
 
 def golden(kind):
@@ -27,7 +28,8 @@ def ours_from_torch(kind, arrays, suffix):
   input_bias, hidden_bias = arrays[f'bias_ih_{suffix}'], arrays[f'bias_hh_{suffix}']
   both = kind != 'gru'  # where the two biases only ever appear as their sum, there is one
   params = dict(input=dict(kernel=arrays[f'weight_ih_{suffix}'].T),
-                recurrent=dict(kernel=arrays[f'weight_hh_{suffix}'].T, bias=input_bias + hidden_bias if both else hidden_bias))
+                recurrent=dict(kernel=arrays[f'weight_hh_{suffix}'].T,
+                               bias=input_bias + hidden_bias if both else hidden_bias))
   if not both:
     params['input']['bias'] = input_bias
   return params
@@ -55,7 +57,8 @@ def test_equals_pytorch_with_its_weights(kind):
 
 @pytest.mark.parametrize('kind', make_recurrent.KINDS)
 def test_equals_pytorch_live(kind):
-  pytest.importorskip('torch', reason='PyTorch is not installed; the committed numbers are checked instead')
+  reason = 'PyTorch is not installed; the committed numbers are checked instead'
+  pytest.importorskip('torch', reason=reason)
   fresh = make_recurrent.reference(kind)
   for name, array in golden(kind).items():
     np.testing.assert_allclose(fresh[name], array, atol=1e-5, err_msg=name)
@@ -87,13 +90,20 @@ def test_reversing_twice_is_the_identity(lengths):
     np.testing.assert_array_equal(once[row, :length], x[row, :length][::-1])
 
 
-@pytest.mark.parametrize('name, options', [
-    (n, o) for n in SEQUENCE_MODELS for o in ([dict(pooling=p) for p in ('last', 'mean', 'max')] if n.endswith('_classifier') else [{}])])
+def pooled(name):
+  """The ways in which a model pools its steps, as options."""
+  if not name.endswith('_classifier'):
+    return [{}]
+  return [dict(pooling=p) for p in ('last', 'mean', 'max')]
+
+
+@pytest.mark.parametrize('name, options', [(n, o) for n in SEQUENCE_MODELS for o in pooled(n)])
 def test_padding_never_changes_an_answer(name, options):
   module = MODELS.get(name)(outputs=2, vocabulary=20, **options)
   tokens = jnp.array([[3, 4, 5, 0, 0, 0], [7, 8, 9, 10, 0, 0]], jnp.int32)
   variables = module.init(jax.random.key(0), tokens, None)
-  short, long = (module.apply(variables, jnp.pad(tokens, ((0, 0), (0, extra)))[:, :4 + extra], None) for extra in (0, 9))
+  pad = lambda extra: jnp.pad(tokens, ((0, 0), (0, extra)))[:, :4 + extra]
+  short, long = (module.apply(variables, pad(extra), None) for extra in (0, 9))
   if name.endswith('_tagger'):
     long = long[:, :4]
   np.testing.assert_allclose(long, short, atol=1e-6)
@@ -103,7 +113,8 @@ def test_padding_never_changes_an_answer(name, options):
 def test_golden_parameter_counts():
   def count(name, shape=(28, 28, 1), **options):
     module = MODELS.get(name)(outputs=10, **options)
-    return trees.count(jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, *shape)), None))['params'])
+    x = jnp.zeros((1, *shape))
+    return trees.count(jax.eval_shape(lambda: module.init(jax.random.key(0), x, None))['params'])
   cell = lambda gates, biases: gates * (28 * 128 + 128 * 128 + biases * 128)
   head = 128 * 10 + 10
   assert count('elman_classifier') == count('elman_tagger') == cell(1, 1) + head
@@ -123,22 +134,29 @@ def test_recurrent_dropout_keeps_one_mask_a_sequence(kind):
   plain = layer.apply(variables, x)[0]
   np.testing.assert_array_equal(run(0), run(0))
   assert np.abs(run(0) - plain).max() > 0 and np.abs(run(0) - run(1)).max() > 0
-  np.testing.assert_array_equal(run(0)[:, 0], plain[:, 0])  # the first state is zero: nothing to drop
+  # The first state is zero, so there is nothing to drop.
+  np.testing.assert_array_equal(run(0)[:, 0], plain[:, 0])
 
 
 @settings(max_examples=10)
-@given(kind=st.sampled_from(sorted(recurrent.KINDS)), activation=st.sampled_from(['tanh', 'relu', 'sigmoid']),
-       lengths=st.lists(st.integers(0, 5), min_size=1, max_size=3), masked=st.booleans(), dropped=st.booleans(), mapped=st.booleans())
-@example(kind='lstm', activation='tanh', lengths=[0, 3, 5] * 12, masked=True, dropped=True, mapped=False)  # several parts
+@given(kind=st.sampled_from(sorted(recurrent.KINDS)),
+       activation=st.sampled_from(['tanh', 'relu', 'sigmoid']),
+       lengths=st.lists(st.integers(0, 5), min_size=1, max_size=3), masked=st.booleans(),
+       dropped=st.booleans(), mapped=st.booleans())
+# So many examples are computed in several parts.
+@example(kind='lstm', activation='tanh', lengths=[0, 3, 5] * 12, masked=True, dropped=True,
+         mapped=False)
 @example(kind='lstm', activation='tanh', lengths=[2, 5], masked=False, dropped=True, mapped=True)
-def test_own_gradient_of_the_recurrence_is_the_reference_s(kind, activation, lengths, masked, dropped, mapped):
-  """Values and every gradient, with and without steps that do not exist, dropout of the state, and vmap."""
+def test_own_gradient_of_the_recurrence_is_the_reference_s(kind, activation, lengths, masked,
+                                                           dropped, mapped):
+  """Values and every gradient, with steps that do not exist, dropout of the state, and vmap."""
   cell, batch, time, size = recurrent.KINDS[kind], len(lengths), 5, 3
   normal = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)
   valid = (jnp.arange(time)[:, None] < jnp.array(lengths)) if masked else None
   keep = jnp.where(normal(9, batch, size) > 0, 2.0, 0.0) if dropped else None
   step = lambda z, states: cell.step(z, states, layers.ACTIVATIONS[activation])
-  inputs = (normal(0, size, cell.gates * size), normal(1, cell.gates * size), normal(2, time, batch, cell.gates * size),
+  inputs = (normal(0, size, cell.gates * size), normal(1, cell.gates * size),
+            normal(2, time, batch, cell.gates * size),
             tuple(normal(3 + i, batch, size) for i in range(cell.states)))
 
   def loss(run, kernel, bias, gates, states):
@@ -147,7 +165,9 @@ def test_own_gradient_of_the_recurrence_is_the_reference_s(kind, activation, len
 
   def both(run):
     gradient = jax.value_and_grad(lambda *a: loss(run, *a), argnums=(0, 1, 2, 3))
-    return jax.jit(jax.vmap(gradient))(*jax.tree.map(lambda x: jnp.stack([x, -x]), inputs)) if mapped else jax.jit(gradient)(*inputs)
+    if not mapped:
+      return jax.jit(gradient)(*inputs)
+    return jax.jit(jax.vmap(gradient))(*jax.tree.map(lambda x: jnp.stack([x, -x]), inputs))
 
   near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
   jax.tree.map(near, both(recur.fused), both(recur.plain))

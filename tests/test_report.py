@@ -14,23 +14,29 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def trial(l2, seed, validation, test):
-  result = dict(measure='accuracy', validation_accuracy=validation, test_accuracy=test, num_parameters=10, estimated_bytes=40, train_seconds=1.0, seed=seed)
+  result = dict(measure='accuracy', validation_accuracy=validation, test_accuracy=test,
+                num_parameters=10, estimated_bytes=40, train_seconds=1.0, seed=seed)
   return Config().replace(l2=l2, seed=seed), result
 
 
 def test_table_is_over_seeds_and_shows_test_of_the_best_alone():
-  trials = [trial(l2, seed, v, t) for l2, v0, t in ((0.0, 0.5, 0.9), (1e-4, 0.7, 0.6)) for seed, v in enumerate((v0, v0 + 0.02, v0 + 0.04))]
+  trials = [trial(l2, seed, v, t) for l2, v0, t in ((0.0, 0.5, 0.9), (1e-4, 0.7, 0.6))
+            for seed, v in enumerate((v0, v0 + 0.02, v0 + 0.04))]
   rows = sweeps.rows(trials)
   assert [row['l2'] for row in rows] == [1e-4, 0.0] and [row['seeds'] for row in rows] == [3, 3]
-  assert rows[0]['validation_accuracy'] == pytest.approx(0.72) and rows[0]['validation_accuracy_sd'] == pytest.approx(0.02)
-  assert rows[0]['validation_accuracy_ci95'] == pytest.approx(4.302653 * 0.02 / 3 ** 0.5, abs=1e-5)  # t of 2 degrees of freedom
+  assert rows[0]['validation_accuracy'] == pytest.approx(0.72)
+  assert rows[0]['validation_accuracy_sd'] == pytest.approx(0.02)
+  # 4.302653 is Student's t of 2 degrees of freedom.
+  assert rows[0]['validation_accuracy_ci95'] == pytest.approx(4.302653 * 0.02 / 3 ** 0.5, abs=1e-5)
   assert rows[0]['test_accuracy'] == pytest.approx(0.6) and rows[1]['test_accuracy'] == ''
-  assert [row['test_accuracy'] for row in sweeps.rows(trials, all_tests=True)] == [pytest.approx(0.6), pytest.approx(0.9)]
+  tests = [row['test_accuracy'] for row in sweeps.rows(trials, all_tests=True)]
+  assert tests == [pytest.approx(0.6), pytest.approx(0.9)]
 
 
 def test_a_setting_that_lacks_a_seed_is_not_the_best():
   trials = [trial(0.0, seed, 0.90, 0.8) for seed in range(3)] + [trial(1e-4, 0, 0.99, 0.7)]
-  assert [(row['l2'], row['seeds'], row['test_accuracy']) for row in sweeps.rows(trials)] == [(0.0, 3, pytest.approx(0.8)), (1e-4, 1, '')]
+  found = [(row['l2'], row['seeds'], row['test_accuracy']) for row in sweeps.rows(trials)]
+  assert found == [(0.0, 3, pytest.approx(0.8)), (1e-4, 1, '')]
 
 
 def test_front_keeps_what_nothing_beats_in_both():
@@ -44,43 +50,53 @@ def test_report_of_a_folder_has_every_form(base, tmp_path):
   (_, rows), = sweeps.write(sweeps.read(base.run.runs_dir)[0], tmp_path / 'report')
   assert len(rows) == 4 and {row['seeds'] for row in rows} == {2}
   names = {path.name for path in (tmp_path / 'report').iterdir()}
-  assert {'report.md', 'table.csv', 'table.tex'} | {f'{n}.{e}' for n in ('learning_curves', 'settings', 'heat_map') for e in ('png', 'pdf')} == names
+  pictures = {f'{name}.{ending}' for name in ('learning_curves', 'settings', 'heat_map')
+              for ending in ('png', 'pdf')}
+  assert {'report.md', 'table.csv', 'table.tex'} | pictures == names
   assert (tmp_path / 'report' / 'table.tex').read_text().count(r'\\') == 5
   text = (tmp_path / 'report' / 'report.md').read_text()
   assert text.count('±') >= 5 and 'heat_map.png' in text
 
 
 def test_each_data_set_has_a_report_of_its_own_and_failures_are_named(base, tmp_path):
-  configs = [base, base.replace(learning_rate=3e-3), base.replace(dataset='mnist5k', train_limit=64)]
+  configs = [base, base.replace(learning_rate=3e-3),
+             base.replace(dataset='mnist5k', train_limit=64)]
   engine.sweep(configs, tell=lambda text: None)
   (tmp_path / 'cross-validation').mkdir()
   (tmp_path / 'cross-validation' / 'result.json').write_text('{"folds": 3}')
   broken = base.replace(batch_size=10_000)
   engine.sweep([broken], tell=lambda text: None)
   found, others, without = sweeps.read(tmp_path)
-  assert [path.name for path in others] == ['cross-validation'] and [config for config, _ in without] == [broken]
+  assert [path.name for path in others] == ['cross-validation']
+  assert [config for config, _ in without] == [broken]
   written = sweeps.write(found, tmp_path / 'report', without=without)
   assert {folder.name: len(rows) for folder, rows in written} == {'digits': 2, 'mnist5k': 1}
   assert all(rows[0]['test_accuracy'] != '' for _, rows in written)
   text = (tmp_path / 'report' / 'digits' / 'report.md').read_text()
-  assert broken.name() in text and 'batch size' in text and 'only 1294' in text  # the column that tells who failed is there
+  # The column that tells who failed is there.
+  assert broken.name() in text and 'batch size' in text and 'only 1294' in text
 
 
 def test_folds_repeat_a_setting_as_seeds_do():
   trials = [trial(l2, 0, v, 0.5) for l2, v in ((0.0, 0.5), (0.0, 0.7), (1e-4, 0.7), (1e-4, 0.9))]
-  trials = [(config.replace(folds=2, fold=i % 2), result) for i, (config, result) in enumerate(trials)]
+  trials = [(config.replace(folds=2, fold=i % 2), result)
+            for i, (config, result) in enumerate(trials)]
   rows = sweeps.rows(trials)
   assert [(row['l2'], row['seeds'], row['folds']) for row in rows] == [(1e-4, 1, 2), (0.0, 1, 2)]
   assert rows[0]['validation_accuracy'] == pytest.approx(0.8)
 
 
 def test_latex_bears_what_flags_may_hold():
-  trials = [(Config().replace(prune_exclude=text), trial(0.0, 0, 0.5, 0.5)[1]) for text in (r'^conv|head_1#&\d', 'a{2}~$')]
+  trials = [(Config().replace(prune_exclude=text), trial(0.0, 0, 0.5, 0.5)[1])
+            for text in (r'^conv|head_1#&\d', 'a{2}~$')]
   text = sweeps.latex(sweeps.rows(trials))
-  assert r'\textasciicircum{}conv|head\_1\#\&\textbackslash{}d' in text and r'a\{2\}\textasciitilde{}\$' in text
-  assert r'head_1#&\d | ' in sweeps.table(sweeps.rows(trials)) and r'conv\|head' in sweeps.table(sweeps.rows(trials))
+  assert r'\textasciicircum{}conv|head\_1\#\&\textbackslash{}d' in text
+  assert r'a\{2\}\textasciitilde{}\$' in text
+  written = sweeps.table(sweeps.rows(trials))
+  assert r'head_1#&\d | ' in written and r'conv\|head' in written
 
 
 def test_readme_tables_are_the_committed_results():
-  done = subprocess.run([sys.executable, '-m', 'experiments.report', '--check'], cwd=ROOT, capture_output=True, text=True)
+  done = subprocess.run([sys.executable, '-m', 'experiments.report', '--check'], cwd=ROOT,
+                        capture_output=True, text=True)
   assert done.returncode == 0, done.stderr

@@ -15,10 +15,13 @@ from lepton_jax import folder as folder_lib
 from lepton_jax import run
 from lepton_jax.train import checkpoint, loop
 
-# Everything a state can hold: moving average, best weights, early stopping, masks, ranges, dropout and augmentation keys.
-FULL = dict(dropout=0.2, augment_crop=1, augment_mixup=0.3, ema_decay=0.9, patience=50, prune_sparsity=0.8, prune_begin=0.1, prune_end=0.5,
-            quantize_weight_bits=4, quantize_activation_bits=6, optimizer='adam', weight_decay=1e-3)
-SAME = ('parameters_sha256', 'test_accuracy', 'test_loss', 'validation_accuracy', 'validation_loss', 'selected_step', 'sparsity')
+# Everything a state can hold: moving average, best weights, early stopping, masks, ranges, dropout
+# and augmentation keys.
+FULL = dict(dropout=0.2, augment_crop=1, augment_mixup=0.3, ema_decay=0.9, patience=50,
+            prune_sparsity=0.8, prune_begin=0.1, prune_end=0.5, quantize_weight_bits=4,
+            quantize_activation_bits=6, optimizer='adam', weight_decay=1e-3)
+SAME = ('parameters_sha256', 'test_accuracy', 'test_loss', 'validation_accuracy', 'validation_loss',
+        'selected_step', 'sparsity')
 
 
 class Stopped(loop.StopSignal):
@@ -41,21 +44,24 @@ class Stopped(loop.StopSignal):
 
 def rows_without_times(folder):
   rows = map(json.loads, (folder / 'metrics.jsonl').read_text().splitlines())
-  return [{k: v for k, v in row.items() if k not in ('seconds', 'examples_per_second')} for row in rows]
+  return [{k: v for k, v in row.items() if k not in ('seconds', 'examples_per_second')}
+          for row in rows]
 
 
 @pytest.fixture(scope='module')
 def uninterrupted(tmp_path_factory):
   from lepton_jax.config import Config
-  config = Config().replace(model='mlp', dataset='digits', epochs=3, batch_size=32, tensorboard=False, pictures=False, steps_per_call='1', **FULL)
+  config = Config().replace(model='mlp', dataset='digits', epochs=3, batch_size=32,
+                            tensorboard=False, pictures=False, steps_per_call='1', **FULL)
   root = tmp_path_factory.mktemp('whole')
   result = run.train(config.replace(runs_dir=str(root)), quiet=True)
   return config, result, root / config.name()
 
 
-@pytest.mark.parametrize('stops, calls', [((17,), '1'), ((40, 5), '1'), ((1, 60, 30), '1'), ((3, 9), '8')])
+@pytest.mark.parametrize('stops, calls', [
+    ((17,), '1'), ((40, 5), '1'), ((1, 60, 30), '1'), ((3, 9), '8')])
 def test_stopping_and_resuming_changes_nothing(uninterrupted, tmp_path, monkeypatch, stops, calls):
-  """Stops in the middle of an epoch, at its end and right after a resume, and between calls of many steps."""
+  """Stops in an epoch, at its end, right after a resume, and between calls of many steps."""
   config, whole, folder = uninterrupted
   config = config.replace(runs_dir=str(tmp_path), steps_per_call=calls)
   monkeypatch.setattr(loop, 'StopSignal', Stopped)
@@ -74,9 +80,10 @@ def test_running_text_resumes_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
   """The state carried from batch to batch is part of what is saved."""
   from lepton_jax.config import Config
   (tmp_path / 'text.txt').write_text('to be or not to be, that is the question ' * 60)
-  config = Config().replace(model='lstm_lm', dataset=f'text:{tmp_path}/text.txt', hidden=8, embedding=8, batch_size=8, sequence_length=16, epochs=3,
-                            dropout=0.2, recurrent_dropout=0.2, prune_sparsity=0.5, quantize_weight_bits=4, quantize_activation_bits=8,
-                            tensorboard=False, pictures=False)
+  config = Config().replace(model='lstm_lm', dataset=f'text:{tmp_path}/text.txt', hidden=8,
+                            embedding=8, batch_size=8, sequence_length=16, epochs=3, dropout=0.2,
+                            recurrent_dropout=0.2, prune_sparsity=0.5, quantize_weight_bits=4,
+                            quantize_activation_bits=8, tensorboard=False, pictures=False)
   whole = run.train(config.replace(runs_dir=str(tmp_path / 'whole')), quiet=True)
   config = config.replace(runs_dir=str(tmp_path / 'stopped'))
   monkeypatch.setattr(loop, 'StopSignal', Stopped)
@@ -93,7 +100,8 @@ def test_running_text_resumes_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
 def test_a_reloaded_run_gives_the_very_logits_of_its_end(uninterrupted, monkeypatch):
   config, whole, folder = uninterrupted
   trained = folder_lib.load(str(folder))
-  report, _ = __import__('lepton_jax.evaluation', fromlist=['full_report']).full_report(trained, 'test')
+  evaluation = __import__('lepton_jax.evaluation', fromlist=['full_report'])
+  report, _ = evaluation.full_report(trained, 'test')
   assert (report['accuracy'], report['loss']) == (whole['test_accuracy'], whole['test_loss'])
 
 
@@ -129,7 +137,8 @@ def test_every_flipped_byte_is_found_named_and_the_one_before_used(uninterrupted
       continue
     for _ in range(3):
       place = rng.randrange(len(content))
-      file.write_bytes(content[:place] + bytes([content[place] ^ 1 << rng.randrange(8)]) + content[place + 1:])
+      changed = bytes([content[place] ^ 1 << rng.randrange(8)])
+      file.write_bytes(content[:place] + changed + content[place + 1:])
       told = []
       assert store.latest(told.append) == before
       assert len(told) == 1 and (file.name in told[0] or file.name == checkpoint.SEAL), told
@@ -167,7 +176,8 @@ def test_final_weights_without_a_seal_are_written_again(uninterrupted, tmp_path)
   shutil.copytree(folder, copy)
   (copy / 'result.json').unlink()
   next((copy / 'weights').rglob(checkpoint.SEAL)).unlink()
-  assert run.train(config.replace(runs_dir=str(tmp_path)), quiet=True)['test_loss'] == whole['test_loss']
+  again = run.train(config.replace(runs_dir=str(tmp_path)), quiet=True)
+  assert again['test_loss'] == whole['test_loss']
   assert not checkpoint.Checkpoints(copy / 'weights').problem(120)
 
 
@@ -192,8 +202,10 @@ def test_twenty_kills_at_random_moments_end_in_the_same_parameters(uninterrupted
   config, whole, _ = uninterrupted
   config = config.replace(runs_dir=str(tmp_path))
   folder = tmp_path / config.name()
-  context = multiprocessing.get_context('forkserver')  # real processes without importing JAX twenty times
-  context.set_forkserver_preload(['tests.conftest', 'lepton_jax.run', 'lepton_jax.train.loop', 'orbax.checkpoint'])
+  # These are real processes that need not import JAX twenty times.
+  context = multiprocessing.get_context('forkserver')
+  context.set_forkserver_preload(['tests.conftest', 'lepton_jax.run', 'lepton_jax.train.loop',
+                                  'orbax.checkpoint'])
   rng, in_save, kills = random.Random(7), 0, 0
   deadline = time.monotonic() + 240
   while kills < 20:
@@ -224,11 +236,15 @@ def test_twenty_kills_at_random_moments_end_in_the_same_parameters(uninterrupted
 
 
 def unsealed(folder):
-  """Saves that were begun and not finished, of checkpoints or of final weights: temporary folders, or ones without a seal."""
+  """Saves that were begun and not finished, of checkpoints or of final weights.
+
+  They are temporary folders, or ones without a seal.
+  """
   found = set()
   for part in ('checkpoints', 'weights'):
     if (folder / part).exists():
-      found |= {(p.name, p.stat().st_ino) for p in (folder / part).iterdir() if not p.name.isdigit() or not (p / checkpoint.SEAL).exists()}
+      found |= {(p.name, p.stat().st_ino) for p in (folder / part).iterdir()
+                if not p.name.isdigit() or not (p / checkpoint.SEAL).exists()}
   return found
 
 

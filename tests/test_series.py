@@ -14,7 +14,9 @@ def make_series(path, rows=400, change_from=None):
   if change_from is not None:
     load[change_from:] += 100
   heat = 20 + np.cos(2 * np.pi * time / 24)
-  path.write_text('date,load,heat\n' + ''.join(f'{np.datetime64("2020-01-01T00") + t},{a},{b}\n' for t, a, b in zip(time, load, heat)))
+  start = np.datetime64('2020-01-01T00')
+  rows = ''.join(f'{start + t},{a},{b}\n' for t, a, b in zip(time, load, heat))
+  path.write_text('date,load,heat\n' + rows)
   return dict(dataset=f'series:{path}', target='load', window=48, horizon=4)
 
 
@@ -22,7 +24,8 @@ def test_series_windows_and_no_leak_from_the_future(tmp_path):
   options = make_series(tmp_path / 's.csv')
   first = dataset.load(Config().replace(**options).data)
   inputs, label = first.splits['train']
-  assert inputs.shape[1:] == (48, 2) and label.shape[1:] == (4,) and first.columns == ('load', 'heat')
+  assert inputs.shape[1:] == (48, 2) and label.shape[1:] == (4,)
+  assert first.columns == ('load', 'heat')
   np.testing.assert_array_equal(inputs[1, :-1], inputs[0, 1:])
   np.testing.assert_array_equal(label[0, 0], inputs[1, -1, 0])
   test_start = 400 - round(400 * 0.2)
@@ -48,19 +51,23 @@ def test_naive_forecasts_are_what_they_say(tmp_path):
 
 
 @pytest.mark.parametrize('content, words', [
-    ('date,load\n2020,1\n2021,x\n', "line 3: load is 'x'"), ('date,load\n2020,1\n2021\n', 'line 3: 1 columns'),
+    ('date,load\n2020,1\n2021,x\n', "line 3: load is 'x'"),
+    ('date,load\n2020,1\n2021\n', 'line 3: 1 columns'),
     ('date,load\n2021,1\n2020,2\n', 'line 3: date must rise'),
-    ('date,load\n2020,1\n2021,2\n', 'too few for --window=48'), ('day,load\n2020,1\n', "unknown column 'date'"),
+    ('date,load\n2020,1\n2021,2\n', 'too few for --window=48'),
+    ('day,load\n2020,1\n', "unknown column 'date'"),
 ])
 def test_bad_series_are_named(tmp_path, content, words):
   (tmp_path / 's.csv').write_text(content)
   with pytest.raises(UserError, match=words):
-    dataset.load(Config().replace(dataset=f'series:{tmp_path}/s.csv', target='load', window=48).data)
+    options = dict(dataset=f'series:{tmp_path}/s.csv', target='load', window=48)
+    dataset.load(Config().replace(**options).data)
 
 
 def test_regressor_beats_the_naive_forecasts(tmp_path, small):
   from lepton_jax import evaluation, folder, run
-  config = small.replace(**make_series(tmp_path / 's.csv'), model='gru_regressor', hidden=16, epochs=30, learning_rate=0.01, runs_dir=str(tmp_path / 'runs'),
+  config = small.replace(**make_series(tmp_path / 's.csv'), model='gru_regressor', hidden=16,
+                         epochs=30, learning_rate=0.01, runs_dir=str(tmp_path / 'runs'),
                          checkpoint_every=30)
   result = run.train(config, quiet=True)
   report, _ = evaluation.full_report(folder.load(str(tmp_path / 'runs' / config.name())), 'test')
@@ -75,20 +82,23 @@ def test_bad_rows_of_a_series_are_left_out_only_on_request(tmp_path, capsys):
   with pytest.raises(UserError, match='line 402: heat is .nan., not a finite number'):
     dataset.load(Config().replace(**options).data)
   data = dataset.load(Config().replace(skip_bad_rows=True, **options).data)
-  assert '1 bad rows left out of 401' in capsys.readouterr().out and data.size('test') == 400 - 320 - 3
+  assert '1 bad rows left out of 401' in capsys.readouterr().out
+  assert data.size('test') == 400 - 320 - 3
 
 
 def test_a_relative_forecast_moves_with_its_level(tmp_path, small):
-  """Adding a constant to what is seen adds it to what is forecast, which an absolute forecast does not promise."""
+  """A constant added to what is seen is added to the forecast, unlike in an absolute forecast."""
   from lepton_jax import evaluation, folder, run
-  config = small.replace(**make_series(tmp_path / 's.csv'), relative=True, model='elman_regressor', hidden=8, epochs=8, learning_rate=0.01,
-                         runs_dir=str(tmp_path / 'runs'), checkpoint_every=30)
+  config = small.replace(**make_series(tmp_path / 's.csv'), relative=True, model='elman_regressor',
+                         hidden=8, epochs=8, learning_rate=0.01, runs_dir=str(tmp_path / 'runs'),
+                         checkpoint_every=30)
   result = run.train(config, quiet=True)
   trained = folder.load(str(tmp_path / 'runs' / config.name()))
   inputs, label = trained.data.splits['test']
   np.testing.assert_allclose(trained.predict(inputs + 50), trained.predict(inputs) + 50, atol=1e-3)
   report, _ = evaluation.full_report(trained, 'test')
-  assert report['rmse'] == pytest.approx(result['test_rmse'], rel=1e-4) and report['rmse'] < report['baselines']['last_value']['rmse']
+  assert report['rmse'] == pytest.approx(result['test_rmse'], rel=1e-4)
+  assert report['rmse'] < report['baselines']['last_value']['rmse']
   with pytest.raises(UserError, match='digits is none'):
     dataset.load(small.replace(relative=True).data)
 
@@ -96,10 +106,15 @@ def test_a_relative_forecast_moves_with_its_level(tmp_path, small):
 def test_time_is_compared_as_numbers_where_it_is(tmp_path):
   content = 'date,load\n' + ''.join(f'{t},{t % 7}\n' for t in range(1, 41))
   (tmp_path / 's.csv').write_text(content)
-  load = lambda **options: dataset.load(Config().replace(dataset=f'series:{tmp_path}/s.csv', **{'target': 'load', 'window': 8, **options}).data)
+
+  def load(**options):
+    defaults = dict(dataset=f'series:{tmp_path}/s.csv', target='load', window=8)
+    return dataset.load(Config().replace(**(defaults | options)).data)
   assert load().size('train') == 29 - 8
-  for options, words in ((dict(target='date'), "unknown column 'date'"), (dict(target='load,load'), 'twice'),
-                         (dict(horizon=9), 'the validation part has 3 rows'), (dict(folds=3), 'split along time')):
+  for options, words in ((dict(target='date'), "unknown column 'date'"),
+                         (dict(target='load,load'), 'twice'),
+                         (dict(horizon=9), 'the validation part has 3 rows'),
+                         (dict(folds=3), 'split along time')):
     with pytest.raises(UserError, match=words):
       load(**options)
   (tmp_path / 's.csv').write_text(content + '40,1\n')

@@ -1,4 +1,4 @@
-"""Sweeps: the grid, shared programs, executors that agree bit for bit, failures, claims, tables over seeds."""
+"""Sweeps: grids, shared programs, executors that agree bit for bit, failures, claims, tables."""
 
 import json
 import multiprocessing
@@ -36,13 +36,16 @@ def test_grid_is_the_product_with_seeds_together():
 
 
 def test_strengths_and_seeds_share_programs_but_zero_does_not():
-  configs = grid.product(Config(), dict(l2=[0.0, 1e-4, 1e-3], learning_rate=[1e-3, 1e-2], seed=[0, 1], optimizer=['adam', 'sgd']))
+  lists = dict(l2=[0.0, 1e-4, 1e-3], learning_rate=[1e-3, 1e-2], seed=[0, 1],
+               optimizer=['adam', 'sgd'])
+  configs = grid.product(Config(), lists)
   assert [len(group) for group in trials.programs(configs)] == [4, 4, 8, 8]
   assert sum(len(group) for group in trials.programs(configs)) == len(configs)
 
 
 def test_another_assembly_is_the_one_built_for_it(small):
-  first = small.replace(dropout=0.3, l2=1e-4, prune_sparsity=0.5, quantize_weight_bits=4, quantize_activation_bits=8)
+  first = small.replace(dropout=0.3, l2=1e-4, prune_sparsity=0.5, quantize_weight_bits=4,
+                        quantize_activation_bits=8)
   second = first.replace(seed=3, dropout=0.1, l2=1e-3, prune_sparsity=0.8, quantize_weight_bits=3)
   data = assemble.load_data(first)
   mine, theirs = assemble.build(first, data).another(second), assemble.build(second, data)
@@ -55,7 +58,8 @@ def test_executors_agree_with_each_other_and_with_a_single_run(base, tmp_path):
   """Bit for bit: a trial owns one device and runs one program, whoever starts it."""
   found = {}
   for executor in engine.EXECUTORS:
-    configs = grid.product(base.replace(runs_dir=str(tmp_path / executor), dropout=0.2), dict(l2=[1e-3, 1e-4]))
+    start = base.replace(runs_dir=str(tmp_path / executor), dropout=0.2)
+    configs = grid.product(start, dict(l2=[1e-3, 1e-4]))
     costs = engine.sweep(configs, executor, workers=2, tell=lambda text: None)
     assert costs.trials == 2
     found[executor] = results(configs)
@@ -66,14 +70,16 @@ def test_executors_agree_with_each_other_and_with_a_single_run(base, tmp_path):
 
 
 def test_one_program_serves_a_grid_of_strengths(base):
-  configs = grid.product(base.replace(dropout=0.2), dict(l2=[1e-3, 1e-4], learning_rate=[1e-3, 1e-2], seed=[0, 1]))
+  lists = dict(l2=[1e-3, 1e-4], learning_rate=[1e-3, 1e-2], seed=[0, 1])
+  configs = grid.product(base.replace(dropout=0.2), lists)
   costs = engine.sweep(configs, tell=lambda text: None)
   assert (costs.trials, costs.programs) == (8, 1)
   assert engine.sweep(configs, tell=lambda text: None)[:2] == (0, 0)  # nothing is trained twice
 
 
 def test_one_program_serves_sparsities_and_bit_widths(base, tmp_path):
-  configs = grid.product(base.replace(quantize_activation_bits=8, prune_end=0.5), dict(prune_sparsity=[0.5, 0.9], quantize_weight_bits=[3, 8]))
+  configs = grid.product(base.replace(quantize_activation_bits=8, prune_end=0.5),
+                         dict(prune_sparsity=[0.5, 0.9], quantize_weight_bits=[3, 8]))
   assert engine.sweep(configs, tell=lambda text: None).programs == 1
   found = [trials.finished(c) for c in configs]
   assert [round(r['sparsity'], 2) for r in found] == [0.5, 0.5, 0.9, 0.9]
@@ -89,11 +95,16 @@ def test_no_collective_is_in_a_trial_s_program(base):
   for lanes in (1, 3):
     program = cohort.Program(assembly, lanes, 1)
     lane, batch = (assembly.state, np.ones((), bool)), assembly.batches.at(0)
-    text = program.steps[1].lower(program.stack([lane] * lanes), program.stack([batch] * lanes)).compile().as_text()
+    arguments = program.stack([lane] * lanes), program.stack([batch] * lanes)
+    text = program.steps[1].lower(*arguments).compile().as_text()
     assert 'dot' in text or 'lepton_product' in text
-    assert not any(name in text for name in ('all-reduce', 'all-gather', 'collective-permute', 'all-to-all'))
-  layout = parallel.make_parallel('pmap', base.data.batch_size)  # where devices share a batch there is one
-  shared = layout.step(assembly.train_step(layout.axis)).lower(layout.put_state(assembly.state), layout.put_batch(batch)).compile().as_text()
+    collectives = ('all-reduce', 'all-gather', 'collective-permute', 'all-to-all')
+    assert not any(name in text for name in collectives)
+  # Where devices share a batch there is one.
+  layout = parallel.make_parallel('pmap', base.data.batch_size)
+  step = layout.step(assembly.train_step(layout.axis))
+  arguments = layout.put_state(assembly.state), layout.put_batch(batch)
+  shared = step.lower(*arguments).compile().as_text()
   assert 'all-reduce' in shared
 
 
@@ -111,18 +122,23 @@ def test_lanes_of_one_device_train_as_each_alone_and_a_diverged_one_stops_none(b
   for trial in lanes:
     trial.close()
   assert 'loss = nan' in lanes[1].failed.error or 'inf' in lanes[1].failed.error
-  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(lanes[1].state.params)))  # as before the step that failed
+  # The parameters are those before the step that failed.
+  params = jax.device_get(lanes[1].state.params)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
   for place in (0, 2):
     alone = configs[place].replace(runs_dir=str(tmp_path / 'alone'), parallel='jit')
-    assert lanes[place].result['validation_loss'] == pytest.approx(run.train(alone, quiet=True)['validation_loss'], rel=1e-4)
+    loss = run.train(alone, quiet=True)['validation_loss']
+    assert lanes[place].result['validation_loss'] == pytest.approx(loss, rel=1e-4)
 
 
 def test_a_failed_trial_is_recorded_and_the_others_go_on(base):
-  configs = grid.product(base.replace(optimizer='sgd'), dict(learning_rate=[1e30, 1e-2])) + [base.replace(batch_size=10_000)]
+  configs = grid.product(base.replace(optimizer='sgd'), dict(learning_rate=[1e30, 1e-2]))
+  configs.append(base.replace(batch_size=10_000))
   lines = []
   costs = engine.sweep(configs, tell=lines.append)
   assert costs.trials == 1 and trials.finished(configs[1])
-  assert 'at step' in trials.failure(configs[0])['error'] and trials.failure(configs[0])['traceback'] == ''
+  failed = trials.failure(configs[0])
+  assert 'at step' in failed['error'] and failed['traceback'] == ''
   assert 'there are only' in trials.failure(configs[2])['error']
   assert sum('failed' in text for text in lines) == 2
   assert not list(trials.folder_of(configs[1]).glob('.claim'))
@@ -136,8 +152,12 @@ def test_processes_train_a_failing_trial_once(base):
 
 def test_results_of_other_data_are_refused(base, tmp_path):
   table = tmp_path / 't.csv'
-  write = lambda factor: table.write_text('size,price\n' + '\n'.join(f'{x},{factor * x}' for x in range(60)))
-  config = base.replace(model='linear', width=None, dataset=f'csv:{table}', target='price', task='regression', batch_size=8)
+
+  def write(factor):
+    rows = '\n'.join(f'{x},{factor * x}' for x in range(60))
+    table.write_text('size,price\n' + rows)
+  config = base.replace(model='linear', width=None, dataset=f'csv:{table}', target='price',
+                        task='regression', batch_size=8)
   write(2)
   engine.sweep([config], tell=lambda text: None)
   write(3)
@@ -153,7 +173,8 @@ def test_a_trial_needs_a_validation_part(base):
 
 def test_only_what_is_asked_for_is_written(base):
   engine.sweep([base], tell=lambda text: None)
-  assert sorted(p.name for p in trials.folder_of(base).iterdir()) == ['config.json', 'data.json', 'metrics.jsonl', 'result.json']
+  names = sorted(p.name for p in trials.folder_of(base).iterdir())
+  assert names == ['config.json', 'data.json', 'metrics.jsonl', 'result.json']
 
 
 def test_patience_stops_a_trial_alone(base, tmp_path):
@@ -210,14 +231,19 @@ def table(configs):
 
 def test_a_killed_sweep_ends_in_the_table_of_one_that_was_not(base, tmp_path):
   """kill -9 while trials are under way; each next process goes on."""
-  grids = [grid.product(base.replace(runs_dir=str(tmp_path / name), epochs=3), dict(l2=[1e-4, 1e-3], seed=[0, 1, 2, 3])) for name in ('whole', 'killed')]
-  whole, killed = grids
+  lists = dict(l2=[1e-4, 1e-3], seed=[0, 1, 2, 3])
+  whole, killed = (grid.product(base.replace(runs_dir=str(tmp_path / name), epochs=3), lists)
+                   for name in ('whole', 'killed'))
   engine.sweep(whole, tell=lambda text: None)
   finished = lambda: sum(trials.finished(c) is not None for c in killed)
-  last_row = lambda: max((path.stat().st_mtime_ns for path in (tmp_path / 'killed').glob('*/metrics.jsonl')), default=0)
+
+  def last_row():
+    rows = (tmp_path / 'killed').glob('*/metrics.jsonl')
+    return max((path.stat().st_mtime_ns for path in rows), default=0)
   rng = random.Random(3)
   for _ in range(5):
-    process, before = forked().Process(target=sweeping, args=(killed, os.environ['XDG_CACHE_HOME'])), last_row()
+    arguments = (killed, os.environ['XDG_CACHE_HOME'])
+    process, before = forked().Process(target=sweeping, args=arguments), last_row()
     process.start()
     while process.is_alive() and last_row() == before:  # until this process trains
       time.sleep(0.001)
@@ -233,7 +259,8 @@ def test_a_killed_sweep_ends_in_the_table_of_one_that_was_not(base, tmp_path):
 def test_two_sweeps_share_a_folder(base):
   configs = grid.product(base, dict(seed=list(range(6))))
   said = forked().Queue()
-  both = [forked().Process(target=sweeping, args=(configs, os.environ['XDG_CACHE_HOME'], said)) for _ in range(2)]
+  both = [forked().Process(target=sweeping, args=(configs, os.environ['XDG_CACHE_HOME'], said))
+          for _ in range(2)]
   for process in both:
     process.start()
   assert sum(said.get(timeout=120) for _ in both) == 6
@@ -243,8 +270,8 @@ def test_two_sweeps_share_a_folder(base):
 
 
 def test_a_stopped_sweep_saves_the_trial_it_was_training(tmp_path):
-  arguments = [sys.executable, '-m', 'experiments.regularization_sweep', '--model=mlp', '--dataset=digits', '--epochs=300', '--l2=1e-4,1e-3',
-               f'--runs_dir={tmp_path}']
+  arguments = [sys.executable, '-m', 'experiments.regularization_sweep', '--model=mlp',
+               '--dataset=digits', '--epochs=300', '--l2=1e-4,1e-3', f'--runs_dir={tmp_path}']
   process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
   while not any(path.read_text().count('\n') >= 3 for path in tmp_path.glob('*/metrics.jsonl')):
     assert process.poll() is None
@@ -275,5 +302,8 @@ def test_results_do_not_depend_on_who_trained_before(base):
   alone = configs[2].replace(runs_dir=base.run.runs_dir + '/alone')
   engine.sweep([alone], tell=lambda text: None)
   assert results([alone]) == results(configs[2:])
-  assert json.loads((trials.folder_of(alone) / 'result.json').read_text())['parameters_sha256'] != results(configs)[configs[0].name()]['parameters_sha256']
-  assert trees.count(assemble.build(alone, assemble.load_data(alone)).state.params) == trials.finished(alone)['num_parameters']
+  result = json.loads((trials.folder_of(alone) / 'result.json').read_text())
+  first = results(configs)[configs[0].name()]
+  assert result['parameters_sha256'] != first['parameters_sha256']
+  state = assemble.build(alone, assemble.load_data(alone)).state
+  assert trees.count(state.params) == trials.finished(alone)['num_parameters']

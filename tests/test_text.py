@@ -17,15 +17,18 @@ def test_tokens_and_vocabulary():
   assert text.build_vocabulary(texts, 10, 1) == ('<pad>', '<unk>', 'a', 'b', 'c', 'rare')
   assert text.build_vocabulary(texts, 4, 1) == ('<pad>', '<unk>', 'a', 'b')
   assert text.build_vocabulary(texts, 10, 2) == ('<pad>', '<unk>', 'a', 'b')
-  np.testing.assert_array_equal(text.encode(['a zebra', 'b'], ('<pad>', '<unk>', 'a', 'b'), 5), [[2, 1], [3, 0]])
-  np.testing.assert_array_equal(text.encode(['a b a b'], ('<pad>', '<unk>', 'a', 'b'), 3), [[2, 3, 2]])
+  words = ('<pad>', '<unk>', 'a', 'b')
+  np.testing.assert_array_equal(text.encode(['a zebra', 'b'], words, 5), [[2, 1], [3, 0]])
+  np.testing.assert_array_equal(text.encode(['a b a b'], words, 3), [[2, 3, 2]])
 
 
 def make_table(path, count=60):
   rng = np.random.default_rng(0)
   words = dict(good=['fine', 'great', 'lovely', 'warm'], bad=['dull', 'awful', 'cold', 'grim'])
-  rows = [(' '.join(rng.choice([*words[label], 'the', 'film'], rng.integers(3, 20))) + ' ' + words[label][0], label)
-          for label in rng.choice(['good', 'bad'], count)]
+  rows = []
+  for label in rng.choice(['good', 'bad'], count):
+    chosen = rng.choice([*words[label], 'the', 'film'], rng.integers(3, 20))
+    rows.append((' '.join(chosen) + ' ' + words[label][0], label))
   path.write_text('review\tkind\n' + ''.join(f'{t}\t{l}\n' for t, l in rows))
   return dict(dataset=f'csv:{path}', text_column='review', target='kind')
 
@@ -38,10 +41,12 @@ def test_words_are_counted_in_the_training_part_alone(tmp_path):
   heldout = data.size('validation') + data.size('test')
   assert heldout > 0
   (tmp_path / 't.tsv').write_text('\n'.join(content).replace('film', 'movie'))
-  assert set(dataset.load(Config().replace(**options).data).vocabulary) ^ set(data.vocabulary) == {'film', 'movie'}
+  other = dataset.load(Config().replace(**options).data)
+  assert set(other.vocabulary) ^ set(data.vocabulary) == {'film', 'movie'}
 
 
-@pytest.mark.parametrize('row, words', [('only one', '1 columns'), ('\tgood', 'review is empty'), ('text\t', 'kind is empty')])
+@pytest.mark.parametrize('row, words', [
+    ('only one', '1 columns'), ('\tgood', 'review is empty'), ('text\t', 'kind is empty')])
 def test_bad_rows_of_text_are_named_or_counted(tmp_path, capsys, row, words):
   options = make_table(tmp_path / 't.tsv')
   with (tmp_path / 't.tsv').open('a') as file:
@@ -49,14 +54,16 @@ def test_bad_rows_of_text_are_named_or_counted(tmp_path, capsys, row, words):
   with pytest.raises(UserError, match=f't.tsv, line 62: {words}'):
     dataset.load(Config().replace(**options).data)
   data = dataset.load(Config().replace(skip_bad_rows=True, **options).data)
-  assert sum(map(data.size, data.splits)) == 60 and '1 bad rows left out of 61' in capsys.readouterr().out
+  assert sum(map(data.size, data.splits)) == 60
+  assert '1 bad rows left out of 61' in capsys.readouterr().out
 
 
 def test_buckets_depend_on_the_step_and_members_on_the_seed():
   rng = np.random.default_rng(0)
   length = rng.integers(1, 41, 300)
   inputs = (np.arange(40)[None] < length[:, None]) * rng.integers(1, 9, (300, 40), np.int32)
-  one, two = (batches.BucketBatches(inputs.astype(np.int32), np.arange(300), 8, seed, 4) for seed in (0, 1))
+  one, two = (batches.BucketBatches(inputs.astype(np.int32), np.arange(300), 8, seed, 4)
+              for seed in (0, 1))
   shapes = [[b.at(s)['inputs'].shape for s in range(b.steps_per_epoch)] for b in (one, two)]
   assert shapes[0] == shapes[1] and len(set(shapes[0])) == 4 and shapes[0] != sorted(shapes[0])
   seen = np.concatenate([one.at(s)['label'] for s in range(one.steps_per_epoch)])
@@ -81,15 +88,19 @@ def test_text_needs_a_network_that_reads_it(tmp_path, small):
 @pytest.mark.parametrize('model', ('gru_classifier', 'text_cnn'))
 def test_text_runs_end_to_end_pruned_and_quantised(tmp_path, small, model):
   from lepton_jax import folder, run
-  config = small.replace(**make_table(tmp_path / 't.tsv', 300), model=model, runs_dir=str(tmp_path / 'runs'), batch_size=8, epochs=6, learning_rate=0.01,
-                         prune_sparsity=0.7, quantize_weight_bits=4, quantize_activation_bits=8, buckets=2, embedding=16,
+  config = small.replace(**make_table(tmp_path / 't.tsv', 300), model=model,
+                         runs_dir=str(tmp_path / 'runs'), batch_size=8, epochs=6,
+                         learning_rate=0.01, prune_sparsity=0.7, quantize_weight_bits=4,
+                         quantize_activation_bits=8, buckets=2, embedding=16,
                          **(dict(hidden=32) if model == 'gru_classifier' else dict(width=0.2)))
   result = run.train(config, quiet=True)
   assert result['test_accuracy'] > 0.9 and result['sparsity'] == pytest.approx(0.7, abs=1e-3)
   rows = {row['kernel']: row for row in result['kernels']}
-  assert rows['embed/embedding']['weight_bits'] == 4 and 'floating-point' in rows['embed/embedding']['activation_reason']
+  embedding = rows['embed/embedding']
+  assert embedding['weight_bits'] == 4 and 'floating-point' in embedding['activation_reason']
   if model == 'gru_classifier':
-    assert rows['forward1/input/kernel']['activation_bits'] == rows['forward1/recurrent/kernel']['activation_bits'] == 8
+    for name in ('input', 'recurrent'):
+      assert rows[f'forward1/{name}/kernel']['activation_bits'] == 8
   trained = folder.load(str(tmp_path / 'runs' / config.name()))
   inputs, label = trained.data.splits['test']
   assert np.mean(trained.predict(inputs) == label) == result['test_accuracy']
@@ -98,11 +109,17 @@ def test_text_runs_end_to_end_pruned_and_quantised(tmp_path, small, model):
 # tags
 
 def make_tags(path, count=200):
-  """Words tagged by what they are; 'can' is a verb after a pronoun and a noun after an article, so the word before decides."""
+  """Words tagged by what they are; 'can' is a verb after a pronoun and a noun after an article.
+
+  So the word before decides.
+  """
   rng = np.random.default_rng(0)
   rows = []
   for _ in range(count):
-    pairs = [pair for _ in range(rng.integers(1, 6)) for pair in ([('they', 'no'), ('can', 'no')] if rng.random() < 0.5 else [('the', 'no'), ('can', 'yes')])]
+    pairs = []
+    for _ in range(rng.integers(1, 6)):
+      verb = rng.random() < 0.5
+      pairs += [('they', 'no'), ('can', 'no')] if verb else [('the', 'no'), ('can', 'yes')]
     rows.append(tuple(' '.join(column) for column in zip(*pairs)))
   path.write_text('words,nouns\n' + ''.join(f'{w},{t}\n' for w, t in rows))
   return dict(dataset=f'csv:{path}', text_column='words', target='nouns', task='tagging')
@@ -111,7 +128,8 @@ def make_tags(path, count=200):
 @pytest.mark.parametrize('loss', ('binary', 'cross_entropy'))
 def test_tagger_learns_from_the_word_before(tmp_path, small, loss):
   from lepton_jax import evaluation, folder, run
-  config = small.replace(**make_tags(tmp_path / 't.csv'), model='lstm_tagger', hidden=16, embedding=8, epochs=8, batch_size=8, learning_rate=0.02, loss=loss,
+  config = small.replace(**make_tags(tmp_path / 't.csv'), model='lstm_tagger', hidden=16,
+                         embedding=8, epochs=8, batch_size=8, learning_rate=0.02, loss=loss,
                          buckets=2, runs_dir=str(tmp_path / 'runs'), checkpoint_every=30)
   result = run.train(config, quiet=True)
   assert result['test_accuracy'] == 1
@@ -138,7 +156,8 @@ def test_a_row_needs_a_tag_for_each_word(tmp_path):
 
 def test_answers_and_labels_are_both_of_steps_or_both_of_examples(tmp_path, small):
   tags, texts = make_tags(tmp_path / 'tags.csv'), make_table(tmp_path / 'texts.tsv')
-  for options, model, words in ((tags, 'lstm_classifier', 'each example; .* each step'), (texts, 'gru_tagger', 'each step; .* each example')):
+  for options, model, words in ((tags, 'lstm_classifier', 'each example; .* each step'),
+                                (texts, 'gru_tagger', 'each step; .* each example')):
     config = small.replace(**options, model=model, batch_size=4, hidden=4)
     with pytest.raises(UserError, match=words):
       assemble.build(config, assemble.load_data(config))
@@ -168,7 +187,8 @@ def test_word_dropout_hides_words_but_not_the_end():
 
 
 def test_words_are_looked_up_in_the_precision_asked_for(tmp_path, small):
-  config = small.replace(**make_table(tmp_path / 't.tsv'), model='lstm_classifier', hidden=4, batch_size=4, dtype='bfloat16')
+  config = small.replace(**make_table(tmp_path / 't.tsv'), model='lstm_classifier', hidden=4,
+                         batch_size=4, dtype='bfloat16')
   network = assemble.build(config, assemble.load_data(config)).network
   variables = network.module.init(jax.random.key(0), jnp.ones((2, 3), jnp.int32), None)
   assert network.module.apply(variables, jnp.ones((2, 3), jnp.int32), None).dtype == jnp.bfloat16
@@ -179,15 +199,18 @@ def test_vocabulary_is_saved_with_the_run(tmp_path, small):
   import json
 
   from lepton_jax import run
-  config = small.replace(**make_table(tmp_path / 't.tsv'), model='text_cnn', width=0.05, embedding=4, batch_size=4, epochs=1, runs_dir=str(tmp_path / 'runs'))
+  config = small.replace(**make_table(tmp_path / 't.tsv'), model='text_cnn', width=0.05,
+                         embedding=4, batch_size=4, epochs=1, runs_dir=str(tmp_path / 'runs'))
   run.train(config, quiet=True)
   saved = json.loads((tmp_path / 'runs' / config.name() / 'data.json').read_text())
-  assert tuple(saved['vocabulary']) == assemble.load_data(config).vocabulary and saved['classes'] == ['bad', 'good']
+  assert tuple(saved['vocabulary']) == assemble.load_data(config).vocabulary
+  assert saved['classes'] == ['bad', 'good']
 
 
 def test_every_example_is_reached_however_few_are_of_its_length():
   """Buckets that could not fill a batch join others."""
-  for lengths in ([3] * 30 + [20] * 5, [3] * 5 + [20] * 30, [3, 9, 17, 25] * 5, list(range(1, 41)) * 2):
+  for lengths in ([3] * 30 + [20] * 5, [3] * 5 + [20] * 30, [3, 9, 17, 25] * 5,
+                  list(range(1, 41)) * 2):
     inputs = (np.arange(40)[None] < np.array(lengths)[:, None]).astype(np.int32)
     made = batches.BucketBatches(inputs, np.arange(len(lengths)), 8, 0, 4)
     seen = {int(i) for step in range(40 * made.steps_per_epoch) for i in made.at(step)['label']}
@@ -200,11 +223,16 @@ def test_every_example_is_reached_however_few_are_of_its_length():
 def test_quotes_and_odd_line_ends_in_tables(tmp_path):
   def texts(name, content, **options):
     (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
-    data = dataset.load(Config().replace(dataset=f'csv:{tmp_path}/{name}', text_column='t', target='k', validation_fraction=0, test_fraction=0, **options).data)
+    given = dict(dataset=f'csv:{tmp_path}/{name}', text_column='t', target='k')
+    given |= dict(validation_fraction=0, test_fraction=0) | options
+    data = dataset.load(Config().replace(**given).data)
     return data.size('train'), set(data.vocabulary)
 
-  assert texts('a.tsv', 't\tk\n"good film\ta\nbad "film"\tb\n')[0] == 2  # a quote in a .tsv is a character
-  assert texts('b.csv', 't,k\n"one, two\nthree",a\nfour\u2028five\x0csix,b\n') == (2, {'<pad>', '<unk>', 'one', ',', 'two', 'three', 'four', 'five', 'six'})
+  # A quote in a .tsv is a character.
+  assert texts('a.tsv', 't\tk\n"good film\ta\nbad "film"\tb\n')[0] == 2
+  words = {'<pad>', '<unk>', 'one', ',', 'two', 'three', 'four', 'five', 'six'}
+  content = 't,k\n"one, two\nthree",a\nfour\u2028five\x0csix,b\n'
+  assert texts('b.csv', content) == (2, words)
   with pytest.raises(UserError, match=r'c.csv, line 3: '):
     texts('c.csv', 't,k\nx,a\n"unclosed,b\n' + 'y,a\n' * 50_000)
   with pytest.raises(UserError, match=r'd.csv, line 1: two columns'):
@@ -214,7 +242,8 @@ def test_quotes_and_odd_line_ends_in_tables(tmp_path):
   assert texts('e.csv', b't,k\nx,a\n\xff,b\ny,b\n', skip_bad_rows=True)[0] == 2
   assert texts('f.csv', 't,k\n<pad> x <unk>,a\ny,b\n')[1] >= {'<pad>', 'x', 'y'}
   with pytest.raises(UserError, match='its own answer'):
-    dataset.load(Config().replace(dataset=f'csv:{tmp_path}/f.csv', text_column='t', target='t').data)
+    options = dict(dataset=f'csv:{tmp_path}/f.csv', text_column='t', target='t')
+    dataset.load(Config().replace(**options).data)
 
 
 def test_padding_written_in_a_text_is_an_unknown_word():
@@ -226,7 +255,8 @@ def test_padding_written_in_a_text_is_an_unknown_word():
 def test_changed_data_and_foreign_vocabularies_are_refused(tmp_path, small):
   from lepton_jax import folder, run
   options = make_table(tmp_path / 't.tsv')
-  config = small.replace(**options, model='text_cnn', width=0.05, embedding=4, batch_size=4, epochs=1, runs_dir=str(tmp_path / 'runs'))
+  config = small.replace(**options, model='text_cnn', width=0.05, embedding=4, batch_size=4,
+                         epochs=1, runs_dir=str(tmp_path / 'runs'))
   run.train(config, quiet=True)
   place = str(tmp_path / 'runs' / config.name())
   (tmp_path / 't.tsv').write_text((tmp_path / 't.tsv').read_text().replace('film', 'movie'))

@@ -43,12 +43,16 @@ def test_sigmoid_known_answers():
 
 def test_losses_known_answers():
   uniform = jnp.zeros((2, 4))
-  np.testing.assert_allclose(losses.cross_entropy(uniform, jnp.array([0, 3])), np.log([4, 4]), rtol=1e-6)
-  np.testing.assert_allclose(losses.cross_entropy(uniform, jnp.array([0, 3]), jnp.float32(0.3)), np.log([4, 4]), rtol=1e-6)
+  classes = jnp.array([0, 3])
+  for smoothing in (None, jnp.float32(0.3)):
+    found = losses.cross_entropy(uniform, classes, smoothing)
+    np.testing.assert_allclose(found, np.log([4, 4]), rtol=1e-6)
   logits, label = jnp.array([[2.0], [-1.0]]), jnp.array([1, 1])
   two = jnp.concatenate([jnp.zeros_like(logits), logits], 1)
-  np.testing.assert_allclose(losses.binary(logits, label), losses.cross_entropy(two, label), rtol=1e-6)
-  np.testing.assert_allclose(losses.binary(logits, label, jnp.float32(0.2)), losses.cross_entropy(two, label, jnp.float32(0.2)), rtol=1e-6)
+  for smoothing in (None, jnp.float32(0.2)):
+    found, expected = (loss(z, label, smoothing)
+                       for loss, z in ((losses.binary, logits), (losses.cross_entropy, two)))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
   np.testing.assert_allclose(losses.mse(jnp.array([[3.0]]), jnp.array([1.0])), [4.0])
 
 
@@ -78,29 +82,41 @@ def test_schedules_stay_between_zero_and_the_peak_and_warm_up(name):
   assert values.min() >= 0 and values.max() <= 1
   assert np.all(np.diff(values[:10]) > 0)
   cold = schedules.make_schedule(dataclasses.replace(options, warmup_epochs=0.0), 90, 10)
-  np.testing.assert_allclose(values[10:], [cold(jnp.int32(s)) for s in range(90)], rtol=1e-5, atol=1e-6)
+  expected = [cold(jnp.int32(s)) for s in range(90)]
+  np.testing.assert_allclose(values[10:], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_schedules_known_points():
-  value = lambda progress, **o: float(SCHEDULES.get(o.pop('name'))(jnp.float32(progress), Config().replace(**o).optimization))
+  def value(progress, name, **options):
+    schedule = SCHEDULES.get(name)
+    return float(schedule(jnp.float32(progress), Config().replace(**options).optimization))
   assert value(0.5, name='cosine') == pytest.approx(0.5)
   assert [value(p, name='step') for p in (0.4, 0.5, 0.8)] == pytest.approx([1, 0.1, 0.01])
   assert value(1.0, name='exponential', schedule_factor=0.25) == pytest.approx(0.25)
-  assert [value(p, name='one_cycle') for p in (0.0, 0.3, 1.0)] == pytest.approx([0.04, 1, 1e-4], rel=1e-3)
+  one_cycle = [value(p, name='one_cycle') for p in (0.0, 0.3, 1.0)]
+  assert one_cycle == pytest.approx([0.04, 1, 1e-4], rel=1e-3)
   with pytest.raises(UserError, match='0.5,0.75'):
-    schedules.make_schedule(Config().replace(schedule='step', schedule_boundaries='0.9,0.1').optimization, 10, 10)
+    config = Config().replace(schedule='step', schedule_boundaries='0.9,0.1')
+    schedules.make_schedule(config.optimization, 10, 10)
 
 
 REFERENCES = dict(
-    sgd=optax.sgd(0.1), momentum=optax.sgd(0.1, 0.9), nesterov=optax.sgd(0.1, 0.9, nesterov=True), adam=optax.adam(0.1), adamw=optax.adam(0.1),
-    lamb=optax.lamb(0.1), rmsprop=optax.chain(optax.scale_by_rms(), optax.trace(0.9), optax.scale(-0.1)))
+    sgd=optax.sgd(0.1), momentum=optax.sgd(0.1, 0.9), nesterov=optax.sgd(0.1, 0.9, nesterov=True),
+    adam=optax.adam(0.1), adamw=optax.adam(0.1), lamb=optax.lamb(0.1),
+    rmsprop=optax.chain(optax.scale_by_rms(), optax.trace(0.9), optax.scale(-0.1)))
+
+
+def constant_rate(name):
+  """The Optimizer of a name at a constant schedule."""
+  options = Config().replace(optimizer=name).optimization
+  return optim.make_optimizer(options, lambda step: jnp.float32(1))
 
 
 @pytest.mark.parametrize('name', OPTIMIZERS.names())
 def test_optimizers_equal_optax(name):
   trained = dict(kernel=jnp.array([1.0, -2.0]), bias=jnp.array([0.5]))
   rate = {'learning_rate': jnp.float32(0.1)}
-  mine = optim.make_optimizer(Config().replace(optimizer=name).optimization, lambda step: jnp.float32(1))
+  mine = constant_rate(name)
   my_state, reference_state = mine.init(trained, rate), REFERENCES[name].init(trained)
   my_weights = reference_weights = trained
   for i in range(4):
@@ -108,25 +124,31 @@ def test_optimizers_equal_optax(name):
     updates, my_state = mine.update(gradient(my_weights), my_state, my_weights, jnp.int32(i), rate)
     my_weights = jax.tree.map(jnp.add, my_weights, updates)
     with jax.numpy_dtype_promotion('standard'):
-      updates, reference_state = REFERENCES[name].update(gradient(reference_weights), reference_state, reference_weights)
+      updates, reference_state = REFERENCES[name].update(
+          gradient(reference_weights), reference_state, reference_weights)
     reference_weights = jax.tree.map(jnp.add, reference_weights, updates)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), my_weights, reference_weights)
+  near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5)
+  jax.tree.map(near, my_weights, reference_weights)
 
 
 @pytest.mark.parametrize('name', ('sgd', 'momentum', 'adam', 'rmsprop'))
 def test_weight_decay_is_decoupled_and_spares_biases(name):
   trained = dict(kernel=jnp.array([1.0]), scale=jnp.array([1.0]), bias=jnp.array([1.0]))
   rates = dict(learning_rate=jnp.float32(0.1), weight_decay=jnp.float32(0.5))
-  rule = optim.make_optimizer(Config().replace(optimizer=name).optimization, lambda step: jnp.float32(1))
-  updates, _ = rule.update(jax.tree.map(jnp.zeros_like, trained), rule.init(trained, rates), trained, jnp.int32(0), rates)
-  np.testing.assert_allclose([updates['kernel'][0], updates['bias'][0], updates['scale'][0]], [-0.05, 0, 0], rtol=1e-6)
+  rule, zeros = constant_rate(name), jax.tree.map(jnp.zeros_like, trained)
+  updates, _ = rule.update(zeros, rule.init(trained, rates), trained, jnp.int32(0), rates)
+  found = [updates[part][0] for part in ('kernel', 'bias', 'scale')]
+  np.testing.assert_allclose(found, [-0.05, 0, 0], rtol=1e-6)
 
 
 def test_clipping_bounds_the_gradient():
   trained = dict(kernel=jnp.zeros(2))
   rates = dict(learning_rate=jnp.float32(1), clip_norm=jnp.float32(1))
-  rule = optim.make_optimizer(Config().replace(optimizer='sgd').optimization, lambda step: jnp.float32(1))
-  move = lambda g: rule.update(dict(kernel=jnp.array(g)), rule.init(trained, rates), trained, jnp.int32(0), rates)[0]['kernel']
+  rule = constant_rate('sgd')
+
+  def move(g):
+    state = rule.init(trained, rates)
+    return rule.update(dict(kernel=jnp.array(g)), state, trained, jnp.int32(0), rates)[0]['kernel']
   np.testing.assert_allclose(move([3.0, 4.0]), [-0.6, -0.8], rtol=1e-6)
   np.testing.assert_allclose(move([0.3, 0.4]), [-0.3, -0.4], rtol=1e-6)
 
@@ -134,11 +156,13 @@ def test_clipping_bounds_the_gradient():
 # the step
 
 def test_one_compile_serves_every_strength(small):
-  config = small.replace(l2=1e-4, dropout=0.1, weight_decay=0.1, label_smoothing=0.1, prune_sparsity=0.5, quantize_weight_bits=8, quantize_activation_bits=8)
+  config = small.replace(l2=1e-4, dropout=0.1, weight_decay=0.1, label_smoothing=0.1,
+                         prune_sparsity=0.5, quantize_weight_bits=8, quantize_activation_bits=8)
   state, step, _ = run_steps(config, 2)
   batch = assemble.build(config, assemble.load_data(config)).batches.at(0)
-  other = assemble.build(config.replace(l2=0.1, dropout=0.5, learning_rate=0.1, prune_sparsity=0.99, quantize_weight_bits=2, quantize_activation_bits=3,
-                                        prune_begin=0.0), assemble.load_data(config))
+  changed = config.replace(l2=0.1, dropout=0.5, learning_rate=0.1, prune_sparsity=0.99,
+                           quantize_weight_bits=2, quantize_activation_bits=3, prune_begin=0.0)
+  other = assemble.build(changed, assemble.load_data(config))
   before = step._cache_size()
   step(state.replace(hparams=other.state.hparams), batch)
   assert step._cache_size() == before
@@ -164,18 +188,25 @@ def test_bfloat16_computes_and_keeps_float32_weights(small):
   state, _, measured = run_steps(small.replace(dtype='bfloat16', model='resnet8'), 3)
   assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype('float32')}
   full, _, reference = run_steps(small.replace(model='resnet8'), 3)
-  assert measured['loss'] == pytest.approx(float(reference['loss']), rel=0.1) and measured['loss'] != reference['loss']
+  assert measured['loss'] == pytest.approx(float(reference['loss']), rel=0.1)
+  assert measured['loss'] != reference['loss']
 
 
 def test_state_holds_arrays_only(small):
-  state, _, _ = run_steps(small.replace(prune_sparsity=0.5, quantize_activation_bits=4, ema_decay=0.9), 1)
+  config = small.replace(prune_sparsity=0.5, quantize_activation_bits=4, ema_decay=0.9)
+  state, _, _ = run_steps(config, 1)
   assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
 
 
 @pytest.mark.parametrize('options, words', [
-    (dict(model='linear', width=2.0), 'linear; it takes: none'), (dict(model='mlp', norm='batch'), 'it takes: --width'),
-    (dict(loss='mse'), 'does not fit'), (dict(loss='binary'), 'needs 2 classes'), (dict(model='cnn_binary', image_size=32), 'needs 2 classes'),
-    (dict(warmup_epochs=2.0), 'whole run has 2 epochs'), (dict(dtype='float64'), 'JAX_ENABLE_X64'), (dict(batch_size=5000), 'only 1294'),
+    (dict(model='linear', width=2.0), 'linear; it takes: none'),
+    (dict(model='mlp', norm='batch'), 'it takes: --width'),
+    (dict(loss='mse'), 'does not fit'),
+    (dict(loss='binary'), 'needs 2 classes'),
+    (dict(model='cnn_binary', image_size=32), 'needs 2 classes'),
+    (dict(warmup_epochs=2.0), 'whole run has 2 epochs'),
+    (dict(dtype='float64'), 'JAX_ENABLE_X64'),
+    (dict(batch_size=5000), 'only 1294'),
 ])
 def test_options_that_do_not_fit_say_so(small, options, words):
   config = small.replace(**options)

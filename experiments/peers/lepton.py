@@ -18,26 +18,33 @@ from lepton_jax.train import loop, parallel
 
 
 class Contestant:
-  """Trains or predicts with one registered network on `devices` devices, `calls` steps a compiled call, or `trials` of it in one program."""
+  """Trains or predicts with one registered network on `devices` devices.
+
+  A compiled call takes `calls` steps of one trial, or a step of each of `trials` in one program.
+  """
 
   def __init__(self, name, inputs, label, devices=1, calls=1, trials=1, dtype='float32'):
     words = tuple(map(str, range(10_000))) if inputs.ndim == 2 else ()
-    config = Config().replace(model=name, dtype=dtype, batch_size=len(inputs), devices=devices, select='last', buckets=1, schedule='constant',
+    config = Config().replace(model=name, dtype=dtype, batch_size=len(inputs), devices=devices,
+                              select='last', buckets=1, schedule='constant',
                               compilation_cache='off')
     machine.start(config.run)
     channels = inputs.shape[-1] if inputs.ndim == 4 else 1
     classes = tuple(map(str, range(2 if words else 10)))
     part = (inputs, label)
-    data = Dataset('made up', '', dict(train=part, validation=part, test=part), classes, (), np.zeros(channels, np.float32), np.ones(channels, np.float32),
+    data = Dataset('made up', '', dict(train=part, validation=part, test=part), classes, (),
+                   np.zeros(channels, np.float32), np.ones(channels, np.float32),
                    vocabulary=words)
     assembly = assemble.build(config, data)
     backend = jax.default_backend()
     mode, count = speed.devices(speed.AUTO, devices, len(inputs), backend)
-    self._dtype, self._count, self._recurrent = dtype, max(1, count), speed.recurrent(assembly.state.params)
+    self._dtype, self._count = dtype, max(1, count)
+    self._recurrent = speed.recurrent(assembly.state.params)
     self._auto_devices = max(1, speed.devices(speed.AUTO, 0, len(inputs), backend)[1])
     layout = parallel.make_parallel(mode, len(inputs), count)
     self.parameters = sum(p.size for p in jax.tree.leaves(assembly.state.params))
-    long = types.SimpleNamespace(same_shapes=assembly.batches.same_shapes, steps_per_epoch=960)  # these data are one batch
+    # These data are one batch; what auto takes is asked for an epoch of usual length.
+    long = types.SimpleNamespace(same_shapes=assembly.batches.same_shapes, steps_per_epoch=960)
     self._auto_calls = speed.steps_per_call(speed.AUTO, assembly.state.params, long, backend)
     state, step = assembly.state, assembly.train_step(layout.axis)
     batch = dict(inputs=inputs, label=label, example=np.arange(len(inputs), dtype=np.int32))
@@ -50,7 +57,8 @@ class Contestant:
     weights, hparams = jax.device_get((assembly.state.evaluated, assembly.state.hparams))
     self._forward = {}  # one example on one device, a batch spread as a run spreads it
     for size, place in ((1, parallel.make_parallel('jit', 1)), (len(inputs), layout)):
-      arguments = place.put_state(weights), place.put_examples(inputs[:size]), place.put_state(hparams)
+      arguments = (place.put_state(weights), place.put_examples(inputs[:size]),
+                   place.put_state(hparams))
       self._forward[size] = functools.partial(place.predict(assembly.network.predict), *arguments)
     began = time.perf_counter()
     self.train(calls)
@@ -58,23 +66,35 @@ class Contestant:
 
   def facts(self):
     """What the table says beside the times."""
-    return dict(version=jax.__version__, device=jax.devices()[0].device_kind, devices=jax.device_count(), auto=(self._auto_devices, self._auto_calls))
+    return dict(version=jax.__version__, device=jax.devices()[0].device_kind,
+                devices=jax.device_count(), auto=(self._auto_devices, self._auto_calls))
 
   def traffic(self):
-    """Bytes that a step reads and writes by XLA's own count, which takes what a loop does once: right for steps in one call, not for a recurrence (None)."""
+    """Bytes that a step reads and writes by XLA's own count, or None for a recurrence.
+
+    XLA counts what a loop does once. That is right for steps in one call, not for a recurrence.
+    """
     if self._recurrent:
       return None
     cost = self._step.lower(self._state, self._batch).compile().cost_analysis()
     return (cost[0] if isinstance(cost, list) else cost)['bytes accessed'] * self._count
 
   def peaks(self):
-    """(FLOP a second of the largest matrix product here, bytes a second of a sum of two large arrays), the machine's limits."""
+    """The machine's limits: (FLOP a second, bytes a second).
+
+    They are those of the largest matrix product here and of a sum of two large arrays.
+    """
     size, length = (2048, 2 ** 25) if jax.default_backend() == 'cpu' else (8192, 2 ** 29)
-    matrix, array = jax.random.normal(jax.random.key(0), (size, size), self._dtype), jnp.ones(length)
-    return (2 * size ** 3 / quickest(lambda a: product(a, a), matrix), 2 * array.nbytes / quickest(lambda a: a + 1, array))
+    matrix = jax.random.normal(jax.random.key(0), (size, size), self._dtype)
+    array = jnp.ones(length)
+    return (2 * size ** 3 / quickest(lambda a: product(a, a), matrix),
+            2 * array.nbytes / quickest(lambda a: a + 1, array))
 
   def train(self, steps):
-    """Takes at least so many steps, in whole calls, as few ahead as a run has, and waits for the last; returns how many."""
+    """Takes at least so many steps, in whole calls, and waits for the last; returns how many.
+
+    It goes as few steps ahead as a run does.
+    """
     calls, pending = -(-steps // self._calls), collections.deque()
     for _ in range(calls):
       self._state, measured = self._step(self._state, self._batch)

@@ -1,4 +1,7 @@
-"""Our benchmarked networks in plain Flax and Optax, as its guides write them; parameter counts agree with ours."""
+"""Our benchmarked networks in plain Flax and Optax, as its guides write them.
+
+Their parameter counts agree with ours.
+"""
 
 import time
 
@@ -53,7 +56,8 @@ class ResNet(nn.Module):
         if x.shape != y.shape:
           if self.kind == 'pad':
             extra = features - x.shape[-1]
-            x = jnp.pad(x[:, ::strides[0], ::strides[1]], ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
+            channels = (extra // 2, extra - extra // 2)
+            x = jnp.pad(x[:, ::strides[0], ::strides[1]], ((0, 0), (0, 0), (0, 0), channels))
           else:
             x = nn.Conv(features, (1, 1), strides, use_bias=bias)(x)
             x = norm()(x) if self.kind == 'conv_norm' else x
@@ -68,11 +72,14 @@ class MobileNet(nn.Module):
   @nn.compact
   def __call__(self, x, train):
     def unit(x, features, kernel, strides=1, groups=1):
-      x = nn.Conv(features, kernel, (strides, strides), feature_group_count=groups, use_bias=False)(x)
+      x = nn.Conv(features, kernel, (strides, strides), feature_group_count=groups,
+                  use_bias=False)(x)
       return nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
 
     x = unit(x, 32, (3, 3), 2)
-    for features, strides in ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)) + ((512, 1),) * 5 + ((1024, 2), (1024, 1)):
+    plan = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5,
+            (1024, 2), (1024, 1))
+    for features, strides in plan:
       x = unit(x, x.shape[-1], (3, 3), strides, x.shape[-1])
       x = unit(x, features, (1, 1))
     return nn.Dense(self.outputs)(x.mean((1, 2)))
@@ -100,11 +107,16 @@ NETWORKS = dict(
 
 
 class Contestant:
-  """Trains or predicts with one network on one device; weights stay in float32, what is computed with them is of `dtype`."""
+  """Trains or predicts with one network on one device.
+
+  The weights stay in float32; what is computed with them is of `dtype`.
+  """
 
   def __init__(self, name, inputs, label, dtype='float32'):
     model, adam = NETWORKS[name], optax.adam(1e-3)
-    lower = lambda tree: jax.tree.map(lambda a: a.astype(dtype) if a.dtype == jnp.float32 else a, tree)
+
+    def lower(tree):
+      return jax.tree.map(lambda a: a.astype(dtype) if a.dtype == jnp.float32 else a, tree)
     self._batch = lower(jnp.asarray(inputs)), jnp.asarray(label)
     variables = model.init(jax.random.key(0), self._batch[0][:1], False)
     params, rest = variables['params'], {k: v for k, v in variables.items() if k != 'params'}
@@ -115,15 +127,20 @@ class Contestant:
       params, rest, optimizer = state
 
       def objective(params):
-        logits, changed = model.apply({'params': lower(params), **rest}, batch[0], True, mutable=list(rest))
-        return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch[1]).mean(), changed
+        logits, changed = model.apply({'params': lower(params), **rest}, batch[0], True,
+                                      mutable=list(rest))
+        wide = logits.astype(jnp.float32)
+        loss = optax.softmax_cross_entropy_with_integer_labels(wide, batch[1]).mean()
+        return loss, changed
 
       (loss, changed), gradient = jax.value_and_grad(objective, has_aux=True)(params)
       updates, optimizer = adam.update(gradient, optimizer)
       return (optax.apply_updates(params, updates), changed, optimizer), loss
 
-    self._step = jax.jit(step, donate_argnums=0)
-    self._predict = jax.jit(lambda params, rest, x: model.apply({'params': lower(params), **rest}, x, False))
+    def predict(params, rest, x):
+      return model.apply({'params': lower(params), **rest}, x, False)
+
+    self._step, self._predict = jax.jit(step, donate_argnums=0), jax.jit(predict)
     began = time.perf_counter()
     self.train(1)
     self.compile_seconds = time.perf_counter() - began
@@ -136,9 +153,13 @@ class Contestant:
     return steps
 
   def facts(self):
-    """What the table says beside the times; `flops` is a training step's, three forward passes of the network as its papers define it."""
+    """What the table says beside the times.
+
+    `flops` is a training step's, three forward passes of the network as its papers define it.
+    """
     forward = jax.make_jaxpr(self._predict)(*self._state[:2], self._batch[0])
-    return dict(version=jax.__version__, device=jax.devices()[0].device_kind, flops=3 * flops(forward.jaxpr))
+    return dict(version=jax.__version__, device=jax.devices()[0].device_kind,
+                flops=3 * flops(forward.jaxpr))
 
   def device_memory(self):
     return race.jax_device_memory()
@@ -152,13 +173,18 @@ class Contestant:
 
 
 def flops(jaxpr):
-  """Multiplications and additions of the matrix products and convolutions in a jaxpr, those of a scan as often as it runs."""
+  """Multiplications and additions of the matrix products and convolutions in a jaxpr.
+
+  Those of a scan count as often as it runs.
+  """
   total = 0
   for equation in jaxpr.eqns:
-    name, shapes = equation.primitive.name, [v.aval.shape for v in equation.invars if hasattr(v, 'aval')]
+    name = equation.primitive.name
+    shapes = [v.aval.shape for v in equation.invars if hasattr(v, 'aval')]
     if name == 'dot_general':
       (contracted, _), _ = equation.params['dimension_numbers']
-      total += 2 * np.prod(equation.outvars[0].aval.shape) * np.prod([shapes[0][i] for i in contracted])
+      terms = np.prod([shapes[0][i] for i in contracted])
+      total += 2 * np.prod(equation.outvars[0].aval.shape) * terms
     elif name == 'conv_general_dilated':
       total += 2 * np.prod(equation.outvars[0].aval.shape) * np.prod(shapes[1][:-1])
     times = equation.params.get('length', 1) if name == 'scan' else 1

@@ -1,4 +1,7 @@
-"""Our benchmarked networks in PyTorch, as its tutorials write them; parameter counts agree with ours, but for the second bias of its LSTM."""
+"""Our benchmarked networks in PyTorch, as its tutorials write them.
+
+Their parameter counts agree with ours, but for the second bias of its LSTM.
+"""
 
 import time
 
@@ -46,13 +49,15 @@ class Block(nn.Module):
   def forward(self, x):
     short = self.shortcut(x)
     if self.extra:
-      short = functional.pad(short[:, :, ::self.strides, ::self.strides], (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
+      channels = (self.extra // 2, self.extra - self.extra // 2)
+      short = functional.pad(short[:, :, ::self.strides, ::self.strides], (0, 0, 0, 0, *channels))
     return torch.relu(self.body(x) + short)
 
 
 def resnet(features, blocks, kind, outputs=10):
   """A stem, stages of blocks, global average pool, head."""
-  found = [nn.Conv2d(3, features[0], 3, 1, 1, bias=kind == 'conv'), nn.BatchNorm2d(features[0]), nn.ReLU()]
+  found = [nn.Conv2d(3, features[0], 3, 1, 1, bias=kind == 'conv'), nn.BatchNorm2d(features[0]),
+           nn.ReLU()]
   before = features[0]
   for stage, width in enumerate(features):
     for block in range(blocks):
@@ -66,7 +71,8 @@ def mobilenet(outputs=10):
   def unit(*arguments, **options):
     return [nn.Conv2d(*arguments, bias=False, **options), nn.BatchNorm2d(arguments[1]), nn.ReLU()]
 
-  plan = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)) + ((512, 1),) * 5 + ((1024, 2), (1024, 1))
+  plan = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2),
+          (1024, 1))
   found, before = unit(3, 32, 3, 2, 1), 32
   for features, strides in plan:
     found += unit(before, before, 3, strides, 1, groups=before) + unit(before, features, 1)
@@ -89,34 +95,44 @@ class Classifier(nn.Module):
 
 NETWORKS = dict(
     cnn_cifar=lambda: plain((32, 'pool', 64, 'pool', 64), (64,), 3, False, (32, 32, 3)),
-    lenet5=lambda: plain((20, 'pool', 50, 'pool'), (500,), 5, False, (28, 28, 1), conv_activation=False),
+    lenet5=lambda: plain((20, 'pool', 50, 'pool'), (500,), 5, False, (28, 28, 1),
+                         conv_activation=False),
     resnet8=lambda: resnet((16, 32, 64), 1, 'conv'),
     resnet20=lambda: resnet((16, 32, 64), 3, 'pad'),
     resnet18=lambda: resnet((64, 128, 256, 512), 2, 'conv_norm'),
     mobilenet_v1=mobilenet,
     lstm_classifier=Classifier,
-    lenet_300_100=lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10)),
+    lenet_300_100=lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 300), nn.ReLU(),
+                                        nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10)),
 )
 
 
 class Contestant:
-  """Trains or predicts with one network; `layout` is 'nchw' or 'channels_last', `dtype` float32 or bfloat16 by autocast."""
+  """Trains or predicts with one network.
+
+  `layout` is 'nchw' or 'channels_last', `dtype` float32 or bfloat16 by autocast.
+  """
 
   def __init__(self, name, inputs, label, layout='nchw', dtype='float32', compiled=False):
     self._device = 'cuda' if torch.cuda.is_available() else 'cpu'
     if self._device == 'cuda':
       torch.backends.cudnn.benchmark = True  # tries its convolutions out, as XLA does
-      torch.set_float32_matmul_precision('high')  # TF32, as XLA's products and both libraries' convolutions
+      # As XLA's products and both libraries' convolutions, these are in TF32.
+      torch.set_float32_matmul_precision('high')
     memory = torch.channels_last if layout == 'channels_last' else torch.contiguous_format
     module = NETWORKS[name]().to(self._device)
     x = torch.from_numpy(inputs)
-    self._x = x.to(self._device).long() if x.ndim == 2 else x.permute(0, 3, 1, 2).to(self._device).contiguous(memory_format=memory)
+    if x.ndim == 2:
+      self._x = x.to(self._device).long()
+    else:
+      self._x = x.permute(0, 3, 1, 2).to(self._device).contiguous(memory_format=memory)
     self._label = torch.from_numpy(label).long().to(self._device)
     self._module = module.to(memory_format=memory) if x.ndim == 4 else module
     self.parameters = sum(p.numel() for p in module.parameters())
     self._adam = torch.optim.Adam(module.parameters(), lr=1e-3)
     self._run = torch.compile(self._module) if compiled else self._module
-    self._autocast = lambda: torch.autocast(self._device, torch.bfloat16, enabled=dtype == 'bfloat16')
+    self._autocast = lambda: torch.autocast(self._device, torch.bfloat16,
+                                            enabled=dtype == 'bfloat16')
     began = time.perf_counter()
     self.train(1)
     self.compile_seconds = time.perf_counter() - began

@@ -1,7 +1,7 @@
 """Alternating timings: each contestant lives in a process of its own and works only when asked.
 
-Contestants take turns within a round, so that a machine that slows down slows them all; ratios are taken
-round by round.
+Contestants take turns within a round, so that a machine that slows down slows them all; ratios are
+taken round by round.
 """
 
 import contextlib
@@ -14,16 +14,19 @@ import time
 
 import numpy as np
 
-SHAPES = dict(cnn_cifar=(32, 32, 3), lenet5=(28, 28, 1), resnet8=(32, 32, 3), resnet20=(32, 32, 3), resnet18=(32, 32, 3), mobilenet_v1=(32, 32, 3),
-              lstm_classifier=(128,), lenet_300_100=(28, 28, 1))
+SHAPES = dict(cnn_cifar=(32, 32, 3), lenet5=(28, 28, 1), resnet8=(32, 32, 3), resnet20=(32, 32, 3),
+              resnet18=(32, 32, 3), mobilenet_v1=(32, 32, 3), lstm_classifier=(128,),
+              lenet_300_100=(28, 28, 1))
 
 
 def made_up(name, batch):
   """(inputs, label): normal pixels, or tokens of 10,000 words."""
   rng = np.random.default_rng(0)
   if len(SHAPES[name]) == 1:
-    return rng.integers(1, 10_000, (batch, *SHAPES[name])).astype(np.int32), rng.integers(0, 2, batch).astype(np.int32)
-  return rng.normal(size=(batch, *SHAPES[name])).astype(np.float32), rng.integers(0, 10, batch).astype(np.int32)
+    inputs = rng.integers(1, 10_000, (batch, *SHAPES[name])).astype(np.int32)
+    return inputs, rng.integers(0, 2, batch).astype(np.int32)
+  inputs = rng.normal(size=(batch, *SHAPES[name])).astype(np.float32)
+  return inputs, rng.integers(0, 10, batch).astype(np.int32)
 
 
 class Racer:
@@ -38,21 +41,23 @@ class Racer:
     self.label, self._steps = label, 1
     context = multiprocessing.get_context('spawn')
     self._pipe, other = context.Pipe()
-    self._process = context.Process(target=serve, args=(other, library, name, batch, options), daemon=True)
+    self._process = context.Process(target=serve, args=(other, library, name, batch, options),
+                                    daemon=True)
     self._process.start()
     other.close()  # so that a contestant that dies is noticed
     self.facts = self.ask()
     self.milliseconds = []
 
   def ask(self, *request):
-    """The answer to a request; what a contestant's method returns comes with the seconds it took."""
+    """The answer to a request; that of a contestant's method comes with the seconds it took."""
     if request:
       self._pipe.send(request)
     try:
       answer = self._pipe.recv()
     except EOFError:
       self._process.join()
-      raise RuntimeError(f'{self.label}: its process ended with exit code {self._process.exitcode}') from None
+      raise RuntimeError(
+          f'{self.label}: its process ended with exit code {self._process.exitcode}') from None
     if isinstance(answer, Exception):
       raise answer
     return answer
@@ -93,8 +98,10 @@ class Racer:
 def serve(pipe, library, name, batch, options):
   """The other end: builds the contestant, then answers requests until told to stop."""
   try:
-    contestant = importlib.import_module(f'experiments.peers.{library}').Contestant(name, *made_up(name, batch), **options)
-    pipe.send(dict(parameters=contestant.parameters, compile_seconds=contestant.compile_seconds, **contestant.facts()))
+    module = importlib.import_module(f'experiments.peers.{library}')
+    contestant = module.Contestant(name, *made_up(name, batch), **options)
+    pipe.send(dict(parameters=contestant.parameters, compile_seconds=contestant.compile_seconds,
+                   **contestant.facts()))
     while (request := pipe.recv())[0] != 'stop':
       if request[0] == 'memory':
         pipe.send(contestant.device_memory() or peak_memory())
@@ -111,15 +118,21 @@ def serve(pipe, library, name, batch, options):
 def jax_device_memory():
   """Most memory of an accelerator in use so far by JAX, MiB; None on a CPU."""
   import jax
-  used = (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use') if jax.default_backend() != 'cpu' else None
+  if jax.default_backend() == 'cpu':
+    return None
+  used = (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
   return used and used / 2 ** 20
 
 
 def peak_memory():
-  """Most memory that this process has held, MiB; that of Linux does not count the process it was started from."""
+  """Most memory that this process has held, MiB.
+
+  Linux's figure does not count the process it was started from.
+  """
   status = pathlib.Path('/proc/self/status')
   if status.exists():
-    return int(next(line for line in status.read_text().splitlines() if line.startswith('VmHWM')).split()[1]) / 1024
+    lines = status.read_text().splitlines()
+    return int(next(line for line in lines if line.startswith('VmHWM')).split()[1]) / 1024
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -133,7 +146,10 @@ def race(racers, rounds, seconds):
 
 
 def ratio(slow, fast):
-  """(median, low, high) of slow / fast round by round, with a bootstrapped 95 % interval; above 1 `fast` is faster."""
+  """(median, low, high) of slow / fast round by round; above 1 `fast` is faster.
+
+  The interval is a bootstrapped one of 95 %.
+  """
   rounds = np.array(slow.milliseconds) / np.array(fast.milliseconds)
   drawn = np.random.default_rng(0).choice(rounds, (2000, len(rounds)))
   low, high = np.percentile(np.median(drawn, 1), [2.5, 97.5])

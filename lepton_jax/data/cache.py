@@ -15,7 +15,8 @@ def cached(root, key, make):
   """The Source kept under `key`, made by `make()` if it is absent or damaged.
 
   `key` names the data set, its version and everything that shaped the arrays; a folder of that name
-  below `root` holds plain .npy files and source.json, written last in a temporary folder that is then renamed.
+  below `root` holds plain .npy files and source.json, written last in a temporary folder that is
+  then renamed.
   """
   folder = pathlib.Path(root) / key
   found = _load(folder)
@@ -30,7 +31,8 @@ def cached(root, key, make):
       for part, array in (('inputs', inputs), ('label', label)):
         np.save(draft / f'{split}-{part}.npy', _pack(array), allow_pickle=False)
         sizes[f'{split}-{part}.npy'] = (draft / f'{split}-{part}.npy').stat().st_size
-    meta = dict(version=source.version, splits=list(source.splits), classes=source.classes, columns=source.columns, sizes=sizes,
+    meta = dict(version=source.version, splits=list(source.splits), classes=source.classes,
+                columns=source.columns, sizes=sizes,
                 text=source.splits['train'][0].dtype == object)
     (draft / 'source.json').write_text(json.dumps(meta))
     if folder.exists():  # damaged, or finished by another process meanwhile
@@ -53,7 +55,8 @@ def _load(folder):
     meta = json.loads((folder / 'source.json').read_text())
     if any((folder / name).stat().st_size != size for name, size in meta['sizes'].items()):
       return None
-    splits = {s: tuple(np.load(folder / f'{s}-{part}.npy', mmap_mode='r', allow_pickle=False) for part in ('inputs', 'label'))
+    load = lambda name: np.load(folder / name, mmap_mode='r', allow_pickle=False)
+    splits = {s: tuple(load(f'{s}-{part}.npy') for part in ('inputs', 'label'))
               for s in meta['splits']}
     if meta['text']:
       splits = {s: (_unpack(inputs), label) for s, (inputs, label) in splits.items()}
@@ -64,7 +67,9 @@ def _load(folder):
 
 def _pack(array):
   """Texts as one run of UTF-8 bytes with zeros between them; other arrays as they are."""
-  return np.frombuffer('\0'.join(t.replace('\0', ' ') for t in array).encode(), np.uint8) if array.dtype == object else array
+  if array.dtype != object:
+    return array
+  return np.frombuffer('\0'.join(t.replace('\0', ' ') for t in array).encode(), np.uint8)
 
 
 def _unpack(content):

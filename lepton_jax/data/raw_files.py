@@ -12,14 +12,17 @@ from lepton_jax.data.source import Source
 from lepton_jax.errors import UserError
 
 CIFAR_ARCHIVE = 'cifar-10-binary.tar.gz'
-MNIST_FILES = {split: (f'{stem}-images-idx3-ubyte.gz', f'{stem}-labels-idx1-ubyte.gz') for split, stem in (('train', 'train'), ('test', 't10k'))}
+MNIST_FILES = {split: (f'{stem}-images-idx3-ubyte.gz', f'{stem}-labels-idx1-ubyte.gz')
+               for split, stem in (('train', 'train'), ('test', 't10k'))}
 MNIST_CLASSES = tuple(str(d) for d in range(10))
-FASHION_CLASSES = ('T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot')
-CIFAR_CLASSES = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
+FASHION_CLASSES = ('T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt',
+                   'Sneaker', 'Bag', 'Ankle boot')
+CIFAR_CLASSES = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship',
+                 'truck')
 
 
 def read(name, folder, cache_root, image_size):
-  """The Source in the raw files below `folder`; raises UserError naming a file that is missing or damaged."""
+  """The Source in the raw files below `folder`; raises UserError for a missing or damaged file."""
   files = [folder / f for f in WANTED[name].split(', ')]
   absent = [f.name for f in files if not f.is_file()]
   if absent:
@@ -31,7 +34,8 @@ def read(name, folder, cache_root, image_size):
 
   def make():
     splits, classes = READERS[name](folder)
-    return Source(version, {s: (images.resize_all(i, image_size), l) for s, (i, l) in splits.items()}, classes)
+    splits = {s: (images.resize_all(i, image_size), l) for s, (i, l) in splits.items()}
+    return Source(version, splits, classes)
 
   return cache.cached(cache_root, f'{name}-{version}-{image_size}', make)
 
@@ -53,8 +57,11 @@ def _mnist(folder, classes):
   splits = {}
   for split, (image_file, label_file) in MNIST_FILES.items():
     pixels, label = _idx(folder / image_file), _idx(folder / label_file)
-    if pixels.ndim != 3 or label.ndim != 1 or len(pixels) != len(label) or label.max(initial=0) >= len(classes):
-      raise UserError(f'{folder / image_file} and {label_file} do not belong together: shapes {pixels.shape} and {label.shape}')
+    aligned = pixels.ndim == 3 and label.ndim == 1 and len(pixels) == len(label)
+    if not aligned or label.max(initial=0) >= len(classes):
+      raise UserError(
+          f'{folder / image_file} and {label_file} do not belong together: shapes {pixels.shape} '
+          f'and {label.shape}')
     splits[split] = (pixels[..., None], label.astype(np.int32))
   return splits, classes
 
@@ -67,18 +74,24 @@ def _cifar10(folder):
       for member in sorted(archive.getmembers(), key=lambda m: m.name):
         stem = member.name.rpartition('/')[2]
         if member.isfile() and stem.endswith('.bin'):
-          parts['test' if stem == 'test_batch.bin' else 'train'].append(np.frombuffer(archive.extractfile(member).read(), np.uint8))
+          split = 'test' if stem == 'test_batch.bin' else 'train'
+          content = archive.extractfile(member).read()
+          parts[split].append(np.frombuffer(content, np.uint8))
   except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
     raise UserError(f'{folder / CIFAR_ARCHIVE} is damaged: {error}') from None
   splits = {}
   for split, blocks in parts.items():
     if not blocks or any(len(b) % record for b in blocks):
-      raise UserError(f'{folder / CIFAR_ARCHIVE} is damaged: its {split} batches are missing or not whole records of {record} bytes')
+      raise UserError(
+          f'{folder / CIFAR_ARCHIVE} is damaged: its {split} batches are missing or not whole '
+          f'records of {record} bytes')
     rows = np.concatenate(blocks).reshape(-1, record)
-    splits[split] = (np.ascontiguousarray(rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), rows[:, 0].astype(np.int32))
+    pixels = rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    splits[split] = (np.ascontiguousarray(pixels), rows[:, 0].astype(np.int32))
   return splits, CIFAR_CLASSES
 
 
 READERS = dict(mnist=lambda folder: _mnist(folder, MNIST_CLASSES),
                fashion_mnist=lambda folder: _mnist(folder, FASHION_CLASSES), cifar10=_cifar10)
-WANTED = dict.fromkeys(('mnist', 'fashion_mnist'), ', '.join(f for pair in MNIST_FILES.values() for f in pair)) | {'cifar10': CIFAR_ARCHIVE}
+MNIST_NAMES = ', '.join(f for pair in MNIST_FILES.values() for f in pair)
+WANTED = dict(mnist=MNIST_NAMES, fashion_mnist=MNIST_NAMES, cifar10=CIFAR_ARCHIVE)

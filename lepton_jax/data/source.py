@@ -9,9 +9,9 @@ class Source:
 
   Attributes:
     version: changes when the content may.
-    splits: {'train': (inputs, label), ...} with 'train' always there. inputs uint8[n, h, w, c] images,
-      f32[n, columns] or object[n] of str; label int32[n] classes, int32[n, words] classes with -1 after
-      the end, or f32[n] values.
+    splits: {'train': (inputs, label), ...} with 'train' always there. inputs uint8[n, h, w, c]
+      images, f32[n, columns] or object[n] of str; label int32[n] classes, int32[n, words] classes
+      with -1 after the end, or f32[n] values.
     classes: names of the classes; empty for regression.
     columns: names of the input columns of a table; empty for images.
     stream: True for running text, whose inputs and labels are one int32[n] of characters.

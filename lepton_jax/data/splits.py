@@ -10,9 +10,10 @@ def _seeded(seed):
 
 
 def hold_out(label, fraction, seed, by_class=True):
-  """(kept rows, held-out rows), each sorted; round(fraction * n) rows are held out, shared fairly over the classes.
+  """(kept rows, held-out rows), each sorted; round(fraction * n) rows are held out.
 
-  Each class gives its fraction rounded down, and the classes with the largest remainders one more.
+  They are shared fairly over the classes: each class gives its fraction rounded down, and the
+  classes with the largest remainders one more.
   """
   count = round(fraction * len(label))
   order = _seeded(seed).permutation(len(label))
@@ -23,7 +24,9 @@ def hold_out(label, fraction, seed, by_class=True):
     for i in np.argsort(-(share - take), kind='stable')[:count - take.sum()]:
       take[i] += 1
     shuffled = label[order]
-    held = np.concatenate([order[shuffled == v][:t] for v, t in zip(values, take)]) if len(values) else order[:0]
+    held = order[:0]
+    if len(values):
+      held = np.concatenate([order[shuffled == v][:t] for v, t in zip(values, take)])
   else:
     held = order[:count]
   held = np.sort(held)
@@ -31,7 +34,10 @@ def hold_out(label, fraction, seed, by_class=True):
 
 
 def fold(label, folds, index, seed, by_class=True):
-  """(kept rows, validation rows) of fold `index` of `folds`: disjoint over the folds, together all rows."""
+  """(kept rows, validation rows) of fold `index` of `folds`.
+
+  The folds are disjoint and cover all rows together.
+  """
   if folds > len(label):
     raise UserError(f'--folds={folds}: there are only {len(label)} examples')
   order = _seeded(seed).permutation(len(label))

@@ -22,9 +22,14 @@ def spaced(text):
 
 
 def build_vocabulary(texts, size, min_count, tokenize=tokens):
-  """(<pad>, <unk>, words by falling count, then alphabet), `size` entries at most, each word at least `min_count` times in `texts`."""
-  counts = collections.Counter(word for text in texts for word in tokenize(text) if word not in (PAD, UNKNOWN))
-  frequent = sorted((word for word, count in counts.items() if count >= min_count), key=lambda w: (-counts[w], w))
+  """(<pad>, <unk>, words by falling count, then alphabet), `size` entries at most.
+
+  Each word is at least `min_count` times in `texts`.
+  """
+  counts = collections.Counter(word for text in texts for word in tokenize(text)
+                               if word not in (PAD, UNKNOWN))
+  frequent = sorted((word for word, count in counts.items() if count >= min_count),
+                    key=lambda w: (-counts[w], w))
   return (PAD, UNKNOWN, *frequent[:size - 2])
 
 
@@ -33,7 +38,8 @@ def encode(texts, vocabulary, max_length, tokenize=tokens):
 
   Raises UserError for a text without a single token, naming its place.
   """
-  number = {word: i for i, word in enumerate(vocabulary) if i}  # a text's own '<pad>' is an unknown word, not an end
+  # A text's own '<pad>' is an unknown word, not an end.
+  number = {word: i for i, word in enumerate(vocabulary) if i}
   rows = []
   for place, text in enumerate(texts):
     row = [number.get(word, 1) for word in tokenize(text)[:max_length]]
@@ -47,11 +53,17 @@ def encode(texts, vocabulary, max_length, tokenize=tokens):
 
 
 def encode_splits(parts, options):
-  """({split: (int32[n, time], label)}, vocabulary) of text splits; words are counted in the training part alone."""
+  """({split: (int32[n, time], label)}, vocabulary) of text splits.
+
+  Only the words of the training part count.
+  """
   tagged = parts['train'][1].ndim == 2
   tokenize = spaced if tagged else tokens
-  vocabulary = build_vocabulary(parts['train'][0], options.vocabulary_size, options.vocabulary_min_count, tokenize)
-  encoded = {split: (encode(texts, vocabulary, options.max_length, tokenize), label) for split, (texts, label) in parts.items()}
+  vocabulary = build_vocabulary(parts['train'][0], options.vocabulary_size,
+                                options.vocabulary_min_count, tokenize)
+  encoded = {split: (encode(texts, vocabulary, options.max_length, tokenize), label)
+             for split, (texts, label) in parts.items()}
   if tagged:
-    encoded = {split: (inputs, label[:, :inputs.shape[1]]) for split, (inputs, label) in encoded.items()}
+    encoded = {split: (inputs, label[:, :inputs.shape[1]])
+               for split, (inputs, label) in encoded.items()}
   return encoded, vocabulary

@@ -1,4 +1,4 @@
-"""Layers that models are built of. Each computes in the dtype of its input and keeps float32 parameters."""
+"""Layers of the models; each computes in the dtype of its input and keeps float32 parameters."""
 
 from lepton_jax.layers.activation import ACTIVATIONS
 from lepton_jax.layers.conv import Conv
@@ -9,4 +9,5 @@ from lepton_jax.layers.mode import Training
 from lepton_jax.layers.norm import make_norm
 from lepton_jax.layers.pool import global_avg_pool, max_pool
 
-__all__ = ('ACTIVATIONS', 'Conv', 'Dense', 'Dropout', 'Embed', 'StochasticDepth', 'Training', 'global_avg_pool', 'make_norm', 'max_pool')
+__all__ = ('ACTIVATIONS', 'Conv', 'Dense', 'Dropout', 'Embed', 'StochasticDepth', 'Training',
+           'global_avg_pool', 'make_norm', 'max_pool')

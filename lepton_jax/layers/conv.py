@@ -25,11 +25,15 @@ class Conv(nn.Module):
   def __call__(self, x):
     height, width = x.shape[1:3]
     if self.padding == 'VALID' and (height < self.kernel_size[0] or width < self.kernel_size[1]):
-      raise UserError(f'{"/".join(self.path)}: a {self.kernel_size[0]}x{self.kernel_size[1]} convolution without padding '
-                      f'got a {height}x{width} image; use larger images (--image_size) or another model')
-    kernel = self.param('kernel', self.kernel_init, (*self.kernel_size, x.shape[-1] // self.groups, self.features), at_least_single(x.dtype))
+      raise UserError(
+          f'{"/".join(self.path)}: a {self.kernel_size[0]}x{self.kernel_size[1]} convolution '
+          f'without padding got a {height}x{width} image; use larger images (--image_size) or '
+          f'another model')
+    shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
+    kernel = self.param('kernel', self.kernel_init, shape, at_least_single(x.dtype))
     bias = None
     if self.use_bias:
       zeros = nn.initializers.zeros_init()
       bias = self.param('bias', zeros, (self.features,), at_least_single(x.dtype)).astype(x.dtype)
-    return convolve(x, kernel.astype(x.dtype), bias, (self.strides, self.strides), self.padding, self.groups)
+    return convolve(x, kernel.astype(x.dtype), bias, (self.strides, self.strides), self.padding,
+                    self.groups)

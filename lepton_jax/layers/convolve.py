@@ -12,8 +12,8 @@ from lepton_jax.layers.native import call
 from lepton_jax.layers.product import add_bias, product
 from lepton_jax.precision import at_least_single
 
-# XLA's weight gradient on a CPU is summed over this many parts of the batch: patches then stay in cache, which
-# is about twice as fast as one large contraction. More parts cost compile time.
+# XLA's weight gradient on a CPU is summed over this many parts of the batch: patches then stay in
+# cache, which is about twice as fast as one large contraction. More parts cost compile time.
 CHUNKS = 4
 
 
@@ -35,7 +35,8 @@ def convolve(x, kernel, bias, strides, padding, groups):
 
 def plain(x, kernel, strides, pads, groups):
   """The reference."""
-  return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  return lax.conv_general_dilated(x, kernel, strides, pads,
+                                  dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
                                   feature_group_count=groups)
 
 
@@ -44,8 +45,9 @@ def by_onednn(x, kernel, bias, window):
   return _convolution(window, x, kernel) if bias is None else _biased(window, x, kernel, bias)
 
 
-# Three operations, each linear in both arguments; the derivatives of each are the other two. Sides that the
-# arguments do not tell are given: with strides, images of several sizes have a result of the same size.
+# Three operations, each linear in both arguments; the derivatives of each are the other two. Sides
+# that the arguments do not tell are given: with strides, images of several sizes have a result of
+# the same size.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -77,7 +79,8 @@ def _both_gradients(window, sides, x, gradient):
 
 def _convolution_back(window, saved, g):
   x, kernel = saved
-  return _image_gradient(window, x.shape[1:3], g, kernel), _kernel_gradient(window, kernel.shape[:2], x, g)
+  dx = _image_gradient(window, x.shape[1:3], g, kernel)
+  return dx, _kernel_gradient(window, kernel.shape[:2], x, g)
 
 
 def _image_gradient_back(window, sides, saved, g):
@@ -92,7 +95,8 @@ def _kernel_gradient_back(window, sides, saved, g):
 
 def _biased_back(window, saved, g):
   x, kernel = saved
-  return _image_gradient(window, x.shape[1:3], g, kernel), *_both_gradients(window, kernel.shape[:2], x, g)
+  dx = _image_gradient(window, x.shape[1:3], g, kernel)
+  return dx, *_both_gradients(window, kernel.shape[:2], x, g)
 
 
 def _both_gradients_back(window, sides, saved, g):
@@ -118,20 +122,24 @@ def _operation(name, window, sides, bias=False):
   """The C++ function; `sides` are the height and width of its result."""
   strides, pads, groups = window
   dimensions, shapes = {
-      ('convolution', False): ('b h w i, r s j o -> b y x p', lambda x, k: ((len(x), *sides, k.shape[3]),)),
-      ('convolution', True): ('b h w i, r s j o, q -> b y x p', lambda x, k, _: ((len(x), *sides, k.shape[3]),)),
+      ('convolution', False): ('b h w i, r s j o -> b y x p',
+                               lambda x, k: ((len(x), *sides, k.shape[3]),)),
+      ('convolution', True): ('b h w i, r s j o, q -> b y x p',
+                              lambda x, k, _: ((len(x), *sides, k.shape[3]),)),
       ('image_gradient', False): ('b y x o, r s j p -> b h w i',
                                   lambda g, k: ((len(g), *sides, k.shape[2] * groups),)),
       ('kernel_gradient', False): ('b h w i, b y x o -> r s j p',
                                    lambda x, g: ((*sides, x.shape[3] // groups, g.shape[3]),)),
       ('kernel_gradient', True): ('b h w i, b y x o -> r s j p, q',
-                                  lambda x, g: ((*sides, x.shape[3] // groups, g.shape[3]), g.shape[3:])),
+                                  lambda x, g: ((*sides, x.shape[3] // groups, g.shape[3]),
+                                                g.shape[3:])),
   }[name, bias]
-  return call.operation(name, dimensions, shapes, strides=strides, pads=sum(pads, ()), groups=groups)
+  return call.operation(name, dimensions, shapes, strides=strides, pads=sum(pads, ()),
+                        groups=groups)
 
 
 def by_xla(x, kernel, strides, pads, groups):
-  """`plain` in the form that XLA computes best: accelerators know what to do, a CPU needs some help."""
+  """Computes `plain` in the form that XLA runs fastest; on a CPU that is often another one."""
   if not platform.own_forms():
     return plain(x, kernel, strides, pads, groups)
   if groups == x.shape[-1] == kernel.shape[-1] > 1:
@@ -164,7 +172,7 @@ chunked.defvjp(lambda x, kernel, *window: (chunked(x, kernel, *window), (x, kern
 
 
 def depthwise(x, kernel, strides, pads):
-  """`plain` with a group for each channel: each tap times its shifted view of the image, added up."""
+  """Computes `plain` with a group a channel: the sum of taps times shifted views of the image."""
   height, width = kernel.shape[:2]
   rows, columns = _out_sides((strides, pads, None), x, kernel)
   padded = jnp.pad(x.astype(at_least_single(x.dtype)), ((0, 0), *pads, (0, 0)))
@@ -175,5 +183,6 @@ def depthwise(x, kernel, strides, pads):
     end = (x.shape[0], *last, x.shape[3])
     return lax.slice(padded, (0, row, column, 0), end, (1, *strides, 1))
 
-  taps = [view(row, column) * kernel[row, column, 0] for row in range(height) for column in range(width)]
+  taps = [view(row, column) * kernel[row, column, 0]
+          for row in range(height) for column in range(width)]
   return sum(taps).astype(x.dtype)

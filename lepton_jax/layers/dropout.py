@@ -6,10 +6,11 @@ import jax.numpy as jnp
 
 
 def drop(x, rate, shape, example, key):
-  """`x[batch, ...]` with parts zeroed at the rate, a scalar, and the rest scaled by 1 / (1 - rate) to keep the mean.
+  """Zeroes parts of `x[batch, ...]` at the rate, a scalar, and scales the rest by 1 / (1 - rate).
 
-  Each example draws a mask of the given shape, which broadcasts against `x[i]`, from the key and its
-  place i32[batch] in the global batch, so every way of splitting a batch over devices draws the same one.
+  The scaling keeps the mean. Each example draws a mask of the given shape, which broadcasts against
+  `x[i]`, from the key and its place i32[batch] in the global batch, so every way of splitting a
+  batch over devices draws the same one.
   """
   keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(example)
   # 32-bit draws in every precision: a float64 run drops what a float32 run drops.
@@ -19,7 +20,7 @@ def drop(x, rate, shape, example, key):
 
 
 class Dropout(nn.Module):
-  """Zeroes entries of `x[batch, ...]` at the rate of the training step and scales the rest (JMLR 15, 2014)."""
+  """Zeroes entries of `x[batch, ...]` at the step's rate and scales the rest (JMLR 15, 2014)."""
 
   @nn.compact
   def __call__(self, x, training):
@@ -29,9 +30,10 @@ class Dropout(nn.Module):
 
 
 class StochasticDepth(nn.Module):
-  """Leaves out a residual branch of some examples, at `depth` times the rate of the training step (arXiv:1603.09382).
+  """Leaves out a residual branch of some examples in training (arXiv:1603.09382).
 
-  `depth` in (0, 1] is the block's place among all blocks. A branch that stays is scaled to keep the mean.
+  It does so at `depth` times the rate of the training step, where `depth` in (0, 1] is the block's
+  place among all blocks. A branch that stays is scaled to keep the mean.
   """
   depth: float
 
@@ -39,4 +41,6 @@ class StochasticDepth(nn.Module):
   def __call__(self, x, training):
     if training is None or training.stochastic_depth is None:
       return x
-    return drop(x, self.depth * training.stochastic_depth, (1,) * (x.ndim - 1), training.example, self.make_rng('dropout'))
+    shape = (1,) * (x.ndim - 1)
+    rate = self.depth * training.stochastic_depth
+    return drop(x, rate, shape, training.example, self.make_rng('dropout'))

@@ -34,7 +34,8 @@ def _forward(kernel, bias, gates, exists, keep, h, c):
 def _backward(saved, gradient):
   kernel, exists, keep, h, c, outputs, activated, cells = saved
   last, doutputs = gradient
-  dgates, dh, dc = _operation('lstm_back')(activated, cells, kernel, exists, keep, c, doutputs, *last)
+  dgates, dh, dc = _operation('lstm_back')(activated, cells, kernel, exists, keep, c, doutputs,
+                                           *last)
   # Steps that do not exist come last, so each that does finds its old state one place before.
   before = jnp.concatenate([h[None], outputs[:-1]]) * keep
   # The kernel's gradient is one product over all steps.
@@ -48,12 +49,15 @@ _lstm.defvjp(_forward, _backward)
 def _operation(name):
   inputs = 't b w, f w2, w3, t2 b, b f2, b f3, b f4'
   if name == 'lstm':
-    return call.operation(name, f'{inputs} -> t3 b f5, t4 b w4, t5 b f6, b f7, b f8', _forward_shapes)
+    return call.operation(name, f'{inputs} -> t3 b f5, t4 b w4, t5 b f6, b f7, b f8',
+                          _forward_shapes)
   if name == 'lstm_inference':
-    outputs = lambda *arrays: [shape for i, shape in enumerate(_forward_shapes(*arrays)) if i not in (1, 2)]
+    def outputs(*arrays):
+      return [shape for i, shape in enumerate(_forward_shapes(*arrays)) if i not in (1, 2)]
     return call.operation(name, f'{inputs} -> t3 b f5, b f6, b f7', outputs)
   dimensions = 't b w, t2 b f, f2 w2, t3 b, b f3, b f4, t4 b f5, b f6, b f7 -> t5 b w3, b f8, b f9'
-  return call.operation(name, dimensions, lambda z, cells, k, v, keep, c, *_: (z.shape, c.shape, c.shape))
+  return call.operation(name, dimensions,
+                        lambda z, cells, k, v, keep, c, *_: (z.shape, c.shape, c.shape))
 
 
 def _forward_shapes(gates, kernel, bias, exists, keep, h, c):

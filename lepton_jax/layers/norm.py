@@ -9,7 +9,9 @@ from lepton_jax.precision import at_least_single
 
 
 class BatchNorm(nn.Module):
-  """Batch normalisation over all but the last axis (arXiv:1502.03167), statistics in float32 at least.
+  """Batch normalisation over all but the last axis (arXiv:1502.03167).
+
+  The statistics are in float32 at least.
 
   Parameters scale, bias; running averages mean, var in collection 'batch_stats'. Under pmap the
   statistics are averaged over `training.axis`, so that every device normalises alike.
@@ -35,13 +37,16 @@ class BatchNorm(nn.Module):
         running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
         running_var.value = self.momentum * running_var.value + (1 - self.momentum) * var
     factor = scale * lax.rsqrt(var + self.epsilon)
-    # One product and one sum. Far from zero they cancel in part, which loses some of the distances between two
-    # numbers there; to subtract the mean first took an eighth more of a ResNet's step.
+    # One product and one sum. Far from zero they cancel in part, which loses some of the distances
+    # between two numbers there; to subtract the mean first took an eighth more of a ResNet's step.
     return columns.scale_and_shift(wide, factor, bias - mean * factor).astype(x.dtype)
 
 
 class GroupNorm(nn.Module):
-  """Group normalisation (arXiv:1803.08494) with the largest number of groups up to 8 that divides the channels."""
+  """Group normalisation (arXiv:1803.08494).
+
+  It has the largest number of groups up to 8 that divides the channels.
+  """
 
   @nn.compact
   def __call__(self, x, training):

@@ -1,7 +1,8 @@
 """The one place that says which form of a layer's compute runs.
 
-On a CPU convolutions and matrix products run by oneDNN where it is there, pools and sums over positions
-in forms of our own. Everywhere else, and in programs that leave this machine, XLA's plain forms run.
+On a CPU convolutions and matrix products run by oneDNN where it is installed, pools and sums over
+positions in forms of our own. Everywhere else, and in programs that leave this machine, XLA's plain
+forms run.
 """
 
 import contextlib
@@ -19,9 +20,9 @@ _choice = contextvars.ContextVar('choice', default='auto')
 
 @contextlib.contextmanager
 def using(choice):
-  """A context for tracing programs by a choice of --convolution, or 'portable' ones for any machine.
+  """A context for tracing programs by a choice of --convolution.
 
-  A portable program stays portable inside.
+  'portable' makes programs for any machine. A portable program stays portable inside.
   """
   token = _choice.set('portable' if _choice.get() == 'portable' else choice)
   try:
@@ -42,7 +43,7 @@ def own_forms():
 
 
 def native(*arrays, half=True):
-  """Whether the library computes with such arrays here: float32, and with `half` bfloat16 as well."""
+  """Whether oneDNN computes with such arrays here: float32, and with `half` bfloat16 as well."""
   if not own_forms() or _choice.get() == 'xla' or isinstance(library.status(), library.Missing):
     return False
   dtypes = {jnp.dtype(array.dtype).name for array in arrays}
@@ -57,7 +58,10 @@ def has_bfloat16():
 
 
 def describe(choice):
-  """What computes convolutions and products here: 'oneDNN 2023.2.0', or 'XLA' and what would be faster."""
+  """What computes convolutions and products here.
+
+  This is, for example, 'oneDNN 2023.2.0', or 'XLA' with a hint at what would be faster.
+  """
   if jax.default_backend() != 'cpu' or choice == 'xla':
     return 'XLA'
   found = library.status()

@@ -10,15 +10,21 @@ from lepton_jax.precision import at_least_single
 
 
 def product(x, kernel):
-  """x[..., in] times kernel[in, features]: [..., features]; by oneDNN on a CPU (reverse mode only)."""
+  """x[..., in] @ kernel[in, features] as [..., features], by oneDNN on a CPU.
+
+  The oneDNN form has a derivative in reverse mode only.
+  """
   if platform.native(x, kernel):
     return _product(x, kernel)
-  # One flat product: with more axes XLA's CPU backend takes a slow order of axes for the kernel's gradient.
+  # One flat product: with more axes XLA's CPU backend orders those of the kernel's gradient slowly.
   return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def add_bias(y, bias):
-  """y[..., features] + bias[features], in float32 at least: a bias's gradient is a sum over all rows."""
+  """y[..., features] + bias[features], in float32 at least.
+
+  It is so wide because a bias's gradient is a sum over all rows.
+  """
   wide = at_least_single(y.dtype)
   return (y.astype(wide) + bias.astype(wide)).astype(y.dtype)
 
@@ -39,7 +45,7 @@ def _to_input(gradient, kernel):
 
 @jax.custom_vjp
 def product_summed(x, gradient):
-  """The sum over all rows of x[..., in] times gradient[..., features]: [in, features]; by oneDNN."""
+  """Sum over all rows of x[..., in] times gradient[..., features] as [in, features], by oneDNN."""
   return _operation('product_summed', x.ndim)(x, gradient)[0]
 
 
@@ -61,7 +67,9 @@ def _operation(name, rank):
   rows = ' '.join(f'b{i}' for i in range(rank - 1))
   dimensions, shapes = {
       'product': (f'{rows} i, i2 o -> {rows} o2', lambda x, k: ((*x.shape[:-1], k.shape[1]),)),
-      'product_transposed': (f'{rows} o, i o2 -> {rows} i2', lambda g, k: ((*g.shape[:-1], k.shape[0]),)),
-      'product_summed': (f'{rows} i, {rows} o -> i2 o2', lambda x, g: ((x.shape[-1], g.shape[-1]),)),
+      'product_transposed': (f'{rows} o, i o2 -> {rows} i2',
+                             lambda g, k: ((*g.shape[:-1], k.shape[0]),)),
+      'product_summed': (f'{rows} i, {rows} o -> i2 o2',
+                         lambda x, g: ((x.shape[-1], g.shape[-1]),)),
   }[name]
   return call.operation(name, dimensions, shapes)

@@ -7,7 +7,8 @@ returns a Flax module called as `module(x, training)`: x[batch, ...] -> logits[b
 
 import flax.linen as nn
 
-# Every model's last layer: fine-tuning replaces it when the classes differ, and a small start keeps first losses near log(classes).
+# Every model's last layer: fine-tuning replaces it when the classes differ, and a small start keeps
+# first losses near log(classes).
 HEAD = 'head'
 head_init = nn.initializers.lecun_normal()
 

@@ -13,11 +13,12 @@ from lepton_jax.registry import MODELS
 
 
 class RecurrentNetwork(nn.Module):
-  """Embedding for tokens, layers of one or two directions, dropout before and between them, pooling over time, a head.
+  """Embedding, layers of one or two directions with dropout, pooling over time, a head.
 
-  Input is int32[batch, time] tokens, of which 0 is padding at the end; f32[batch, time, features]; or
-  images f32[batch, height, width, channels], whose rows are the steps. Output is [batch, outputs], or
-  with `pooling` None, one for every step, [batch, time, outputs].
+  The embedding is for tokens; dropout comes before and between the layers. Input is
+  int32[batch, time] tokens, of which 0 is padding at the end; f32[batch, time, features]; or images
+  f32[batch, height, width, channels], whose rows are the steps. Output is [batch, outputs], or with
+  `pooling` None, one for every step, [batch, time, outputs].
   """
   kind: str
   outputs: int
@@ -58,34 +59,40 @@ class RecurrentNetwork(nn.Module):
   def directions(self, x, valid, training, number):
     """One layer: forward, and beside it backward where the network reads both ways."""
     def layer(name, x):
-      return recurrent.Recurrent(self.kind, self.hidden, self.activation, self.norm == 'layer', name=f'{name}{number}')(x, valid, training)[0]
+      return recurrent.Recurrent(self.kind, self.hidden, self.activation, self.norm == 'layer',
+                                 name=f'{name}{number}')(x, valid, training)[0]
     forward = layer('forward', x)
     if not self.bidirectional:
       return forward
-    return jnp.concatenate([forward, recurrent.reverse(layer('backward', recurrent.reverse(x, valid)), valid)], -1)
+    backward = recurrent.reverse(layer('backward', recurrent.reverse(x, valid)), valid)
+    return jnp.concatenate([forward, backward], -1)
 
 
 def takes(function):
-  """Gives a registered function of `**options` the options of `function`, where flags look for them."""
+  """Gives a registered function of `**options` the options of `function`, for flags to find."""
   def wrap(registered):
-    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    parameters = [p for p in inspect.signature(function).parameters.values()
+                  if p.kind is inspect.Parameter.KEYWORD_ONLY]
     registered.__signature__ = inspect.Signature(parameters)
     return registered
   return wrap
 
 
-def classifier(kind, bidirectional=False, *, outputs, vocabulary=0, hidden=128, depth=1, embedding=128, pooling='last', activation='tanh', norm='none',
-               dropout=0.0, recurrent_dropout=0.0, dtype='float32'):
+def classifier(kind, bidirectional=False, *, outputs, vocabulary=0, hidden=128, depth=1,
+               embedding=128, pooling='last', activation='tanh', norm='none', dropout=0.0,
+               recurrent_dropout=0.0, dtype='float32'):
   """One answer a sequence."""
   check_norm(norm)
-  return RecurrentNetwork(kind, outputs, hidden, depth, bidirectional, pooling, activation, norm, vocabulary, embedding, dtype)
+  return RecurrentNetwork(kind, outputs, hidden, depth, bidirectional, pooling, activation, norm,
+                          vocabulary, embedding, dtype)
 
 
-def tagger(kind, bidirectional=False, *, outputs, vocabulary=0, hidden=128, depth=1, embedding=128, activation='tanh', norm='none', dropout=0.0,
-           recurrent_dropout=0.0, dtype='float32'):
+def tagger(kind, bidirectional=False, *, outputs, vocabulary=0, hidden=128, depth=1, embedding=128,
+           activation='tanh', norm='none', dropout=0.0, recurrent_dropout=0.0, dtype='float32'):
   """One answer a step."""
   check_norm(norm)
-  return RecurrentNetwork(kind, outputs, hidden, depth, bidirectional, None, activation, norm, vocabulary, embedding, dtype)
+  return RecurrentNetwork(kind, outputs, hidden, depth, bidirectional, None, activation, norm,
+                          vocabulary, embedding, dtype)
 
 
 def check_norm(norm):
@@ -171,20 +178,30 @@ class LanguageModel(nn.Module):
     for i in range(self.depth):
       x = layers.Dropout(name=f'dropout{i}')(x, training)
       states = recurrent.KINDS[self.kind].states
-      carry = self.variable('carry', f'layer{i + 1}', lambda x=x, states=states: (jnp.zeros((x.shape[0], self.hidden), x.dtype),) * states)
-      x, last = recurrent.Recurrent(self.kind, self.hidden, layer_norm=self.norm == 'layer', name=f'forward{i + 1}')(x, None, training, carry.value)
+      carry = self.variable('carry', f'layer{i + 1}', zero_states, x, self.hidden, states)
+      x, last = recurrent.Recurrent(self.kind, self.hidden, layer_norm=self.norm == 'layer',
+                                    name=f'forward{i + 1}')(x, None, training, carry.value)
       if self.is_mutable_collection('carry') and not self.is_initializing():
         carry.value = last
     x = layers.Dropout(name='dropout')(x, training)
-    return embed.attend(x) if self.tied else layers.Dense(self.vocabulary, kernel_init=head_init, name=HEAD)(x)
+    if self.tied:
+      return embed.attend(x)
+    return layers.Dense(self.vocabulary, kernel_init=head_init, name=HEAD)(x)
+
+
+def zero_states(x, hidden, count):
+  """`count` states [batch, hidden] of zeros for x[batch, ...], in its dtype."""
+  return (jnp.zeros((x.shape[0], hidden), x.dtype),) * count
 
 
 @MODELS.register
-def lstm_lm(*, outputs, vocabulary, hidden=256, depth=1, embedding=64, norm='none', tied=False, dropout=0.0, recurrent_dropout=0.0, dtype='float32'):
-  """LSTM language model; with --tied the embedding is the output layer, and as wide as the state."""
+def lstm_lm(*, outputs, vocabulary, hidden=256, depth=1, embedding=64, norm='none', tied=False,
+            dropout=0.0, recurrent_dropout=0.0, dtype='float32'):
+  """LSTM language model; with --tied the embedding, as wide as the state, is the output layer."""
   check_norm(norm)
   if tied and embedding != hidden:
-    raise UserError(f'--tied needs --embedding equal to --hidden; they are {embedding} and {hidden}')
+    raise UserError(
+        f'--tied needs --embedding equal to --hidden; they are {embedding} and {hidden}')
   del outputs
   return LanguageModel('lstm', vocabulary, hidden, depth, embedding, norm, tied, dtype)
 

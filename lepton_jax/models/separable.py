@@ -20,13 +20,15 @@ class SeparableCNN(nn.Module):
   @nn.compact
   def __call__(self, x, training):
     def finish(y, name):
-      return layers.ACTIVATIONS[self.activation](layers.make_norm(self.norm, name=name)(y, training))
+      y = layers.make_norm(self.norm, name=name)(y, training)
+      return layers.ACTIVATIONS[self.activation](y)
 
     x = layers.Conv(self.stem, self.stem_kernel, 2, use_bias=self.use_bias, name='stem')(x)
     x = finish(x, 'stem_norm')
     for i, (features, strides) in enumerate(self.blocks, start=1):
       channels = x.shape[-1]
-      x = layers.Conv(channels, (3, 3), strides, groups=channels, use_bias=self.use_bias, name=f'depthwise{i}')(x)
+      x = layers.Conv(channels, (3, 3), strides, groups=channels, use_bias=self.use_bias,
+                      name=f'depthwise{i}')(x)
       x = finish(x, f'depthwise{i}_norm')
       x = layers.Conv(features, (1, 1), use_bias=self.use_bias, name=f'pointwise{i}')(x)
       x = finish(x, f'pointwise{i}_norm')
@@ -35,12 +37,16 @@ class SeparableCNN(nn.Module):
 
 
 # Channels and strides after the stem, table 1 of arXiv:1704.04861.
-MOBILENET_V1 = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)) + ((512, 1),) * 5 + ((1024, 2), (1024, 1))
+MOBILENET_V1 = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5,
+                (1024, 2), (1024, 1))
 
 
 @MODELS.register
 def mobilenet_v1(*, outputs, width=1.0, activation='relu', norm='batch', dropout=0.0):
-  """MobileNet (arXiv:1704.04861); `width` is the paper's alpha. 4,231,976 parameters at 1,000 classes, running averages aside."""
+  """MobileNet (arXiv:1704.04861); `width` is the paper's alpha.
+
+  It has 4,231,976 parameters at 1,000 classes, running averages aside.
+  """
   blocks = tuple((scaled(features, width), strides) for features, strides in MOBILENET_V1)
   return SeparableCNN(scaled(32, width), (3, 3), blocks, outputs, activation, norm)
 
@@ -49,4 +55,5 @@ def mobilenet_v1(*, outputs, width=1.0, activation='relu', norm='batch', dropout
 def ds_cnn(*, outputs, width=1.0, depth=4, activation='relu', norm='batch', dropout=0.2):
   """Keyword spotting network of MLPerf Tiny (arXiv:1711.07128): 49x10x1 spectrograms, 12 words."""
   features = scaled(64, width)
-  return SeparableCNN(features, (10, 4), ((features, 1),) * depth, outputs, activation, norm, use_bias=True)
+  return SeparableCNN(features, (10, 4), ((features, 1),) * depth, outputs, activation, norm,
+                      use_bias=True)

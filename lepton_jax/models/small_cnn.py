@@ -33,7 +33,8 @@ class PlainCNN(nn.Module):
         x = layers.max_pool(x)
         continue
       convolutions += 1
-      x = layers.Conv(item, (self.kernel, self.kernel), padding=self.padding, name=f'conv{convolutions}')(x)
+      x = layers.Conv(item, (self.kernel, self.kernel), padding=self.padding,
+                      name=f'conv{convolutions}')(x)
       x = layers.make_norm(self.norm, name=f'norm{convolutions}')(x, training)
       if self.conv_activation:
         x = activation(x)
@@ -51,12 +52,13 @@ def _plain(plan, dense, outputs, width, **options):
 
 @MODELS.register
 def lenet5(*, outputs, width=1.0, activation='relu', norm='none', dropout=0.0):
-  """The LeNet-5 of Caffe, pruning's usual subject: 5x5 convolutions 20, 50, then 500; 431,080 parameters.
+  """The LeNet-5 of Caffe, pruning's usual subject: 5x5 convolutions 20 and 50, dense 500.
 
-  As in Caffe's definition the convolutions are linear, the pools their non-linearity.
+  It has 431,080 parameters. As in Caffe's definition the convolutions are linear and only the pools
+  make the network non-linear before the dense layers.
   """
-  return _plain((20, POOL, 50, POOL), (500,), outputs, width, kernel=5, padding='VALID', activation=activation,
-                norm=norm, conv_activation=False)
+  return _plain((20, POOL, 50, POOL), (500,), outputs, width, kernel=5, padding='VALID',
+                activation=activation, norm=norm, conv_activation=False)
 
 
 @MODELS.register
@@ -68,19 +70,25 @@ def cnn_mnist(*, outputs, width=1.0, activation='relu', norm='none', dropout=0.0
 @MODELS.register
 def cnn_cifar(*, outputs, width=1.0, activation='relu', norm='none', dropout=0.0):
   """Valid 3x3 convolutions 32, 64, 64 with two pools, dense 64: 122,570 parameters on 32x32x3."""
-  return _plain((32, POOL, 64, POOL, 64), (64,), outputs, width, padding='VALID', activation=activation, norm=norm)
+  return _plain((32, POOL, 64, POOL, 64), (64,), outputs, width, padding='VALID',
+                activation=activation, norm=norm)
 
 
 @MODELS.register
 def cnn_64(*, outputs, width=1.0, activation='relu', norm='none', dropout=0.0):
   """One valid 3x3 convolution of 32, a pool, dense 128; made for 64x64x3 images."""
-  return _plain((32, POOL), (128,), outputs, width, padding='VALID', activation=activation, norm=norm)
+  return _plain((32, POOL), (128,), outputs, width, padding='VALID', activation=activation,
+                norm=norm)
 
 
 @MODELS.register
 def cnn_binary(*, outputs=1, width=1.0, activation='relu', norm='none', dropout=0.5):
-  """Valid 3x3 convolutions 32, 64, 128, each pooled, dense 128, one sigmoid logit; made for 150x150x3 photographs."""
-  return _plain((32, POOL, 64, POOL, 128, POOL), (128,), outputs, width, padding='VALID', activation=activation, norm=norm)
+  """Valid 3x3 convolutions 32, 64, 128, each pooled, dense 128, one sigmoid logit.
+
+  It is made for 150x150x3 photographs.
+  """
+  return _plain((32, POOL, 64, POOL, 128, POOL), (128,), outputs, width, padding='VALID',
+                activation=activation, norm=norm)
 
 
 @MODELS.register
@@ -92,10 +100,12 @@ def conv2(*, outputs, width=1.0, activation='relu', norm='none', dropout=0.0):
 @MODELS.register
 def conv4(*, outputs, width=1.0, activation='relu', norm='none', dropout=0.0):
   """Conv-4 of the lottery ticket hypothesis (arXiv:1803.03635)."""
-  return _plain((64, 64, POOL, 128, 128, POOL), (256, 256), outputs, width, activation=activation, norm=norm)
+  return _plain((64, 64, POOL, 128, 128, POOL), (256, 256), outputs, width, activation=activation,
+                norm=norm)
 
 
 @MODELS.register
 def conv6(*, outputs, width=1.0, activation='relu', norm='none', dropout=0.0):
   """Conv-6 of the lottery ticket hypothesis (arXiv:1803.03635)."""
-  return _plain((64, 64, POOL, 128, 128, POOL, 256, 256, POOL), (256, 256), outputs, width, activation=activation, norm=norm)
+  return _plain((64, 64, POOL, 128, 128, POOL, 256, 256, POOL), (256, 256), outputs, width,
+                activation=activation, norm=norm)

@@ -10,7 +10,7 @@ from lepton_jax.registry import MODELS
 
 
 class TextCNN(nn.Module):
-  """Embedding, convolutions of several widths side by side, their maxima over time, dropout, a head."""
+  """Embedding, convolutions of several widths in parallel, maxima over time, dropout, a head."""
   features: int
   widths: tuple[int, ...]
   outputs: int
@@ -29,10 +29,12 @@ class TextCNN(nn.Module):
     for width in self.widths:
       y = layers.Conv(self.features, (width, 1), name=f'conv{width}')(x[:, :, None])[:, :, 0]
       found.append(recurrent.pool_steps(layers.ACTIVATIONS[self.activation](y), valid, 'max'))
-    return layers.Dense(self.outputs, kernel_init=head_init, name=HEAD)(layers.Dropout()(jnp.concatenate(found, -1), training))
+    x = layers.Dropout()(jnp.concatenate(found, -1), training)
+    return layers.Dense(self.outputs, kernel_init=head_init, name=HEAD)(x)
 
 
 @MODELS.register
-def text_cnn(*, outputs, vocabulary, width=1.0, embedding=128, activation='relu', dropout=0.5, dtype='float32'):
+def text_cnn(*, outputs, vocabulary, width=1.0, embedding=128, activation='relu', dropout=0.5,
+             dtype='float32'):
   """Convolutions of 3, 4 and 5 words, 100 * width channels each (arXiv:1408.5882)."""
   return TextCNN(scaled(100, width), (3, 4, 5), outputs, vocabulary, embedding, activation, dtype)

@@ -1,4 +1,7 @@
-"""README tables from CSV files, kept between markers so that they cannot drift apart; studies.py has those of sweeps."""
+"""Tables of the README from CSV files; studies.py has those of sweeps.
+
+They stand between markers and are written again as a whole, so that they cannot drift apart.
+"""
 
 import collections
 import csv
@@ -17,7 +20,10 @@ def rows(path):
 
 
 def write_rows(path, lines):
-  """Writes dictionaries of one set of keys as a CSV file, by way of a draft, so that a stop leaves the old one."""
+  """Writes dictionaries of one set of keys as a CSV file.
+
+  The rows go to a draft first, so that a stop leaves the old file.
+  """
   draft = pathlib.Path(path).with_suffix('.draft')
   with draft.open('w', newline='') as file:
     writer = csv.DictWriter(file, list(lines[0]), lineterminator='\n')
@@ -28,8 +34,10 @@ def write_rows(path, lines):
 
 def table(header, body):
   """A Markdown table; the first column is left-aligned, the others right."""
-  lines = ['| ' + ' | '.join(header) + ' |', '|' + '|'.join([':--', *['--:'] * (len(header) - 1)]) + '|']
-  return '\n'.join(lines + ['| ' + ' | '.join(cell.replace('|', r'\|') for cell in row) + ' |' for row in body])
+  line = lambda cells: '| ' + ' | '.join(cells) + ' |'
+  rule = '|' + '|'.join([':--', *['--:'] * (len(header) - 1)]) + '|'
+  escaped = ([cell.replace('|', r'\|') for cell in row] for row in body)
+  return '\n'.join([line(header), rule, *map(line, escaped)])
 
 
 def spread(values, form='{:.2f}'):
@@ -52,52 +60,69 @@ def accuracy_table(lines):
     column = lambda key, group=group: [float(line[key]) for line in group]
     first = group[0]
     factor, decimals, unit = UNITS[first['measure']]
-    figures = [spread([factor * v for v in column(split)], f'{{:.{decimals}f}}') for split in ('test', 'validation')]
+    form = f'{{:.{decimals}f}}'
+    figures = [spread([factor * v for v in column(split)], form)
+               for split in ('test', 'validation')]
     beside = [first['baselines']] if first['baselines'] else []
     if first['measure'] == 'accuracy':
       low, high = wilson(statistics.mean(column('test')), int(first['test_examples']))
       beside.append(f'{100 * low:.1f} to {100 * high:.1f}')
-    body.append((name, f'{figures[0]} {unit}', '; '.join(beside), figures[1], str(len(group)), f'{int(first["num_parameters"]):,}',
+    seconds = column('train_seconds')
+    body.append((name, f'{figures[0]} {unit}', '; '.join(beside), figures[1], str(len(group)),
+                 f'{int(first["num_parameters"]):,}',
                  f'{100 * statistics.mean(column("sparsity")):.1f} %', first['quantized_kernels'],
-                 f'{statistics.median(column("train_seconds")):.0f} ({min(column("train_seconds")):.0f} to {max(column("train_seconds")):.0f})',
+                 f'{statistics.median(seconds):.0f} ({min(seconds):.0f} to {max(seconds):.0f})',
                  f'`{first["flags"]}`'))
-  header = ('run', 'test', 'interval or baselines', 'validation', 'seeds', 'parameters', 'zeros', 'quantised kernels', 'seconds, median (range)',
-            'flags of `./launch.sh train`')
+  header = ('run', 'test', 'interval or baselines', 'validation', 'seeds', 'parameters', 'zeros',
+            'quantised kernels', 'seconds, median (range)', 'flags of `./launch.sh train`')
   newest = max(line['finished'] for line in lines)
   versions = ', '.join(sorted({f'jax {line["jax"]}' for line in lines}))
-  return (f'{table(header, body)}\n\nMean ± standard deviation over seeds; the interval is 95 % (Wilson) for a test set of that size. '
-          f'2 CPU cores, {versions}, {newest[:10]}.')
+  return (f'{table(header, body)}\n\nMean ± standard deviation over seeds; the interval is 95 % '
+          f'(Wilson) for a test set of that size. 2 CPU cores, {versions}, {newest[:10]}.')
 
 
 def speed_table(lines):
-  """The benchmark's rows, numbers or the text of numbers: times of a training step and their ratios."""
-  ratio = lambda line, name: '{:.2f} ({:.2f} to {:.2f})'.format(*(float(line[f'{name}{end}']) for end in ('', '_low', '_high')))
+  """The benchmark's rows: times of a training step and their ratios.
+
+  The rows' values are numbers or the text of numbers.
+  """
+  def ratio(line, name):
+    middle, low, high = (float(line[f'{name}{end}']) for end in ('', '_low', '_high'))
+    return f'{middle:.2f} ({low:.2f} to {high:.2f})'
   body = []
   for line in lines:
     took = {who: f'{float(line[f"{who}_ms"]):.2f}' for who in ('ours', 'torch', 'flax')}
-    body.append((f'{line["network"]}, {line["dtype"]}', str(line['batch']), took['ours'], f'{took["torch"]} ({line["torch_choice"]})', took['flax'],
-                 ratio(line, 'ratio_vs_torch'), ratio(line, 'ratio_vs_flax'), line['auto'], f'{ratio(line, "auto_vs_best")}, {line["fixed_choice"]}',
-                 f'{float(line["gflops"]):.0f}', f'{100 * float(line["gflops"]) / float(line["peak_gflops"]):.0f} %'))
-  header = ('network', 'batch', 'ours, ms', 'PyTorch, ms', 'plain Flax, ms', 'PyTorch / ours', 'plain Flax / ours', 'auto', 'best other choice / auto',
-            'GFLOP/s', 'of peak')
+    gflops, peak = float(line['gflops']), float(line['peak_gflops'])
+    body.append((f'{line["network"]}, {line["dtype"]}', str(line['batch']), took['ours'],
+                 f'{took["torch"]} ({line["torch_choice"]})', took['flax'],
+                 ratio(line, 'ratio_vs_torch'), ratio(line, 'ratio_vs_flax'), line['auto'],
+                 f'{ratio(line, "auto_vs_best")}, {line["fixed_choice"]}', f'{gflops:.0f}',
+                 f'{100 * gflops / peak:.0f} %'))
+  header = ('network', 'batch', 'ours, ms', 'PyTorch, ms', 'plain Flax, ms', 'PyTorch / ours',
+            'plain Flax / ours', 'auto', 'best other choice / auto', 'GFLOP/s', 'of peak')
   first = lines[0]
   peaks = {line['dtype']: float(line['peak_gflops']) for line in lines}
   said = ' and '.join(f'{peak:.0f} GFLOP/s in {dtype}' for dtype, peak in peaks.items())
-  return (f'{table(header, body)}\n\n{first["cores"]} cores ({first["machine"]}; {first["device"]}), jax {first["jax"]}, flax {first["flax"]}, '
-          f'torch {first["torch"]} on {first["torch_threads"]} threads, Adam; {first["date"]}, revision {first["git_revision"]}. '
-          f'The largest matrix product ran at {said}.')
+  return (f'{table(header, body)}\n\n{first["cores"]} cores ({first["machine"]}; '
+          f'{first["device"]}), jax {first["jax"]}, flax {first["flax"]}, torch {first["torch"]} '
+          f'on {first["torch_threads"]} threads, Adam; {first["date"]}, revision '
+          f'{first["git_revision"]}. The largest matrix product ran at {said}.')
 
 
 def wilson(share, count, z=1.96):
-  """(low, high) of the 95 % score interval of a share among `count` examples (J. Am. Stat. Assoc. 22, 1927)."""
+  """(low, high) of the 95 % score interval of a share among `count` examples.
+
+  It is Wilson's (J. Am. Stat. Assoc. 22, 1927).
+  """
   centre = (share + z * z / (2 * count)) / (1 + z * z / count)
   half = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) / (1 + z * z / count)
   return centre - half, centre + half
 
 
 def insert(text, name, content):
-  """`text` with what stands between the markers of `name` replaced; raises ValueError if there are none."""
-  found, count = re.subn(MARKER.format(name=name), lambda _: f'<!-- table: {name} -->\n{content}\n<!-- end -->', text, flags=re.DOTALL)
+  """`text` with the content between the markers of `name` replaced; ValueError without markers."""
+  block = f'<!-- table: {name} -->\n{content}\n<!-- end -->'
+  found, count = re.subn(MARKER.format(name=name), lambda _: block, text, flags=re.DOTALL)
   if count != 1:
     raise ValueError(f'expected one pair of markers for table {name!r}, found {count}')
   return found

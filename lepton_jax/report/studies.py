@@ -7,34 +7,46 @@ from lepton_jax.report import markdown
 
 
 def compression_table(lines):
-  """The compression study: a row a network and sparsity, a column a bit width, in each cell test accuracy and estimated kilobytes."""
-  cell = lambda line: f'{percent(line, "test_accuracy")}, {float(line["estimated_bytes"]) / 1000:.1f} kB'
-  of = {(line['model'], float(line['prune_sparsity']), int(line['quantize_weight_bits'])): line for line in lines}
+  """The compression study: a row a network and sparsity, a column a bit width.
+
+  A cell has test accuracy and estimated kilobytes.
+  """
+  def cell(line):
+    return f'{percent(line, "test_accuracy")}, {float(line["estimated_bytes"]) / 1000:.1f} kB'
+  of = {(line['model'], float(line['prune_sparsity']), int(line['quantize_weight_bits'])): line
+        for line in lines}
   bits = sorted({b for _, _, b in of if b})
   body, said = [], []
   for model in dict.fromkeys(line['model'] for line in lines):
     first = next(line for line in lines if line['model'] == model)
     said.append(f'{model}: {first["trials"]} trials, {first["programs"]} programs{took(first)}')
     body.append((model, '0 %', cell(of[model, 0.0, 0]), *[''] * len(bits)))
-    body += [(model, f'{100 * s:.0f} %', '', *(cell(of[model, s, b]) for b in bits)) for s in sorted({s for m, s, b in of if m == model and b})]
+    sparsities = sorted({s for m, s, b in of if m == model and b})
+    body += [(model, f'{100 * s:.0f} %', '', *(cell(of[model, s, b]) for b in bits))
+             for s in sparsities]
   header = ('network', 'sparsity', 'float32', *(f'{b} bits' for b in bits))
-  return (f'{markdown.table(header, body)}\n\nTest accuracy in %, mean ± standard deviation over {lines[0]["seeds"]} seeds, and the estimated size. '
-          f'{"; ".join(said)}.')
+  return (f'{markdown.table(header, body)}\n\nTest accuracy in %, mean ± standard deviation over '
+          f'{lines[0]["seeds"]} seeds, and the estimated size. {"; ".join(said)}.')
 
 
 def regularization_table(lines):
   """The regularisation study: a row a method, best on test first."""
-  body = [(line['method'].replace('_', ' '), line['strength'], line['tried'], percent(line, 'validation_accuracy'), percent(line, 'test_accuracy'),
-           f'{100 * float(line["gain"]):+.2f} ± {100 * float(line["gain_ci95"]):.2f}') for line in lines]
-  header = ('regulariser', 'strength', 'tried', 'validation, %', 'test, %', 'gain over none, 95 % interval')
+  body = [(line['method'].replace('_', ' '), line['strength'], line['tried'],
+           percent(line, 'validation_accuracy'), percent(line, 'test_accuracy'),
+           f'{100 * float(line["gain"]):+.2f} ± {100 * float(line["gain_ci95"]):.2f}')
+          for line in lines]
+  header = ('regulariser', 'strength', 'tried', 'validation, %', 'test, %',
+            'gain over none, 95 % interval')
   first = lines[0]
-  return (f'{markdown.table(header, body)}\n\nMean ± standard deviation over {first["seeds"]} seeds that took no part in the choice; gains are differences '
-          f'of equal seeds. {first["images"]} images, {first["epochs"]} epochs, learning rate {first["learning_rate"]}{took(first)}. Under `none` the learning '
-          'rates that were tried.')
+  return (f'{markdown.table(header, body)}\n\nMean ± standard deviation over {first["seeds"]} '
+          f'seeds that took no part in the choice; gains are differences of equal seeds. '
+          f'{first["images"]} images, {first["epochs"]} epochs, learning rate '
+          f'{first["learning_rate"]}{took(first)}. Under `none` the learning rates that were '
+          'tried.')
 
 
 def sweep_cost_table(lines):
-  """What sweeps cost: seconds of each way to do a piece of work, and how many times those of its first way."""
+  """What sweeps cost: seconds of each way to do some work, and their ratio to its first way."""
   rounds = collections.defaultdict(dict)
   for line in lines:
     rounds[line['work'], line['how']][line['round']] = float(line['seconds'])
@@ -44,10 +56,13 @@ def sweep_cost_table(lines):
   body = []
   for (work, how), times in rounds.items():
     ratios = [seconds / rounds[work, first[work]][number] for number, seconds in times.items()]
-    body.append((work, how, f'{statistics.median(times.values()):.0f} ({min(times.values()):.0f} to {max(times.values()):.0f})',
+    seconds = times.values()
+    body.append((work, how,
+                 f'{statistics.median(seconds):.0f} ({min(seconds):.0f} to {max(seconds):.0f})',
                  f'{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})'))
   header = ('trials', 'how', 'seconds', 'times one sweep')
-  return f'{markdown.table(header, body)}\n\nMedian (range) of {len(times)} rounds on {lines[0]["cores"]} cores.'
+  return (f'{markdown.table(header, body)}\n\nMedian (range) of {len(times)} rounds on '
+          f'{lines[0]["cores"]} cores.')
 
 
 def percent(line, name):

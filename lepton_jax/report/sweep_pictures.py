@@ -14,11 +14,13 @@ def draw_all(rows, curves, folder):
 
   rows: of sweeps.rows, best first. curves: for each row the metrics.jsonl rows of its seeds.
   """
-  for name in ('learning_curves', 'settings', 'heat_map', 'parameters', 'size'):  # of an earlier report, which may have had more
+  # An earlier report may have had more pictures.
+  for name in ('learning_curves', 'settings', 'heat_map', 'parameters', 'size'):
     for kind in ('png', 'pdf'):
       pathlib.Path(folder, f'{name}.{kind}').unlink(missing_ok=True)
   drawn, fields = [], sweeps.swept(rows)
-  numeric = [f for f in fields if all(isinstance(row[f], (int, float)) for row in rows) and len({row[f] for row in rows}) > 1]
+  numeric = [f for f in fields if all(isinstance(row[f], (int, float)) for row in rows)
+             and len({row[f] for row in rows}) > 1]
 
   def keep(name, figure):
     save(figure, f'{folder}/{name}.png', f'{folder}/{name}.pdf')
@@ -44,7 +46,8 @@ def cut(figure, shown, count):
 
 def name_of(row):
   """A setting in words: the fields that are swept and their values."""
-  return ', '.join(f'{field.replace("_", " ")} {short(row[field])}' for field in sweeps.swept([row])) or 'all trials'
+  words = [f'{field.replace("_", " ")} {short(row[field])}' for field in sweeps.swept([row])]
+  return ', '.join(words) or 'all trials'
 
 
 def short(value):
@@ -55,7 +58,8 @@ def short(value):
 def is_grid(rows, across, down):
   """Whether most combinations of two fields were tried, and few enough to be told apart."""
   columns, lines = (len({row[field] for row in rows}) for field in (across, down))
-  return max(columns, lines) <= 16 and 2 * len({(row[across], row[down]) for row in rows}) > columns * lines
+  tried = {(row[across], row[down]) for row in rows}
+  return max(columns, lines) <= 16 and 2 * len(tried) > columns * lines
 
 
 def label_of(rows):
@@ -68,12 +72,17 @@ def learning_curves(rows, curves):
   figure, axis = new_axes(8, 4.2)
   measure = sweeps.measure(rows)
   for row, seeds in zip(rows, curves):
-    epochs = sorted(set.intersection(*({r['epoch'] for r in seed if measure in r} for seed in seeds)))
-    values = [[r[measure] for seed in seeds for r in seed if r['epoch'] == epoch and measure in r] for epoch in epochs]
+    measured = ({r['epoch'] for r in seed if measure in r} for seed in seeds)
+    epochs = sorted(set.intersection(*measured))
+    values = [[r[measure] for seed in seeds for r in seed if r['epoch'] == epoch and measure in r]
+              for epoch in epochs]
     middle = [statistics.mean(v) for v in values]
     spread = [statistics.stdev(v) if len(v) > 1 else 0 for v in values]
-    line, = axis.plot(epochs, middle, label=name_of(row), marker='o' if len(epochs) < 15 else None, markersize=3)
-    axis.fill_between(epochs, [m - s for m, s in zip(middle, spread)], [m + s for m, s in zip(middle, spread)], color=line.get_color(), alpha=0.15, linewidth=0)
+    marker = 'o' if len(epochs) < 15 else None
+    line, = axis.plot(epochs, middle, label=name_of(row), marker=marker, markersize=3)
+    low = [m - s for m, s in zip(middle, spread)]
+    high = [m + s for m, s in zip(middle, spread)]
+    axis.fill_between(epochs, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
   axis.set(xlabel='epoch', ylabel=label_of(rows))
   axis.xaxis.get_major_locator().set_params(integer=True)
   axis.grid(alpha=0.3)
@@ -87,7 +96,8 @@ def settings(rows):
   measure = sweeps.measure(rows)
   places = range(len(rows))[::-1]
   bars = [row[f'{measure}_ci95'] or 0 for row in rows]
-  axis.errorbar([row[measure] for row in rows], places, xerr=bars if any(bars) else None, fmt='o', markersize=4, capsize=3)
+  axis.errorbar([row[measure] for row in rows], places, xerr=bars if any(bars) else None, fmt='o',
+                markersize=4, capsize=3)
   axis.set_yticks(places, [name_of(row) for row in rows], fontsize=7)
   axis.set(xlabel=label_of(rows) + (' (mean, 95 % interval)' if any(bars) else ''))
   axis.grid(axis='x', alpha=0.3)
@@ -97,17 +107,23 @@ def settings(rows):
 def heat_map(rows, across, down):
   """The mean over two swept fields, all others averaged."""
   figure, axis = new_axes(6, 4.5)
-  if others := [name.replace('_', ' ') for name in sweeps.swept(rows) if name not in (across, down)]:
+  others = [name.replace('_', ' ') for name in sweeps.swept(rows) if name not in (across, down)]
+  if others:
     axis.set_title(f'mean over {", ".join(others)}', fontsize=9)
   measure = sweeps.measure(rows)
   columns, lines = (sorted({row[field] for row in rows}) for field in (across, down))
-  mean = lambda c, r: [row[measure] for row in rows if row[across] == c and row[down] == r]
-  cells = [[statistics.mean(found) if (found := mean(c, r)) else float('nan') for c in columns] for r in lines]
+
+  def mean(column, line):
+    found = [row[measure] for row in rows if row[across] == column and row[down] == line]
+    return statistics.mean(found) if found else float('nan')
+
+  cells = [[mean(column, line) for column in columns] for line in lines]
   shown = axis.imshow(cells, cmap='viridis', aspect='auto')
   for i, line in enumerate(cells):
     for j, value in enumerate(line):
       if value == value:  # a combination that was tried
-        axis.text(j, i, f'{value:.3g}', ha='center', va='center', fontsize=8, color='white' if shown.norm(value) < 0.6 else 'black')
+        colour = 'white' if shown.norm(value) < 0.6 else 'black'
+        axis.text(j, i, f'{value:.3g}', ha='center', va='center', fontsize=8, color=colour)
   axis.set_xticks(range(len(columns)), map(short, columns))
   axis.set_yticks(range(len(lines)), map(short, lines))
   axis.set(xlabel=across.replace('_', ' '), ylabel=down.replace('_', ' '))
@@ -121,10 +137,13 @@ def against_size(rows, size, title):
   measure = sweeps.measure(rows)
   sign = 1 if measure.endswith('accuracy') else -1
   bars = [row[f'{measure}_sd'] or 0 for row in rows]
-  axis.errorbar([row[size] for row in rows], [row[measure] for row in rows], yerr=bars if any(bars) else None, fmt='o', markersize=4, capsize=2,
-                alpha=0.7, label='settings (mean, standard deviation)' if any(bars) else 'settings')
+  label = 'settings (mean, standard deviation)' if any(bars) else 'settings'
+  axis.errorbar([row[size] for row in rows], [row[measure] for row in rows],
+                yerr=bars if any(bars) else None, fmt='o', markersize=4, capsize=2, alpha=0.7,
+                label=label)
   best = sweeps.front([(row[size], sign * row[measure]) for row in rows])
-  axis.plot([s for s, _ in best], [sign * v for _, v in best], color='#d1605e', drawstyle='steps-post', label='Pareto front')
+  axis.plot([s for s, _ in best], [sign * v for _, v in best], color='#d1605e',
+            drawstyle='steps-post', label='Pareto front')
   axis.set(xlabel=title, ylabel=label_of(rows), xscale='log')
   from matplotlib import ticker
   axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))

@@ -13,26 +13,39 @@ REPEATS = ('seed', 'fold')  # what a setting is repeated over
 
 
 def read(runs_dir):
-  """[(config, result)] of the trials in a folder, in the order of their names, the folders of other results, which no table can rank, and
-  [(config, what went wrong)] of the trials that failed or were given up.
+  """The trials in a folder, the results that no table can rank, and the trials without a result.
 
-  Raises UserError where there are no trials, and for a damaged file.
+  They are [(config, result)] in the order of the folders' names, the folders of other results, and
+  [(config, what went wrong)] of the trials that failed or were given up. Raises UserError where
+  there are no trials, and for a damaged file.
   """
-  folders = sorted(path.parent for path in pathlib.Path(runs_dir).expanduser().glob('*/result.json'))
+  inside = pathlib.Path(runs_dir).expanduser()
+  folders = sorted(path.parent for path in inside.glob('*/result.json'))
   results = {folder: trials_lib.read_json(folder / 'result.json') for folder in folders}
-  ranked = [f for f, result in results.items() if {'measure', 'estimated_bytes'} <= result.keys() and f'validation_{result["measure"]}' in result]
+  ranked = [f for f, result in results.items()
+            if {'measure', 'estimated_bytes'} <= result.keys()
+            and f'validation_{result["measure"]}' in result]
   if not ranked:
     raise UserError(f'{runs_dir} holds no finished runs with a validation part')
-  config = lambda f: config_lib.Config.from_json((f / 'config.json').read_text(), str(f)).replace(runs_dir=str(f.parent))
-  without = sorted(path.parent for name in (trials_lib.FAILURE, trials_lib.GIVEN_UP) for path in pathlib.Path(runs_dir).expanduser().glob(f'*/{name}'))
+
+  def config(folder):
+    text = (folder / 'config.json').read_text()
+    return config_lib.Config.from_json(text, str(folder)).replace(runs_dir=str(folder.parent))
+
+  without = sorted(path.parent for name in (trials_lib.FAILURE, trials_lib.GIVEN_UP)
+                   for path in inside.glob(f'*/{name}'))
   without = [f for f in without if f not in results and (f / 'config.json').exists()]
-  return [(config(f), results[f]) for f in ranked], [f for f in folders if f not in ranked], trials_lib.without_result(map(config, without))
+  others = [f for f in folders if f not in ranked]
+  trials = [(config(f), results[f]) for f in ranked]
+  return trials, others, trials_lib.without_result(map(config, without))
 
 
 def write(trials, folder, all_tests=False, without=()):
-  """Writes a report of [(config, result)] into a folder, or, if there are several data sets, of each into a folder of its name inside.
+  """Writes a report of [(config, result)] into a folder; returns [(folder, rows)].
 
-  without: [(config, why)] of the trials that came to no result. Returns [(folder, rows)].
+  If there are several data sets, each has a report in a folder of its name inside.
+
+  without: [(config, why)] of the trials that came to no result.
   """
   sets = {}
   for config, result in trials:
@@ -41,52 +54,64 @@ def write(trials, folder, all_tests=False, without=()):
   for key, found in sets.items():
     inside = pathlib.Path(folder).expanduser()
     inside = inside / re.sub(r'[^\w.]+', '-', ' '.join(key)).strip('-') if len(sets) > 1 else inside
-    written.append((inside, write_one(found, inside, all_tests, [(c, why) for c, why in without if (c.data.dataset, c.data.target) == key])))
+    lost = [(c, why) for c, why in without if (c.data.dataset, c.data.target) == key]
+    written.append((inside, write_one(found, inside, all_tests, lost)))
   return written
 
 
 def write_one(trials, folder, all_tests, without):
-  """Writes report.md, table.csv, table.tex and the pictures of trials on one data set; returns the rows."""
+  """Writes report.md, table.csv, table.tex and pictures of trials on one data set; returns rows."""
   from lepton_jax.report import markdown, sweep_pictures
   from lepton_jax.train import record
   fields = varied([config for config, _ in [*trials, *without]])
   found = rows(trials, all_tests, fields)
   folder.mkdir(parents=True, exist_ok=True)
   key = lambda config: tuple(config.flat()[f] for f in fields)
-  curves = [[record.read_rows(pathlib.Path(c.run.runs_dir).expanduser() / c.name()) for c, _ in trials if key(c) == tuple(row[f] for f in fields)]
+
+  def metrics(config):
+    return record.read_rows(pathlib.Path(config.run.runs_dir).expanduser() / config.name())
+
+  curves = [[metrics(c) for c, _ in trials if key(c) == tuple(row[f] for f in fields)]
             for row in found]
   pictures = sweep_pictures.draw_all(found, curves, folder)
   markdown.write_rows(folder / 'table.csv', found)
   (folder / 'table.tex').write_text(latex(found))
   lines = [f'# Trials: {len(trials)}, settings: {len(found)}', '', table(found), '', SAID, '']
   if without:
-    lines += [f'Without a result: {len(without)}', '',
-              *(f'- `{config.name()}` ({", ".join(f"{f} {config.flat()[f]}" for f in fields)}): {why}' for config, why in without), '']
-  (folder / 'report.md').write_text('\n'.join(lines + [f'![{name.replace("_", " ")}]({name}.png)\n' for name in pictures]))
+    lines += [f'Without a result: {len(without)}', '']
+    for config, why in without:
+      setting = ', '.join(f'{f} {config.flat()[f]}' for f in fields)
+      lines.append(f'- `{config.name()}` ({setting}): {why}')
+    lines.append('')
+  lines += [f'![{name.replace("_", " ")}]({name}.png)\n' for name in pictures]
+  (folder / 'report.md').write_text('\n'.join(lines))
   return found
 
 
 def varied(configs):
-  """Names of the fields that make settings: those that differ, but for what a setting is repeated over."""
+  """Names of the fields that make settings: those that differ, except the REPEATS of a setting."""
   return [name for name in config_lib.differing(configs) if name not in REPEATS]
 
 
-SAID = ('Mean ± standard deviation over seeds (and folds), the best on validation first, those that lack a seed last. '
-        'Test is shown for the best alone, unless all were asked for. '
-        'The size is an estimate: bits, positions of zeros and scales, without headers and coding. Seconds are those of a '
-        'trial with its evaluation; the first of a program has its compilation as well.')
+SAID = ('Mean ± standard deviation over seeds (and folds), the best on validation first, those '
+        'that lack a seed last. Test is shown for the best alone, unless all were asked for. The '
+        'size is an estimate: bits, positions of zeros and scales, without headers and coding. '
+        'Seconds are those of a trial with its evaluation; the first of a program has its '
+        'compilation as well.')
 
 
 def table(found):
   """Rows as a Markdown table; a mean and its deviation share a cell."""
   from lepton_jax.report import markdown
   names = columns(found)
-  return markdown.table([n.replace('_', ' ') for n in names], [[cell(row, n, ' ± ') for n in names] for row in found])
+  return markdown.table([n.replace('_', ' ') for n in names],
+                        [[cell(row, n, ' ± ') for n in names] for row in found])
 
 
 def columns(found):
   """What tables for people show: no column that is empty, no spread of its own."""
-  return [n for n in found[0] if not n.endswith(('_sd', '_ci95')) and any(row[n] not in ('', None) for row in found)]
+  return [n for n in found[0] if not n.endswith(('_sd', '_ci95'))
+          and any(row[n] not in ('', None) for row in found)]
 
 
 def cell(row, name, between):
@@ -97,12 +122,14 @@ def cell(row, name, between):
 
 
 def rows(trials, all_tests=False, fields=None):
-  """One dictionary a setting of [(config, result)], trials that differ by seed and fold alone together, best first.
+  """One dictionary a setting of [(config, result)], best first.
 
-  A row has the fields that differ between settings (or the given ones), then seeds (and folds), validation (mean, sd,
-  half of its 95 % interval by Student's t), the same of test for the best row, or for `all_tests` of every one,
-  parameters, an estimate of the file's bytes, and seconds a trial. The order is by validation, but settings that lack
-  some of their seeds, those that diverge perhaps, stand after all that are whole; equal ones are in the order of their fields.
+  A setting is of all trials that differ by seed and fold alone. A row has the fields that differ
+  between settings (or the given ones), then seeds (and folds), validation (mean, sd, half of its
+  95 % interval by Student's t), the same of test for the best row, or for `all_tests` of every one,
+  parameters, an estimate of the file's bytes, and seconds a trial. The order is by validation, but
+  settings that lack some of their seeds, those that diverge perhaps, stand after all that are
+  whole; equal ones are in the order of their fields.
   """
   trials = list({config.name(): (config, result) for config, result in trials}.values())
   fields = varied([config for config, _ in trials]) if fields is None else fields
@@ -112,17 +139,20 @@ def rows(trials, all_tests=False, fields=None):
     groups.setdefault(tuple(config.flat()[n] for n in fields), []).append((config, result))
   sign, whole = -1 if measure == 'accuracy' else 1, max(map(len, groups.values()))
   mean = lambda key: statistics.mean(result[f'validation_{measure}'] for _, result in groups[key])
-  order = sorted(groups, key=lambda key: (len(groups[key]) < whole, sign * mean(key), tuple(map(str, key))))
+  rank = lambda key: (len(groups[key]) < whole, sign * mean(key), tuple(map(str, key)))
+  order = sorted(groups, key=rank)
+  repeat = lambda trial: [trial[0].flat()[n] or 0 for n in REPEATS]
   found = []
   for place, key in enumerate(order):
-    configs, results = zip(*sorted(groups[key], key=lambda trial: [trial[0].flat()[n] or 0 for n in REPEATS]))
+    configs, results = zip(*sorted(groups[key], key=repeat))
     row = dict(zip(fields, key), seeds=len({config.training.seed for config in configs}))
     if configs[0].data.folds:
       row['folds'] = len({config.data.fold for config in configs})
     row.update(over_seeds(f'validation_{measure}', results))
     shown = over_seeds(f'test_{measure}', results)
     row.update(shown if all_tests or place == 0 else dict.fromkeys(shown, ''))
-    row.update(num_parameters=results[0]['num_parameters'], estimated_bytes=round(statistics.mean(r['estimated_bytes'] for r in results)),
+    row.update(num_parameters=results[0]['num_parameters'],
+               estimated_bytes=round(statistics.mean(r['estimated_bytes'] for r in results)),
                seconds=round(statistics.mean(r['train_seconds'] for r in results), 2))
     found.append(row)
   return found
@@ -150,26 +180,31 @@ def front(points):
 
 def latex(found):
   """Rows as a LaTeX tabular with the rules of booktabs; a mean and its deviation share a cell."""
-  special = str.maketrans({'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}'} | {c: f'\\{c}' for c in '_%&#${}'})
+  special = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}'}
+  special = str.maketrans(special | {c: f'\\{c}' for c in '_%&#${}'})
   clean = lambda text: text.translate(special)
   names, fields = columns(found), len(swept(found))
   lines = [r'\begin{tabular}{' + 'l' * fields + 'r' * (len(names) - fields) + '}', r'\toprule',
            ' & '.join(clean(n.replace('_', ' ')) for n in names) + r' \\', r'\midrule']
-  lines += [' & '.join(clean(cell(row, n, ' ± ')).replace('±', r'$\pm$') for n in names) + r' \\' for row in found]
+  for row in found:
+    cells = [clean(cell(row, n, ' ± ')).replace('±', r'$\pm$') for n in names]
+    lines.append(' & '.join(cells) + r' \\')
   return '\n'.join([*lines, r'\bottomrule', r'\end{tabular}', ''])
 
 
 def over_seeds(name, results):
-  """{name: mean, name_sd, name_ci95} of one measurement; without a spread where there is one seed alone."""
+  """{name: mean, name_sd, name_ci95} of a measurement; one seed alone has no spread."""
   values = [r[name] for r in results if name in r]
   if not values:
     return {name: '', f'{name}_sd': '', f'{name}_ci95': ''}
   spread = statistics.stdev(values) if len(values) > 1 else ''
   digits = lambda value: float(f'{value:.6g}')
-  return {name: digits(statistics.mean(values)), f'{name}_sd': spread and digits(spread), f'{name}_ci95': spread and digits(interval(values))}
+  return {name: digits(statistics.mean(values)), f'{name}_sd': spread and digits(spread),
+          f'{name}_ci95': spread and digits(interval(values))}
 
 
 def interval(values):
   """Half the 95 % interval of the mean of a few values, by Student's t."""
   from scipy import stats
-  return float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+  factor = float(stats.t.ppf(0.975, len(values) - 1))
+  return factor * statistics.stdev(values) / math.sqrt(len(values))

@@ -3,15 +3,18 @@
 import sys
 
 # What a result table shows first, and how; the rest of result.json is for machines.
-ROWS = (('test_accuracy', '{:.2%}'), ('validation_accuracy', '{:.2%}'), ('test_loss', '{:.4f}'), ('test_rmse', '{:.6g}'), ('test_mae', '{:.6g}'),
-        ('intercept', '{:.6g}'), ('num_parameters', '{:,}'), ('sparsity', '{:.2%}'), ('quantized_kernels', '{}'), ('steps', '{:,}'), ('selected_step', '{:,}'),
-        ('train_seconds', '{:.1f}'), ('examples_per_second', '{:,.0f}'), ('device', '{}'), ('seed', '{}'))
+ROWS = (('test_accuracy', '{:.2%}'), ('validation_accuracy', '{:.2%}'), ('test_loss', '{:.4f}'),
+        ('test_rmse', '{:.6g}'), ('test_mae', '{:.6g}'), ('intercept', '{:.6g}'),
+        ('num_parameters', '{:,}'), ('sparsity', '{:.2%}'), ('quantized_kernels', '{}'),
+        ('steps', '{:,}'), ('selected_step', '{:,}'), ('train_seconds', '{:.1f}'),
+        ('examples_per_second', '{:,.0f}'), ('device', '{}'), ('seed', '{}'))
 
 
 def print_table(title, rows):
   """Prints (name, value) rows as a table; plain text where stdout is no terminal."""
   from rich import box, console, table
-  grid = table.Table(title=title, title_justify='left', show_header=False, box=box.ROUNDED if sys.stdout.isatty() else box.ASCII2)
+  grid = table.Table(title=title, title_justify='left', show_header=False,
+                     box=box.ROUNDED if sys.stdout.isatty() else box.ASCII2)
   grid.add_column()
   grid.add_column(justify='right')
   for name, value in rows:
@@ -54,7 +57,8 @@ def print_report(title, report):
   from rich import box, console, table
   print_table(title, list(numbers(report)))
   if 'per_class' in report:
-    grid = table.Table(title='per class', title_justify='left', box=box.ROUNDED if sys.stdout.isatty() else box.ASCII2)
+    grid = table.Table(title='per class', title_justify='left',
+                       box=box.ROUNDED if sys.stdout.isatty() else box.ASCII2)
     for name in report['per_class'][0]:
       grid.add_column(name, justify='left' if name == 'name' else 'right')
     for row in report['per_class']:
@@ -63,9 +67,13 @@ def print_report(title, report):
 
 
 def numbers(report, before=''):
-  """(name, text) of every number in a report; those of a dictionary within it, such as a baseline's, under its name."""
+  """(name, text) of every number in a report.
+
+  A number of a dictionary within it, such as a baseline's, has that one's name before its own.
+  """
   for name, value in report.items():
     if isinstance(value, dict):
       yield from numbers(value, f'{before}{name.replace("_", " ")}, ')
     elif value is not None and not isinstance(value, (list, str)):
-      yield f'{before}{name.replace("_", " ")}', f'{value:.4f}' if isinstance(value, float) else str(value)
+      text = f'{value:.4f}' if isinstance(value, float) else str(value)
+      yield f'{before}{name.replace("_", " ")}', text

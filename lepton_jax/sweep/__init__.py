@@ -1,1 +1,1 @@
-"""Many runs from one command: a grid of trials, executors that train them, tables of what they found."""
+"""Many runs from one command: grids of trials, executors that train them, tables of results."""

@@ -9,9 +9,10 @@ NAME = '.claim'
 
 
 class Claim:
-  """The right to write into a run folder, held by a lock on a file in it until `release` or the end of the process.
+  """The right to write into a run folder, held by a lock on a file in it.
 
-  The kernel drops the lock of a process that dies, however it dies, so no claim outlives its owner.
+  It is held until `release` or the end of the process. The kernel drops the lock of a process that
+  dies, however it dies, so no claim outlives its owner.
   Folders that are not on a local disk have no such locks.
   """
 

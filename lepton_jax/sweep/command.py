@@ -1,4 +1,4 @@
-"""What every sweep script does with its flags: list the trials, train them, show and write what they found."""
+"""What every sweep script does with its flags: list trials, train them, show and write results."""
 
 import pathlib
 import sys
@@ -16,24 +16,38 @@ SHOWN = 20
 
 
 def define_training(name, **defaults):
-  """Defines --executor and the flags of `train`, each taking a list; trials write no more than they must unless asked to."""
-  flags.define_lists(runs_dir=f'runs/{name}', tensorboard=False, pictures=False, save_weights=False, checkpoint_every=0, **defaults)
-  absl_flags.DEFINE_enum('executor', 'inline', engine.EXECUTORS, 'inline: one trial after another; devices: one on each device; processes: several processes')
+  """Defines --executor and the flags of `train`, each taking a list.
+
+  Trials write no more than they must unless asked to.
+  """
+  flags.define_lists(runs_dir=f'runs/{name}', tensorboard=False, pictures=False, save_weights=False,
+                     checkpoint_every=0, **defaults)
+  absl_flags.DEFINE_enum('executor', 'inline', engine.EXECUTORS,
+                         'inline: one trial after another; devices: one on each device; processes: '
+                         'several processes')
 
 
 def define(name):
   """Defines a sweep script's flags: those of training and the sweep's own."""
   define_training(name)
-  absl_flags.DEFINE_integer('workers', 0, 'processes of --executor=processes; 0: one a core', lower_bound=0)
-  absl_flags.DEFINE_enum('search', 'grid', search.METHODS, 'grid: every combination; random, tpe: --trials settings, two numbers of a flag being a range')
-  absl_flags.DEFINE_integer('trials', 50, 'settings of a search; each is trained on every --seed', lower_bound=1)
-  absl_flags.DEFINE_bool('dry_run', False, 'list the trials and how many programs they need, and train nothing')
-  absl_flags.DEFINE_bool('report_all_test', False, 'show the test results of every setting, not only of the best on validation')
-  absl_flags.DEFINE_string('output', '', 'folder for tables and pictures; empty: report/ in --runs_dir')
+  absl_flags.DEFINE_integer('workers', 0, 'processes of --executor=processes; 0: one a core',
+                            lower_bound=0)
+  absl_flags.DEFINE_enum('search', 'grid', search.METHODS,
+                         'grid: every combination; random, tpe: --trials settings, two numbers of '
+                         'a flag being a range')
+  absl_flags.DEFINE_integer('trials', 50, 'settings of a search; each is trained on every --seed',
+                            lower_bound=1)
+  absl_flags.DEFINE_bool('dry_run', False,
+                         'list the trials and how many programs they need, and train nothing')
+  absl_flags.DEFINE_bool('report_all_test', False,
+                         'show the test results of every setting, not only of the best on '
+                         'validation')
+  absl_flags.DEFINE_string('output', '',
+                           'folder for tables and pictures; empty: report/ in --runs_dir')
 
 
 def main(lists):
-  """Runs the sweep of `flags.lists()`; the exit status is 1 if trials failed, 130 if it was stopped."""
+  """Runs the sweep of `flags.lists()`; the exit status is 1 if trials failed, 130 if stopped."""
   for name, values in lists[1].items():
     if len(values) > 1 and not config_lib.FIELDS[name][1].metadata['identity']:
       raise UserError(f'--{name} takes one value in a sweep: it changes no result')
@@ -41,7 +55,8 @@ def main(lists):
     return drawn(*lists)
   configs = grid.product(*lists)
   trials.check(configs)
-  print(f'trials: {len(configs)}, programs: {len(trials.programs(configs))}, in {configs[0].run.runs_dir}', flush=True)
+  print(f'trials: {len(configs)}, programs: {len(trials.programs(configs))}, in '
+        f'{configs[0].run.runs_dir}', flush=True)
   if FLAGS.dry_run:
     return dry_run(configs)
   done = sum(trials.finished(config) is not None for config in configs)
@@ -49,7 +64,11 @@ def main(lists):
     print(f'{done} of them are finished already')
   count = iter(range(done + 1, len(configs) + 1))
   numbered = lambda text: print(f'[{next(count, len(configs))}/{len(configs)}] {text}', flush=True)
-  return trained(configs[0], lambda: (configs, engine.sweep(configs, FLAGS.executor, FLAGS.workers, tell=numbered)))
+
+  def work():
+    return configs, engine.sweep(configs, FLAGS.executor, FLAGS.workers, tell=numbered)
+
+  return trained(configs[0], work)
 
 
 def drawn(base, lists):
@@ -61,18 +80,31 @@ def drawn(base, lists):
   trials.check([base])
   search.check_executor(FLAGS.search, FLAGS.executor)
   drawn_from = search.space({n: v for n, v in lists.items() if n != 'seed'})
-  print(f'settings: {FLAGS.trials}, seeds of each: {len(set(lists.get("seed", [0])))}, in {base.run.runs_dir}', flush=True)
+  seeds = len(set(lists.get('seed', [0])))
+  print(f'settings: {FLAGS.trials}, seeds of each: {seeds}, in {base.run.runs_dir}', flush=True)
   if FLAGS.dry_run:
     for name, one in drawn_from.items():
-      print(f'{name}: one of {", ".join(map(str, one.choices))}' if hasattr(one, 'choices') else f'{name}: {one.low} to {one.high}{", log scale" * one.log}')
-    first = base.replace(**{name: values[0] for name, values in lists.items() if name != 'seed'}).check()
-    print(f'{about([first] * FLAGS.trials * len(set(lists.get("seed", [0]))))}, if all are like the first values and none is given up')
+      if hasattr(one, 'choices'):
+        print(f'{name}: one of {", ".join(map(str, one.choices))}')
+      else:
+        print(f'{name}: {one.low} to {one.high}{", log scale" * one.log}')
+    first = {name: values[0] for name, values in lists.items() if name != 'seed'}
+    estimated = about([base.replace(**first).check()] * FLAGS.trials * seeds)
+    print(f'{estimated}, if all are like the first values and none is given up')
     return 0
-  return trained(base, lambda: search.search(base, lists, FLAGS.search, FLAGS.trials, FLAGS.executor, lambda text: print(text, flush=True)))
+
+  def work():
+    tell = lambda text: print(text, flush=True)
+    return search.search(base, lists, FLAGS.search, FLAGS.trials, FLAGS.executor, tell)
+
+  return trained(base, work)
 
 
 def trained(config, work):
-  """Does the work, which returns (configurations, Costs), and shows what it found; returns the exit status."""
+  """Does the work, shows what it found and returns the exit status.
+
+  `work` returns (configurations, Costs).
+  """
   from lepton_jax.train import loop
   for folder in (config.run.runs_dir, FLAGS.output):
     if folder:
@@ -114,10 +146,13 @@ def about(configs):
 def show(configs):
   """Prints and writes the table of what is finished, then what failed; returns the exit status."""
   from lepton_jax.report import sweeps, tables
-  found = [(config, result) for config in configs if (result := trials.finished(config)) is not None]
+  found = [(config, trials.finished(config)) for config in configs]
+  found = [(config, result) for config, result in found if result is not None]
   without = trials.without_result(configs)
   failed = [(config, why) for config, why in without if not trials.given_up(config)]
-  for folder, rows in sweeps.write(found, FLAGS.output or f'{configs[0].run.runs_dir}/report', FLAGS.report_all_test, without) if found else ():
+  output = FLAGS.output or f'{configs[0].run.runs_dir}/report'
+  written = sweeps.write(found, output, FLAGS.report_all_test, without) if found else ()
+  for folder, rows in written:
     tables.print_rows(rows[:SHOWN])
     if len(rows) > SHOWN:
       print(f'... and {len(rows) - SHOWN} more settings')
@@ -128,7 +163,7 @@ def show(configs):
 
 
 def train_all(configs):
-  """Trains the configurations by --executor, for what needs them all: raises UserError if any failed.
+  """Trains the configurations by --executor; raises UserError if any failed.
 
   Returns the seconds they took, None if some were finished already, for then nobody knows.
   """

@@ -1,4 +1,7 @@
-"""Runs the trials of a sweep: programs shared, finished trials skipped, failures noted while the others go on."""
+"""Runs the trials of a sweep.
+
+Trials share programs, finished ones are skipped, and failures are noted while the others go on.
+"""
 
 import contextlib
 import multiprocessing
@@ -16,37 +19,52 @@ EXECUTORS = ('inline', 'devices', 'processes')
 
 
 def sweep(configs, executor='inline', workers=0, tell=print):
-  """Trains every trial that has no result yet; returns its Costs. Results and failures are in the run folders.
+  """Trains every trial that has no result yet into its run folder; returns the sweep's Costs.
+
+  Failures are noted in the run folders as well.
 
   Args:
     configs: the trials.
-    executor: 'inline' trains one after another on one device, 'devices' one on each device at once (on accelerators
-      several), 'processes' starts `workers` processes that share the trials.
+    executor: 'inline' trains one after another on one device, 'devices' one on each device at once
+      (on accelerators several), 'processes' starts `workers` processes that share the trials.
     workers: how many processes; 0: one a core.
     tell: called with a line for each trial that ends.
 
-  Raises UserError for trials that a sweep cannot train and train.loop.Interrupted where it was stopped.
+  Raises UserError for trials that a sweep cannot train and train.loop.Interrupted where it was
+  stopped.
   """
   trials.check(configs)
   began = time.monotonic()
-  costs = in_processes(configs, workers or machine.cores(), tell) if executor == 'processes' else here(configs, executor == 'devices', tell)
+  if executor == 'processes':
+    costs = in_processes(configs, workers or machine.cores(), tell)
+  else:
+    costs = here(configs, executor == 'devices', tell)
   return costs._replace(seconds=time.monotonic() - began)
 
 
 def here(configs, all_devices, tell, began=None):
-  """Trains in this process; returns the Costs. Trials that failed since `began` (seconds since the epoch) are left alone."""
+  """Trains in this process; returns the Costs.
+
+  Trials that failed since `began` (seconds since the epoch) are left alone.
+  """
   with Session(configs[0].run, all_devices, tell, began=began) as session:
     session.train(configs)
     return session.costs
 
 
 def in_processes(configs, count, tell):
-  """Trains in so many processes, each taking the trials that it can claim; one that dies leaves its trials to the others."""
+  """Trains in so many processes, each taking the trials that it can claim.
+
+  A process that dies leaves its trials to the others.
+  """
   from lepton_jax.train import loop
   context = multiprocessing.get_context('spawn')
-  total, said, left = Costs(), context.Queue(), [config for config in configs if trials.finished(config) is None]
-  workers = [context.Process(target=work, args=(configs, said, time.time())) for _ in range(min(count, len(configs)))]
-  with loop.StopSignal() as stop:  # workers of a terminal get the signal as well; others are sent it
+  total, said = Costs(), context.Queue()
+  left = [config for config in configs if trials.finished(config) is None]
+  workers = [context.Process(target=work, args=(configs, said, time.time()))
+             for _ in range(min(count, len(configs)))]
+  # Workers of a terminal get the signal as well; others are sent it.
+  with loop.StopSignal() as stop:
     for worker in workers:
       worker.start()
     sent = False
@@ -65,7 +83,8 @@ def in_processes(configs, count, tell):
           tell(one)
     if stop.arrived:
       raise loop.Interrupted(stop.arrived)
-  if any(worker.exitcode for worker in workers) and any(trials.finished(config) is None and trials.failure(config) is None for config in configs):
+  unsettled = lambda config: trials.finished(config) is None and trials.failure(config) is None
+  if any(worker.exitcode for worker in workers) and any(map(unsettled, configs)):
     raise UserError('a worker process ended before its trials; repeat the command to go on')
   return total._replace(programs=len(trials.programs(left)))
 
@@ -83,6 +102,6 @@ def work(configs, said, began):
 
 
 def end_with_parent():
-  """Ends this process when the sweep that started it was killed, as if it had been killed with it."""
+  """Ends this process when the sweep that started it was killed, as if killed with it."""
   multiprocessing.parent_process().join()
   os._exit(1)

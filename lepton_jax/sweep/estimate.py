@@ -19,7 +19,8 @@ def estimate(configs, executor, workers):
   probes, total = {}, 0.0
   at_once = 1 if executor == 'inline' else workers or machine.cores()
   for group in trials.programs([config for config in configs if trials.finished(config) is None]):
-    kind = tuple((name, value) for name, value in group[0].program() if name in SINGLE or config_lib.FIELDS[name][0] in CONCERNS)
+    kind = tuple((name, value) for name, value in group[0].program()
+                 if name in SINGLE or config_lib.FIELDS[name][0] in CONCERNS)
     if kind not in probes:
       try:
         probes[kind] = probe(group[0])
@@ -28,7 +29,8 @@ def estimate(configs, executor, workers):
         continue
     compiling, step, steps_per_epoch = probes[kind]
     total += compiling * min(at_once, len(group))
-    total += sum(TRIAL + step * EVALUATION * steps_per_epoch * config.training.epochs for config in group)
+    epochs = [config.training.epochs for config in group]
+    total += sum(TRIAL + step * EVALUATION * steps_per_epoch * count for count in epochs)
   return total / at_once
 
 

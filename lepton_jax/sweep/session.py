@@ -24,8 +24,10 @@ class Costs(typing.NamedTuple):
 
   Attributes:
     trials: how many were trained to their end.
-    programs: how many different ones they needed; each is compiled on every device that trains by it.
-    compile_seconds, busy_seconds: of tracing and compiling, and in all, summed over devices or processes.
+    programs: how many different ones they needed; each is compiled on every device that trains by
+      it.
+    compile_seconds, busy_seconds: of tracing and compiling, and in all, summed over devices or
+      processes.
     seconds: on the clock.
   """
   trials: int = 0
@@ -36,19 +38,23 @@ class Costs(typing.NamedTuple):
 
   def __str__(self):
     rate = 60 * self.trials / self.seconds if self.seconds else 0
-    return (f'trials trained: {self.trials} in {self.seconds:.1f} s, {rate:.1f} a minute; programs: {self.programs}; over all devices '
-            f'{self.compile_seconds:.1f} s compiling, {max(0.0, self.busy_seconds - self.compile_seconds):.1f} s training and the rest')
+    training = max(0.0, self.busy_seconds - self.compile_seconds)
+    return (f'trials trained: {self.trials} in {self.seconds:.1f} s, {rate:.1f} a minute; '
+            f'programs: {self.programs}; over all devices {self.compile_seconds:.1f} s compiling, '
+            f'{training:.1f} s training and the rest')
 
 
 class Session:
   """This process's workers, a thread for each device, and the programs that they have compiled.
 
-  Every device runs the program of a run on one device, so a trial's numbers are the same bit for bit,
-  whichever device has it. (One program over all devices would be compiled, and round, differently.)
+  Every device runs the program of a run on one device, so a trial's numbers are the same bit for
+  bit, whichever device has it. (One program over all devices would be compiled, and round,
+  differently.)
   """
 
   def __init__(self, options, all_devices, tell, watch=None, began=None):
-    machine.start(dataclasses.replace(options, parallel='auto', cpu_devices=options.cpu_devices if all_devices else 1))
+    cpu_devices = options.cpu_devices if all_devices else 1
+    machine.start(dataclasses.replace(options, parallel='auto', cpu_devices=cpu_devices))
     import jax
     devices = jax.local_devices() if all_devices else jax.local_devices()[:1]
     self.lanes = 1 if jax.default_backend() == 'cpu' or not all_devices else LANES
@@ -70,15 +76,18 @@ class Session:
   def train(self, configs):
     """Trains what has no result.
 
-    Raises train.loop.Interrupted where it was stopped, and UserError if a result was found that is of other data.
+    Raises train.loop.Interrupted where it was stopped, and UserError if a result was found that is
+    of other data.
     """
     from lepton_jax import folder
     from lepton_jax.train import loop
-    if len({(config.data, config.optimization.loss) for config in configs}) == 1:  # a mistake in it is all trials'
+    # A mistake in data that all trials share is found once, before any of them starts.
+    if len({(config.data, config.optimization.loss) for config in configs}) == 1:
       load_data(configs[0].data, configs[0].optimization.loss)
     for config in configs:
       if trials.finished(config):
-        folder.check_data(trials.folder_of(config), load_data(config.data, config.optimization.loss).version)
+        data = load_data(config.data, config.optimization.loss)
+        folder.check_data(trials.folder_of(config), data.version)
     todo = Todo(configs, self.lanes, self._began)
     for done in [self._pool.submit(worker.run, todo, self._stop) for worker in self.workers]:
       done.result()
@@ -89,19 +98,22 @@ class Session:
   def costs(self):
     """The Costs so far, but for the seconds on the clock."""
     compiled = set().union(*(worker.compiled for worker in self.workers))
-    return Costs(sum(w.trained for w in self.workers), len(compiled), self._clock.seconds, sum(w.busy for w in self.workers))
+    return Costs(sum(w.trained for w in self.workers), len(compiled), self._clock.seconds,
+                 sum(w.busy for w in self.workers))
 
 
 class Todo:
   """The trials that are left, handed out in groups that share a program."""
 
   def __init__(self, configs, most, began):
-    self._lock, self._groups, self._most, self._began = threading.Lock(), trials.programs(configs), most, began
+    self._lock, self._most, self._began = threading.Lock(), most, began
+    self._groups = trials.programs(configs)
 
   def take(self, known):
-    """Up to a cohort of (config, claim) of one program, of `known` ones if there are any, else of the program with most trials left.
+    """Up to a cohort of (config, claim) of one program.
 
-    None means that nothing is left; an empty list that other sweeps are training what is.
+    It is one of the `known` programs if trials of such are left, else the one with most trials
+    left. None means that nothing is left; an empty list that other sweeps are training what is.
     """
     with self._lock:
       self._groups = [group for group in self._groups if group]
@@ -111,7 +123,10 @@ class Todo:
       return [] if any(self._groups) else None
 
   def _claimed(self, group):
-    """Takes trials that no other sweep has out of a group, with their claims; those that came to their end meanwhile are dropped."""
+    """Takes trials that no other sweep has out of a group, with their claims.
+
+    Those that came to their end meanwhile are dropped.
+    """
     taken = []
     for config in list(group):
       if len(taken) == self._most:
@@ -120,7 +135,8 @@ class Todo:
       if claim is None:
         continue
       group.remove(config)
-      if trials.finished(config) or trials.failed_since(config, self._began):  # asked under the claim: before it, another sweep could still finish the trial
+      # Asked under the claim: before it, another sweep could still finish the trial.
+      if trials.finished(config) or trials.failed_since(config, self._began):
         claim.release()
       else:
         taken.append((config, claim))
@@ -147,7 +163,8 @@ class Worker:
           for _, claim in taken:
             stack.callback(claim.release)
           at = lambda trial: int(trial.state.step)
-          for _, together in itertools.groupby(sorted(self._open([config for config, _ in taken]), key=at), key=at):
+          configs = [config for config, _ in taken]
+          for _, together in itertools.groupby(sorted(self._open(configs), key=at), key=at):
             self._train(list(together), stop)
         self.busy += time.monotonic() - began
 
@@ -174,9 +191,13 @@ class Worker:
       import jax
       data = load_data(config.data, config.optimization.loss)
       if not data.size('validation'):
-        raise UserError(f'{data.name} has no validation part to rank trials by; pass a --validation_fraction above 0')
-      assembly = assemble.build(config, data, run.read_initial(config, data) if config.training.init_from else None)
-      calls = speed.steps_per_call(config.run.steps_per_call, assembly.state.params, assembly.batches, jax.default_backend())
+        raise UserError(
+            f'{data.name} has no validation part to rank trials by; pass a --validation_fraction '
+            f'above 0')
+      initial = run.read_initial(config, data) if config.training.init_from else None
+      assembly = assemble.build(config, data, initial)
+      calls = speed.steps_per_call(config.run.steps_per_call, assembly.state.params,
+                                   assembly.batches, jax.default_backend())
       self._kept[key] = cohort.Program(assembly, self._lanes, calls)
       self.compiled.add(key)
       if len(self._kept) > KEPT:
@@ -188,7 +209,8 @@ class Worker:
     from lepton_jax.sweep import cohort
     from lepton_jax.train import loop
     try:
-      with contextlib.suppress(loop.Interrupted):  # saved; whoever waits for all devices sees it as well
+      # An interrupted cohort is saved; whoever waits for all devices sees the signal as well.
+      with contextlib.suppress(loop.Interrupted):
         cohort.train(together[0].program, together, stop)
     except Exception as error:
       for trial in together:
@@ -208,8 +230,11 @@ class Worker:
 
   def _failed(self, config, failed):
     from lepton_jax.train import record
-    record.write_atomically(trials.folder_of(config) / 'config.json', config.to_json())  # it may have failed before it was opened
-    record.write_atomically(trials.folder_of(config) / trials.FAILURE, json.dumps(failed._asdict(), indent=2) + '\n')
+    folder = trials.folder_of(config)
+    # The trial may have failed before it was opened.
+    record.write_atomically(folder / 'config.json', config.to_json())
+    content = json.dumps(failed._asdict(), indent=2) + '\n'
+    record.write_atomically(folder / trials.FAILURE, content)
     self._tell(f'{config.name()}  failed: {failed.error.splitlines()[0]}')
 
 
@@ -217,7 +242,10 @@ _loading = threading.Lock()
 
 
 def load_data(options, loss):
-  """A data set, kept while trials in a row read it; loaded once where the threads of several devices ask together."""
+  """A data set, kept while trials in a row read it.
+
+  It is loaded once where the threads of several devices ask together.
+  """
   with _loading:
     return _loaded(options, loss)
 
@@ -230,7 +258,9 @@ def _loaded(options, loss):
 
 def line(config, result):
   """One line of a finished trial."""
-  return f'{config.name()}  validation {result["measure"]} {result["validation_" + result["measure"]]:.4f}  {result["train_seconds"]:.1f} s'
+  measure = result['measure']
+  return (f'{config.name()}  validation {measure} {result[f"validation_{measure}"]:.4f}  '
+          f'{result["train_seconds"]:.1f} s')
 
 
 class compile_clock(contextlib.AbstractContextManager):

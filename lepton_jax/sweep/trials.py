@@ -1,4 +1,4 @@
-"""The trials of a sweep: where their folders are, what came of them, which of them share programs."""
+"""The trials of a sweep: their folders, what came of them, and which of them share programs."""
 
 import json
 import pathlib
@@ -11,7 +11,8 @@ FAILURE, GIVEN_UP = 'failure.json', 'given_up'
 def folder_of(config):
   """Where a trial's run folder is; sweeps need local ones, for their claims."""
   if '://' in config.run.runs_dir:
-    raise UserError(f'--runs_dir={config.run.runs_dir}: a sweep needs a local folder, whose files it can lock')
+    raise UserError(
+        f'--runs_dir={config.run.runs_dir}: a sweep needs a local folder, whose files it can lock')
   return pathlib.Path(config.run.runs_dir).expanduser() / config.name()
 
 
@@ -22,7 +23,8 @@ def read_json(path):
   except FileNotFoundError:
     return None
   except ValueError:
-    raise UserError(f'{path} is damaged; the run that made it writes it again after its removal') from None
+    raise UserError(
+        f'{path} is damaged; the run that made it writes it again after its removal') from None
 
 
 def finished(config):
@@ -71,10 +73,17 @@ def check(configs):
     folder_of(config)
     if config.data.folds and config.data.fold is None:
       every = ','.join(map(str, range(config.data.folds)))
-      raise UserError(f'--folds={config.data.folds}: in a sweep a trial is one fold; pass --fold={every} as well')
+      raise UserError(f'--folds={config.data.folds}: in a sweep a trial is one fold; pass '
+                      f'--fold={every} as well')
     if config.optimization.solver != 'gradient':
-      raise UserError(f'--solver={config.optimization.solver}: a sweep trains by gradients; ./launch.sh train solves it')
+      raise UserError(
+          f'--solver={config.optimization.solver}: a sweep trains by gradients; ./launch.sh train '
+          f'solves it')
     if config.run.rerun:
-      raise UserError('--rerun: a sweep trains what has no result; to start over, remove its folder or name another --runs_dir')
+      raise UserError(
+          '--rerun: a sweep trains what has no result; to start over, remove its folder or name '
+          'another --runs_dir')
     if config.run.parallel in ('sharded', 'pmap'):
-      raise UserError(f'--parallel={config.run.parallel}: in a sweep a trial has one device; --executor=devices uses all of them')
+      raise UserError(
+          f'--parallel={config.run.parallel}: in a sweep a trial has one device; '
+          f'--executor=devices uses all of them')

@@ -15,18 +15,21 @@ SEAL = 'sha256.json'
 class Checkpoints:
   """The checkpoints below one folder, by step.
 
-  A checkpoint counts once its seal, the hashes of all its files, is written: an interrupted save has
-  none and is passed over, a changed byte breaks it and is reported.
+  A checkpoint counts once its seal, the hashes of all its files, is written. An interrupted save
+  has none and is passed over; a changed byte breaks it and is reported.
   """
 
   def __init__(self, folder, keep=2):
     folder = epath.Path(folder)
-    self._folder, self._keep = folder if folder.is_absolute() else folder.resolve(), keep  # orbax takes no relative path
-    self._manager = None
+    # Orbax takes no relative path.
+    self._folder = folder if folder.is_absolute() else folder.resolve()
+    self._keep, self._manager = keep, None
 
   def steps(self):
     """Steps with a folder, sealed or not, newest first."""
-    return sorted((int(p.name) for p in self._folder.iterdir() if p.name.isdigit()), reverse=True) if self._folder.exists() else []
+    if not self._folder.exists():
+      return []
+    return sorted((int(p.name) for p in self._folder.iterdir() if p.name.isdigit()), reverse=True)
 
   def save(self, step, state):
     """Writes and seals the state of a step; one that is there already stays."""
@@ -60,7 +63,12 @@ class Checkpoints:
     found = _hashes(folder)
     for file in sorted(sealed.keys() | found.keys() if isinstance(sealed, dict) else ()):
       if sealed.get(file) != found.get(file):
-        state = 'is missing' if file not in found else 'does not belong there' if file not in sealed else 'is damaged'
+        if file not in found:
+          state = 'is missing'
+        elif file not in sealed:
+          state = 'does not belong there'
+        else:
+          state = 'is damaged'
         return f'{folder / file} {state}'
     return '' if isinstance(sealed, dict) and sealed else f'{folder / SEAL} is damaged'
 
@@ -74,21 +82,25 @@ class Checkpoints:
     return None
 
   def discard_after(self, step):
-    """Removes checkpoints later than `step` (None: all) and unfinished saves, which would be in a new save's way."""
+    """Removes checkpoints later than `step` (None: all), and unfinished saves.
+
+    An unfinished save would be in a new save's way.
+    """
     for folder in list(self._folder.iterdir()) if self._folder.exists() else ():
       if not folder.name.isdigit() or step is None or int(folder.name) > step:
         folder.rmtree()
 
   def restore(self, step, template):
-    """The state saved at `step`, with the structure, dtypes and placement of `template`'s arrays."""
+    """The state saved at `step`, with the structure, dtypes and placement of `template`."""
     import orbax.checkpoint as ocp
     wanted = _flat(template)
     with ocp.StandardCheckpointer() as reader:
-      saved = reader.restore(self._folder / str(step) / 'default', jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted))
+      shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
+      saved = reader.restore(self._folder / str(step) / 'default', shapes)
     return jax.tree.unflatten(jax.tree.structure(template), [saved[name] for name in wanted])
 
   def restore_named(self, step):
-    """What was saved at `step`, a tree of dictionaries of numpy arrays, without knowing its shape beforehand."""
+    """The tree of dictionaries of numpy arrays saved at `step`, its shape unknown beforehand."""
     import orbax.checkpoint as ocp
     with ocp.StandardCheckpointer() as reader:
       saved = reader.restore(self._folder / str(step) / 'default')

@@ -1,6 +1,7 @@
-"""Update rules: optax transformations at unit rate, which our schedule and traced strengths multiply.
+"""Update rules: optax transformations at unit rate.
 
-optax's own schedules and learning rates refuse traced values; this way one compile serves them all.
+Our schedule and traced strengths multiply what they give. optax's own schedules and learning rates
+refuse traced values; this way one compile serves them all.
 """
 
 import typing
@@ -12,7 +13,8 @@ import optax
 from lepton_jax import trees
 from lepton_jax.registry import OPTIMIZERS
 
-# Each rule is (momentum, decay) -> GradientTransformation, `decay` adding weight_decay * w where it belongs.
+# Each rule is (momentum, decay) -> GradientTransformation; `decay` adds weight_decay * w where it
+# belongs.
 
 
 @OPTIMIZERS.register
@@ -49,7 +51,8 @@ def adamw(momentum, decay):
 @OPTIMIZERS.register
 def lamb(momentum, decay):
   """LAMB (arXiv:1904.00962): Adam's direction at each layer's own scale."""
-  return optax.chain(optax.scale_by_adam(b1=momentum, eps=1e-6), decay, optax.scale_by_trust_ratio())
+  return optax.chain(optax.scale_by_adam(b1=momentum, eps=1e-6), decay,
+                     optax.scale_by_trust_ratio())
 
 
 @OPTIMIZERS.register
@@ -59,16 +62,22 @@ def rmsprop(momentum, decay):
 
 
 class Optimizer(typing.NamedTuple):
-  """`init(trained) -> opt_state`; `update(gradients, opt_state, trained, step, hparams) -> (updates, opt_state)`."""
+  """The functions of an optimizer.
+
+  `init(trained) -> opt_state` and
+  `update(gradients, opt_state, trained, step, hparams) -> (updates, opt_state)`.
+  """
   init: typing.Callable
   update: typing.Callable
 
 
 def make_optimizer(options, schedule, frozen=frozenset()):
-  """The Optimizer of `config.Optimization` options; the named `frozen` parameters get no update at all."""
+  """The Optimizer of `config.Optimization` options; `frozen` names parameters without updates."""
   def rule(hparams):
     is_decayed = lambda tree: trees.map_named(lambda name, _: trees.is_kernel(name), tree)
-    decay = optax.add_decayed_weights(hparams['weight_decay'], is_decayed) if 'weight_decay' in hparams else optax.identity()
+    decay = optax.identity()
+    if 'weight_decay' in hparams:
+      decay = optax.add_decayed_weights(hparams['weight_decay'], is_decayed)
     return OPTIMIZERS.get(options.optimizer)(options.momentum, decay)
 
   def init(trained, hparams):
@@ -77,10 +86,21 @@ def make_optimizer(options, schedule, frozen=frozenset()):
   def update(gradients, opt_state, trained, step, hparams):
     if 'clip_norm' in hparams:
       norm = trees.global_norm(gradients)
-      gradients = jax.tree.map(lambda g: g * jnp.minimum(1, hparams['clip_norm'] / jnp.maximum(norm, 1e-12)).astype(g.dtype), gradients)
+
+      def clip(g):
+        factor = jnp.minimum(1, hparams['clip_norm'] / jnp.maximum(norm, 1e-12))
+        return g * factor.astype(g.dtype)
+
+      gradients = jax.tree.map(clip, gradients)
     with jax.numpy_dtype_promotion('standard'):  # optax raises floats to integer step counts
       updates, opt_state = rule(hparams).update(gradients, opt_state, trained)
-    rate = hparams['learning_rate'] * schedule(step).astype(hparams['learning_rate'].dtype) if 'learning_rate' in hparams else 0.0
-    return trees.map_named(lambda name, u: jnp.zeros_like(u) if name in frozen else (-rate * u).astype(u.dtype), updates), opt_state
+    rate = 0.0
+    if 'learning_rate' in hparams:
+      rate = hparams['learning_rate'] * schedule(step).astype(hparams['learning_rate'].dtype)
+
+    def step_of(name, u):
+      return jnp.zeros_like(u) if name in frozen else (-rate * u).astype(u.dtype)
+
+    return trees.map_named(step_of, updates), opt_state
 
   return Optimizer(init, update)

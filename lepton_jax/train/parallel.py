@@ -18,8 +18,9 @@ class Parallel(typing.NamedTuple):
     devices: how many share a batch.
     axis: name of the device axis that the step must average over, or None (pmap only).
     rows: the slice of a global batch that this process feeds.
-    step: compiles `(state, batch) -> (state, measurements)`, or with a count above 1 so many of them in one
-      program, `(state, batches) -> (state, measurements [count] each)`; the old state is given up.
+    step: compiles `(state, batch) -> (state, measurements)`, or with a count above 1 so many of
+      them in one program, `(state, batches) -> (state, measurements [count] each)`; the old state
+      is given up.
     predict: compiles `(state, batch) -> outputs[batch, ...]`, whole on every process.
     put_state, put_batch, put_examples: move host arrays to where `step` and `predict` want them.
     put_batches: a list of batches as the array of each that a step of many takes.
@@ -51,15 +52,19 @@ def make_parallel(mode, batch_size, devices=0):
   """
   if mode == 'jit':
     if devices > 1:
-      raise UserError(f'--devices={devices}: --parallel=jit uses one; pass --parallel=sharded or pmap')
+      raise UserError(
+          f'--devices={devices}: --parallel=jit uses one; pass --parallel=sharded or pmap')
     if jax.process_count() > 1:
-      raise UserError('--parallel=jit uses one device of one process; with several processes pass --parallel=sharded or pmap')
+      raise UserError(
+          '--parallel=jit uses one device of one process; with several processes pass '
+          '--parallel=sharded or pmap')
     put = jax.device_put  # to the default device
 
     def step(function, count=1):
       return jax.jit(repeated(function, count), donate_argnums=0)
 
-    return Parallel(1, None, slice(None), step, jax.jit, put, put, put, lambda batches: put(stacked(batches)))
+    put_many = lambda batches: put(stacked(batches))
+    return Parallel(1, None, slice(None), step, jax.jit, put, put, put, put_many)
   chosen = _choose(devices)
   local = sum(d.process_index == jax.process_index() for d in chosen)
   check_divides(batch_size, len(chosen))
@@ -69,10 +74,12 @@ def make_parallel(mode, batch_size, devices=0):
   rows = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
 
   def put_state(state):  # from every process's own copy, so that arrays span processes
-    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, whole, np.asarray(x).__getitem__), state)
+    put = lambda x: jax.make_array_from_callback(x.shape, whole, np.asarray(x).__getitem__)
+    return jax.tree.map(put, state)
 
   def put_sharded(batch):
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, np.asarray(x)), batch)
+    put = lambda x: jax.make_array_from_process_local_data(split, np.asarray(x))
+    return jax.tree.map(put, batch)
 
   def put_sharded_many(batches):
     many = NamedSharding(mesh, PartitionSpec(None, AXIS))
@@ -88,33 +95,43 @@ def make_parallel(mode, batch_size, devices=0):
     compiled = jax.jit(function, out_shardings=whole)
     if jax.default_backend() != 'cpu':
       return compiled
-    # XLA's CPU threads are as many as cores, and a program that waits for another device keeps its thread. Several
-    # calls that do not depend on each other, as train steps do, could take all of them and wait for ever.
+    # XLA's CPU threads are as many as cores, and a program that waits for another device keeps its
+    # thread. Several calls that do not depend on each other, as train steps do, could take all of
+    # them and wait for ever.
     return lambda *arguments: jax.block_until_ready(compiled(*arguments))
 
   if mode == 'sharded':
     def step(function, count=1):
       return jax.jit(repeated(function, count), donate_argnums=0, out_shardings=whole)
 
-    return Parallel(len(chosen), None, rows, step, predict, put_state, put_sharded, put_sharded, put_sharded_many)
+    return Parallel(len(chosen), None, rows, step, predict, put_state, put_sharded, put_sharded,
+                    put_sharded_many)
 
-  def span(array):  # several processes: pmap's result is each process's own; the same buffers as one array over all
-    return jax.make_array_from_single_device_arrays(array.shape, whole, [shard.data for shard in array.addressable_shards])
+  # With several processes pmap's result is each process's own; this makes one array over all of the
+  # same buffers.
+  def span(array):
+    shards = [shard.data for shard in array.addressable_shards]
+    return jax.make_array_from_single_device_arrays(array.shape, whole, shards)
 
-  def step(function, count=1):  # state goes in and comes out whole, so it never needs replicating or picking apart
+  # State goes in and comes out whole, so it never needs replicating or picking apart.
+  def step(function, count=1):
     function = repeated(function, count)
     if jax.process_count() == 1:
-      return jax.pmap(function, AXIS, in_axes=(None, 0), out_axes=None, devices=chosen, donate_argnums=0)
+      return jax.pmap(function, AXIS, in_axes=(None, 0), out_axes=None, devices=chosen,
+                      donate_argnums=0)
     mapped = jax.pmap(function, AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=0)
     return lambda state, batch: jax.tree.map(span, mapped(state, batch))
 
-  return Parallel(len(chosen), AXIS, rows, step, predict, put_state, put_stacked, put_sharded, put_stacked_many)
+  return Parallel(len(chosen), AXIS, rows, step, predict, put_state, put_stacked, put_sharded,
+                  put_stacked_many)
 
 
 def _choose(devices):
-  if devices > len(jax.devices()) or (devices and jax.process_count() > 1 and devices != len(jax.devices())):
-    raise UserError(f'--devices={devices}: there are {len(jax.devices())}; with several processes all are used. '
-                    'On a CPU, --cpu_devices makes more')
+  present = len(jax.devices())
+  if devices > present or (devices and jax.process_count() > 1 and devices != present):
+    raise UserError(
+        f'--devices={devices}: there are {present}; with several processes all are used. '
+        'On a CPU, --cpu_devices makes more')
   return jax.devices()[:devices] if devices else jax.devices()
 
 
@@ -123,4 +140,6 @@ def check_divides(batch_size, devices):
   if batch_size % devices:
     below = batch_size // devices * devices
     near = f'{below} or {below + devices}' if below else f'{devices} or {2 * devices}'
-    raise UserError(f'--batch_size={batch_size} does not divide by {devices} devices; the nearest sizes that do: {near}')
+    raise UserError(
+        f'--batch_size={batch_size} does not divide by {devices} devices; the nearest sizes that '
+        f'do: {near}')

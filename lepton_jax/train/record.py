@@ -1,4 +1,4 @@
-"""What a run leaves behind while it trains: metrics.jsonl, TensorBoard events, lines or a bar on the terminal."""
+"""What a run leaves behind while it trains: metrics.jsonl, TensorBoard events, terminal output."""
 
 import json
 import sys
@@ -28,7 +28,10 @@ def read_rows(folder):
 
 
 class Record:
-  """Rows of one run. Opening it cuts metrics.jsonl back to `step`, so that a resumed run continues it exactly."""
+  """Rows of one run.
+
+  Opening it cuts metrics.jsonl back to `step`, so that a resumed run continues it exactly.
+  """
 
   def __init__(self, folder, step, tensorboard, quiet=False):
     self._path, self._quiet, self._events = epath.Path(folder) / 'metrics.jsonl', quiet, None
@@ -38,7 +41,8 @@ class Record:
     write_atomically(self._path, ''.join(json.dumps(row) + '\n' for row in self.rows))
     if tensorboard:
       import tensorboardX
-      self._events = tensorboardX.SummaryWriter(str(epath.Path(folder) / 'tensorboard'), purge_step=step + 1 if step else None)
+      events = str(epath.Path(folder) / 'tensorboard')
+      self._events = tensorboardX.SummaryWriter(events, purge_step=step + 1 if step else None)
 
   def add(self, row):
     """Appends a row: {'epoch', 'step', measurements}."""
@@ -65,8 +69,10 @@ class Progress:
     self._bar, self._quiet, self._began = None, quiet, time.monotonic()
     if not quiet and sys.stdout.isatty():
       from rich import progress
-      self._bar = progress.Progress(progress.TextColumn('{task.description}'), progress.BarColumn(), progress.MofNCompleteColumn(),
-                                    progress.TimeElapsedColumn(), progress.TimeRemainingColumn(), progress.TextColumn('{task.fields[status]}'))
+      self._bar = progress.Progress(
+          progress.TextColumn('{task.description}'), progress.BarColumn(),
+          progress.MofNCompleteColumn(), progress.TimeElapsedColumn(),
+          progress.TimeRemainingColumn(), progress.TextColumn('{task.fields[status]}'))
       self._task = self._bar.add_task(title, total=total, completed=start, status='compiling')
       self._bar.start()
 

@@ -1,4 +1,4 @@
-"""Learning rate over the run: each maps progress f32[] in [0, 1] after warm-up to a factor of the peak rate."""
+"""Learning rates: each maps progress f32[] in [0, 1] after warm-up to a factor of the peak rate."""
 
 import jax.numpy as jnp
 
@@ -16,7 +16,8 @@ def constant(progress, options):
 @SCHEDULES.register
 def step(progress, options):
   """Times `schedule_factor` at each of `schedule_boundaries`."""
-  return options.schedule_factor ** sum((progress >= b).astype(jnp.float32) for b in boundaries(options))
+  passed = sum((progress >= b).astype(jnp.float32) for b in boundaries(options))
+  return options.schedule_factor ** passed
 
 
 @SCHEDULES.register
@@ -34,7 +35,7 @@ def cosine(progress, options):
 
 @SCHEDULES.register
 def one_cycle(progress, options):
-  """Linear from 1/25 up to the peak at 30 % of the run, then linear down to 1/10,000 (arXiv:1708.07120)."""
+  """Linear from 1/25 to the peak at 30 % of the run, then down to 1/10,000 (arXiv:1708.07120)."""
   del options
   return jnp.interp(progress, jnp.array([0.0, 0.3, 1.0]), jnp.array([1 / 25, 1.0, 1e-4]))
 
@@ -56,7 +57,9 @@ def make_schedule(options, total_steps, steps_per_epoch):
   shape = SCHEDULES.get(options.schedule)
   warmup = round(options.warmup_epochs * steps_per_epoch)
   if warmup >= total_steps:
-    raise UserError(f'--warmup_epochs={options.warmup_epochs}: the whole run has {total_steps / steps_per_epoch:g} epochs')
+    raise UserError(
+        f'--warmup_epochs={options.warmup_epochs}: the whole run has '
+        f'{total_steps / steps_per_epoch:g} epochs')
   if options.schedule == 'step':
     boundaries(options)
 

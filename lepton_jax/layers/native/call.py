@@ -1,4 +1,4 @@
-"""A C++ function as an operation of a JAX program: jitted, mapped over lanes, split over devices."""
+"""A C++ function as an operation of JAX programs: jitted, mapped over lanes, split over devices."""
 
 import functools
 
@@ -14,21 +14,23 @@ def operation(name, dimensions, shapes, combine=jax.lax.psum, **attributes):
   """A function of arrays that calls the C++ function `name`; returns a tuple of arrays.
 
   Args:
-    dimensions: 'b h w i, r s j o -> b y x o' names each dimension of the arguments and results. Those that
-      begin with b are rows of a batch, which devices may share. Results that do not have them combine
-      what each device found in its rows.
+    dimensions: 'b h w i, r s j o -> b y x o' names each dimension of the arguments and results.
+      Those that begin with b are rows of a batch, which devices may share. Results that do not have
+      them combine what each device found in its rows.
     shapes: (arguments) -> a tuple of the results' shapes.
     combine: (results, mesh axes) -> results over all rows.
     attributes: numbers and tuples of numbers that the C++ function reads by name.
 
-  Under vmap the C++ function gets leading axes on all arrays. There is no derivative: callers define one.
+  Under vmap the C++ function gets leading axes on all arrays. There is no derivative; callers
+  define one.
   """
   inputs, outputs = ([part.split() for part in side.split(',')] for side in dimensions.split('->'))
 
   def local(*arrays):
     results = [jax.ShapeDtypeStruct(shape, arrays[0].dtype) for shape in shapes(*arrays)]
     numbers = {key: _number(value) for key, value in attributes.items()}
-    return tuple(jax.ffi.ffi_call(_target(name), results, vmap_method='broadcast_all')(*arrays, **numbers))
+    function = jax.ffi.ffi_call(_target(name), results, vmap_method='broadcast_all')
+    return tuple(function(*arrays, **numbers))
 
   def partition(mesh, arguments, results):
     axes = {}  # of the mesh, by dimension
@@ -68,7 +70,10 @@ def _number(value):
 
 @functools.cache
 def _target(name):
-  """XLA's name of the C++ function; new with each new library, because compiled programs are kept."""
+  """XLA's name of the C++ function.
+
+  Each new library has a new name, because compiled programs are kept.
+  """
   opened = library.opened()
   target = f'lepton_{name}_{opened.digest}'
   capsule = jax.ffi.pycapsule(getattr(opened.functions, name))

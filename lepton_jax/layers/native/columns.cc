@@ -9,8 +9,8 @@ using ffi::AnyBuffer;
 
 constexpr int64_t kBlock = 8192;  // numbers that stay in a core's nearest cache
 
-// Rows of one lane in parts, and a part in blocks. A row of few columns is too short for the processor, so some rows
-// are added up side by side, as one of `wide` numbers.
+// Rows of one lane in parts, and a part in blocks. A row of few columns is too short for the
+// processor, so some rows are added up side by side, as one of `wide` numbers.
 struct Cut {
   Cut(int64_t rows, int64_t columns) : rows(rows), columns(columns) {
     together = std::max<int64_t>(1, 128 / columns);
@@ -22,7 +22,8 @@ struct Cut {
   int64_t rows, columns, together, block, parts;
 };
 
-// Calls add(i, j) for the numbers i of rows `begin` to `end` and the sum j that each belongs to; folds the sums.
+// Calls add(i, j) for the numbers i of rows `begin` to `end` and the sum j that each belongs to;
+// folds the sums.
 template <int count, typename Add>
 void Accumulate(const Cut& cut, int64_t begin, int64_t end, float* sums, const Add& add) {
   const int64_t wide = cut.together * cut.columns;
@@ -45,8 +46,9 @@ float* Sums(const Cut& cut, int64_t count) {
   return reinterpret_cast<float*>(scratch.Get(count * cut.together * cut.columns * sizeof(float)));
 }
 
-// Mean and variance. The moments of a block are taken in two passes over the cache, so that a column far from zero
-// keeps its variance, and joined to those of the blocks before by Chan et al. (1983).
+// Mean and variance. The moments of a block are taken in two passes over the cache, so that a
+// column far from zero keeps its variance, and joined to those of the blocks before by Chan et al.
+// (1983).
 void Moments(const Cut& cut, const float* x, int64_t part, double* mean, double* squares) {
   const int64_t columns = cut.columns, wide = cut.together * columns;
   float* sums = Sums(cut, 2);
@@ -72,10 +74,12 @@ void Moments(const Cut& cut, const float* x, int64_t part, double* mean, double*
   }
 }
 
-void AllMoments(ffi::ThreadPool& pool, int64_t lanes, const Cut& cut, const float* x, float* mean, float* variance) {
+void AllMoments(ffi::ThreadPool& pool, int64_t lanes, const Cut& cut, const float* x, float* mean,
+                float* variance) {
   const int64_t columns = cut.columns;
   thread_local Scratch scratch;
-  double* found = reinterpret_cast<double*>(scratch.Get(lanes * cut.parts * 2 * columns * sizeof(double)));
+  double* found =
+      reinterpret_cast<double*>(scratch.Get(lanes * cut.parts * 2 * columns * sizeof(double)));
   InParallel(pool, lanes * cut.parts, [&](int64_t i) {
     double* mine = found + i * 2 * columns;
     Moments(cut, x + i / cut.parts * cut.rows * columns, i % cut.parts, mine, mine + columns);
@@ -99,11 +103,12 @@ void AllMoments(ffi::ThreadPool& pool, int64_t lanes, const Cut& cut, const floa
 }
 
 // Sums of a * b and of a.
-void AllSums(ffi::ThreadPool& pool, int64_t lanes, const Cut& cut, const float* a, const float* b, float* products,
-             float* plain) {
+void AllSums(ffi::ThreadPool& pool, int64_t lanes, const Cut& cut, const float* a, const float* b,
+             float* products, float* plain) {
   const int64_t columns = cut.columns, wide = cut.together * columns;
   thread_local Scratch scratch;
-  double* found = reinterpret_cast<double*>(scratch.Get(lanes * cut.parts * 2 * columns * sizeof(double)));
+  double* found =
+      reinterpret_cast<double*>(scratch.Get(lanes * cut.parts * 2 * columns * sizeof(double)));
   InParallel(pool, lanes * cut.parts, [&](int64_t i) {
     float *first = Sums(cut, 2), *second = first + wide;
     double* mine = found + i * 2 * columns;
@@ -111,10 +116,11 @@ void AllSums(ffi::ThreadPool& pool, int64_t lanes, const Cut& cut, const float* 
     const int64_t part = i % cut.parts, offset = i / cut.parts * cut.rows * columns;
     const float *left = a + offset, *right = b + offset;
     for (int64_t row = cut.begin(part); row < cut.begin(part + 1); row += cut.block) {
-      Accumulate<2>(cut, row, std::min(row + cut.block, cut.begin(part + 1)), first, [&](int64_t k, int64_t j) {
-        first[j] += left[k] * right[k];
-        second[j] += left[k];
-      });
+      Accumulate<2>(cut, row, std::min(row + cut.block, cut.begin(part + 1)), first,
+                    [&](int64_t k, int64_t j) {
+                      first[j] += left[k] * right[k];
+                      second[j] += left[k];
+                    });
       for (int64_t j = 0; j < columns; ++j) {
         mine[j] += first[j];
         mine[columns + j] += second[j];
@@ -133,7 +139,8 @@ void AllSums(ffi::ThreadPool& pool, int64_t lanes, const Cut& cut, const float* 
   }
 }
 
-ffi::Error MomentsCall(ffi::ThreadPool pool, AnyBuffer x, ffi::Result<AnyBuffer> mean, ffi::Result<AnyBuffer> variance) {
+ffi::Error MomentsCall(ffi::ThreadPool pool, AnyBuffer x, ffi::Result<AnyBuffer> mean,
+                       ffi::Result<AnyBuffer> variance) {
   return Guarded("moments of columns: array, mean", {Shape(x), Shape(*mean)}, [&] {
     const int64_t lanes = Lanes(Shape(*mean), 1), columns = Shape(*mean).back();
     const Cut cut(Size(Shape(x)) / lanes / columns, columns);
@@ -151,7 +158,8 @@ ffi::Error SumsCall(ffi::ThreadPool pool, AnyBuffer a, AnyBuffer b, ffi::Result<
 }
 
 // The sum of squares of all numbers of all arrays; the parts are stretches of one array.
-ffi::Error SquaresCall(ffi::ThreadPool pool, ffi::RemainingArgs arrays, ffi::Result<AnyBuffer> total) {
+ffi::Error SquaresCall(ffi::ThreadPool pool, ffi::RemainingArgs arrays,
+                       ffi::Result<AnyBuffer> total) {
   return Guarded("sum of squares: result", {Shape(*total)}, [&] {
     constexpr int64_t kStretch = 8 * kBlock;
     const int64_t lanes = Size(Shape(*total));
@@ -166,7 +174,8 @@ ffi::Error SquaresCall(ffi::ThreadPool pool, ffi::RemainingArgs arrays, ffi::Res
         auto array = *arrays.get<AnyBuffer>(i);
         const int64_t size = Size(Shape(array)) / lanes;
         for (int64_t at = 0; at < size; at += kStretch) {
-          parts.push_back({Floats(array) + lane * size + at, std::min(kStretch, size - at), lane, 0.0});
+          parts.push_back(
+              {Floats(array) + lane * size + at, std::min(kStretch, size - at), lane, 0.0});
         }
       }
     }
@@ -194,9 +203,10 @@ ffi::Error SquaresCall(ffi::ThreadPool pool, ffi::RemainingArgs arrays, ffi::Res
 #define BIND ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<AnyBuffer>()
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(moments, MomentsCall, BIND.Ret<AnyBuffer>().Ret<AnyBuffer>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(column_sums, SumsCall, BIND.Arg<AnyBuffer>().Ret<AnyBuffer>().Ret<AnyBuffer>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(column_sums, SumsCall,
+                              BIND.Arg<AnyBuffer>().Ret<AnyBuffer>().Ret<AnyBuffer>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(squares, SquaresCall,
-                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().Ret<AnyBuffer>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    squares, SquaresCall, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().Ret<AnyBuffer>());
 
 }  // namespace lepton

@@ -1,9 +1,10 @@
 // What the custom calls share: XLA's threads, kept memory, kept primitives, errors.
 //
-// oneDNN itself always runs on one thread. A call is cut into parts, which the calling thread and the free ones of
-// XLA's own pool take one after another. Where the cuts are depends on shapes alone, so the order of a sum, and
-// every bit of a result, is the same on one core and on many. No thread waits for a part that has not begun, so
-// devices that compute side by side cannot block each other, and there are never more threads than XLA has.
+// oneDNN itself always runs on one thread. A call is cut into parts, which the calling thread and
+// the free ones of XLA's own pool take one after another. Where the cuts are depends on shapes
+// alone, so the order of a sum, and every bit of a result, is the same on one core and on many. No
+// thread waits for a part that has not begun, so devices that compute side by side cannot block
+// each other, and there are never more threads than XLA has.
 
 #pragma once
 
@@ -63,7 +64,8 @@ class Scratch {
   size_t size_ = 0;
 };
 
-// Holds oneDNN to this thread alone for as long as it lives; other users of OpenMP keep their threads.
+// Holds oneDNN to this thread alone for as long as it lives; other users of OpenMP keep their
+// threads.
 class OneThread {
  public:
   OneThread() : before_(omp_get_max_threads()) { omp_set_num_threads(1); }
@@ -95,7 +97,8 @@ void InParallel(ffi::ThreadPool& pool, int64_t count, const Task& task) {
   };
   auto shared = std::make_shared<Shared>();
   shared->left = count;
-  auto work = [shared, count, &task] {  // one that comes late finds no part left, and `task` is gone by then
+  // One that comes late finds no part left, and `task` is gone by then.
+  auto work = [shared, count, &task] {
     for (int64_t i; (i = shared->next.fetch_add(1)) < count;) {
       std::string error;
       try {
@@ -109,14 +112,15 @@ void InParallel(ffi::ThreadPool& pool, int64_t count, const Task& task) {
       if (--shared->left == 0) shared->finished.notify_all();
     }
   };
-  for (int64_t i = std::min(count, pool.num_threads()); i > 1; --i) pool.Schedule([work] { work(); });
+  for (int64_t i = std::min(count, pool.num_threads()); i > 1; --i)
+    pool.Schedule([work] { work(); });
   work();
   std::unique_lock<std::mutex> lock(shared->mutex);
   shared->finished.wait(lock, [&] { return shared->left == 0; });
   if (!shared->error.empty()) throw std::runtime_error(shared->error);
 }
 
-// A primitive for one thread and the order in which it wants the array that it may choose the order of.
+// A primitive for one thread and the order in which it wants the array whose order it may choose.
 struct Compiled {
   template <typename Description>
   Compiled(dnnl::primitive primitive, const Description& description, const memory::desc& order)
@@ -174,14 +178,17 @@ inline Dims Shape(const ffi::AnyBuffer& buffer) {
   return Dims(buffer.dimensions().begin(), buffer.dimensions().end());
 }
 
-inline char* Data(const ffi::AnyBuffer& buffer) { return static_cast<char*>(buffer.untyped_data()); }
+inline char* Data(const ffi::AnyBuffer& buffer) {
+  return static_cast<char*>(buffer.untyped_data());
+}
 
 // How many numbers an array of this shape has.
 inline int64_t Size(const Dims& shape) {
   return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<int64_t>());
 }
 
-// The product of all but the last `rank` dimensions: how many problems of one shape lie behind each other.
+// The product of all but the last `rank` dimensions: how many problems of one shape lie behind each
+// other.
 inline int64_t Lanes(const Dims& shape, size_t rank) {
   if (shape.size() < rank) throw std::runtime_error("too few dimensions");
   return Size(Dims(shape.begin(), shape.end() - rank));

@@ -1,7 +1,7 @@
 """The C++ files of this folder, compiled once for this machine and opened.
 
-They call oneDNN, which comes as a wheel for Linux on x86-64. Where it, a C++ compiler or the platform
-is missing, `status` says so and layers take XLA's own forms.
+They call oneDNN, which comes as a wheel for Linux on x86-64. Where oneDNN, a C++ compiler or the
+platform is missing, `status` says so and layers take XLA's own forms.
 """
 
 import ctypes
@@ -112,7 +112,8 @@ def _built(digest, headers, onednn):
   compiler = os.environ.get('CXX') or shutil.which('g++') or shutil.which('clang++')
   if not compiler:
     raise Missing('a C++ compiler would make them faster (apt-get install g++)')
-  print(f'compiling the CPU layers for this machine, once, into {path}', file=sys.stderr, flush=True)
+  message = f'compiling the CPU layers for this machine, once, into {path}'
+  print(message, file=sys.stderr, flush=True)
   import jax
   include = _file(headers, 'dnnl.hpp').parent
   try:

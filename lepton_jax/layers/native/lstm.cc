@@ -1,8 +1,10 @@
 // The recurrence of an LSTM over all steps, forwards and backwards.
 //
-// Rows of a batch do not depend on each other, so a part is some rows over all steps: threads meet once at the end.
-// Arrays: gates [lanes..., time, batch, 4 features] in the order input, forget, cell, output; kernel [lanes...,
-// features, 4 features]; states [lanes..., batch, features]; valid [lanes..., time, batch], 1 or 0.
+// Rows of a batch do not depend on each other, so a part is some rows over all steps: threads meet
+// once at the end.
+// Arrays: gates [lanes..., time, batch, 4 features] in the order input, forget, cell, output;
+// kernel [lanes..., features, 4 features]; states [lanes..., batch, features];
+// valid [lanes..., time, batch], 1 or 0.
 
 #include <cmath>
 #include <cstdint>
@@ -19,11 +21,12 @@ using Result = ffi::Result<AnyBuffer>;
 
 constexpr int64_t kRows = 16;  // of a part, the fewest that fill the processor's registers
 
-// e ** x to a unit in the last place or two, in a form that compilers turn into vector instructions: 2 ** n times a
-// polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes, expf).
+// e ** x to a unit in the last place or two, in a form that compilers turn into vector
+// instructions: 2 ** n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes, expf).
 inline float Exp(float x) {
   x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-  const float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // rounded: 1.5 * 2 ** 23 has no fraction left
+  // Rounded: 1.5 * 2 ** 23 has no fraction left.
+  const float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
   const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
@@ -68,7 +71,8 @@ class Multiplier {
         attributes.set_post_ops(sum);
       }
       matmul::primitive_desc description(Engine(), left_, any, result_, attributes);
-      return std::make_shared<Compiled>(matmul(description), description, description.weights_desc());
+      return std::make_shared<Compiled>(matmul(description), description,
+                                        description.weights_desc());
     });
   }
 
@@ -87,7 +91,8 @@ class Multiplier {
 
 struct Sizes {
   explicit Sizes(const Dims& gates)
-      : lanes(Lanes(gates, 3)), time(gates.end()[-3]), batch(gates.end()[-2]), features(gates.end()[-1] / 4),
+      : lanes(Lanes(gates, 3)), time(gates.end()[-3]), batch(gates.end()[-2]),
+        features(gates.end()[-1] / 4),
         parts(std::max<int64_t>(1, std::min(kMostParts, batch / kRows))) {}
 
   int64_t begin(int64_t part) const { return batch * part / parts; }
@@ -99,9 +104,11 @@ struct Sizes {
 // The kernel of each lane in oneDNN's order for so many rows; `transposed`: [4 features, features].
 class Ordered {
  public:
-  Ordered(const Sizes& s, float* kernel, bool transposed) : sizes_(s), kernel_(kernel), transposed_(transposed) {}
+  Ordered(const Sizes& s, float* kernel, bool transposed)
+      : sizes_(s), kernel_(kernel), transposed_(transposed) {}
 
-  // In memory of the thread that asks: a lane's kernel is small, and each part reads it at every step.
+  // In memory of the thread that asks: a lane's kernel is small, and each part reads it at every
+  // step.
   char* Get(int64_t lane, const Multiplier& multiply) const {
     thread_local Scratch scratch;
     char* ordered = scratch.Get(multiply.order().get_size());
@@ -119,8 +126,8 @@ class Ordered {
 };
 
 // One row of one step. `z` holds the joined gates and becomes the activated ones.
-void Step(int64_t features, float exists, float* __restrict z, float* __restrict h, float* __restrict c,
-          float* __restrict output, float* __restrict cell) {
+void Step(int64_t features, float exists, float* __restrict z, float* __restrict h,
+          float* __restrict c, float* __restrict output, float* __restrict cell) {
   float *i = z, *f = z + features, *g = z + 2 * features, *o = z + 3 * features;
   for (int64_t k = 0; k < 2 * features; ++k) z[k] = Sigmoid(z[k]);
   for (int64_t k = 0; k < features; ++k) g[k] = Tanh(g[k]);
@@ -136,13 +143,15 @@ void Step(int64_t features, float exists, float* __restrict z, float* __restrict
 
 // `activated` and `cells`, which only a gradient needs, may be null.
 struct Forward {
-  float *gates, *kernel, *bias, *valid, *keep, *h, *c, *outputs, *activated, *cells, *last_h, *last_c;
+  float *gates, *kernel, *bias, *valid, *keep, *h, *c, *outputs, *activated, *cells, *last_h,
+      *last_c;
 };
 
 void RunForward(const Sizes& s, ffi::ThreadPool& pool, const Forward& a) {
   const Ordered ordered(s, a.kernel, false);
   InParallel(pool, s.lanes * s.parts, [&](int64_t i) {
-    const int64_t lane = i / s.parts, begin = s.begin(i % s.parts), n = s.begin(i % s.parts + 1) - begin;
+    const int64_t lane = i / s.parts, begin = s.begin(i % s.parts),
+                  n = s.begin(i % s.parts + 1) - begin;
     const int64_t f = s.features, w = s.wide(), first = (lane * s.batch + begin) * f;
     const Multiplier multiply(n, f, w, true);
     char* kernel = ordered.Get(lane, multiply);
@@ -163,15 +172,18 @@ void RunForward(const Sizes& s, ffi::ThreadPool& pool, const Forward& a) {
       for (int64_t k = 0; k < n * f; ++k) kept[k] = h[k] * a.keep[first + k];
       multiply(kept, kernel, z);
       for (int64_t r = 0; r < n; ++r) {
-        Step(f, a.valid[row + r], z + r * w, h + r * f, c + r * f, a.outputs + (row + r) * f, cells + r * f);
+        Step(f, a.valid[row + r], z + r * w, h + r * f, c + r * f, a.outputs + (row + r) * f,
+             cells + r * f);
       }
     }
   });
 }
 
-// One row of one step backwards: dz from the gradients of the states after it; dc becomes that of the cell before.
+// One row of one step backwards: dz from the gradients of the states after it; dc becomes that of
+// the cell before.
 void StepBack(int64_t features, const float* __restrict z, const float* __restrict cell,
-              const float* __restrict before, const float* __restrict dh, float* __restrict dc, float* __restrict dz) {
+              const float* __restrict before, const float* __restrict dh, float* __restrict dc,
+              float* __restrict dz) {
   const float *i = z, *f = z + features, *g = z + 2 * features, *o = z + 3 * features;
   for (int64_t k = 0; k < features; ++k) {
     const float t = Tanh(cell[k]), d = dc[k] + dh[k] * o[k] * (1.0f - t * t);
@@ -184,13 +196,15 @@ void StepBack(int64_t features, const float* __restrict z, const float* __restri
 }
 
 struct Backward {
-  float *activated, *cells, *kernel, *valid, *keep, *c, *doutputs, *dlast_h, *dlast_c, *dgates, *dh, *dc;
+  float *activated, *cells, *kernel, *valid, *keep, *c, *doutputs, *dlast_h, *dlast_c, *dgates, *dh,
+      *dc;
 };
 
 void RunBackward(const Sizes& s, ffi::ThreadPool& pool, const Backward& a) {
   const Ordered ordered(s, a.kernel, true);
   InParallel(pool, s.lanes * s.parts, [&](int64_t i) {
-    const int64_t lane = i / s.parts, begin = s.begin(i % s.parts), n = s.begin(i % s.parts + 1) - begin;
+    const int64_t lane = i / s.parts, begin = s.begin(i % s.parts),
+                  n = s.begin(i % s.parts + 1) - begin;
     const int64_t f = s.features, w = s.wide(), first = (lane * s.batch + begin) * f;
     const Multiplier multiply(n, w, f, false);
     char* kernel = ordered.Get(lane, multiply);
@@ -210,7 +224,8 @@ void RunBackward(const Sizes& s, ffi::ThreadPool& pool, const Backward& a) {
         }
         const float* doutput = a.doutputs + (row + r) * f;
         for (int64_t k = 0; k < f; ++k) mine[k] += doutput[k];
-        StepBack(f, a.activated + (row + r) * w, a.cells + (row + r) * f, before + r * f, mine, dc + r * f, dz);
+        StepBack(f, a.activated + (row + r) * w, a.cells + (row + r) * f, before + r * f, mine,
+                 dc + r * f, dz);
       }
       multiply(a.dgates + row * w, kernel, back);
       for (int64_t r = 0; r < n; ++r) {
@@ -221,33 +236,38 @@ void RunBackward(const Sizes& s, ffi::ThreadPool& pool, const Backward& a) {
   });
 }
 
-ffi::Error ForwardCall(ffi::ThreadPool pool, AnyBuffer gates, AnyBuffer kernel, AnyBuffer bias, AnyBuffer valid,
-                       AnyBuffer keep, AnyBuffer h, AnyBuffer c, Result outputs, Result activated, Result cells,
-                       Result last_h, Result last_c) {
+ffi::Error ForwardCall(ffi::ThreadPool pool, AnyBuffer gates, AnyBuffer kernel, AnyBuffer bias,
+                       AnyBuffer valid, AnyBuffer keep, AnyBuffer h, AnyBuffer c, Result outputs,
+                       Result activated, Result cells, Result last_h, Result last_c) {
   return Guarded("LSTM: gates, kernel, state", {Shape(gates), Shape(kernel), Shape(h)}, [&] {
     RunForward(Sizes(Shape(gates)), pool,
-               {Floats(gates), Floats(kernel), Floats(bias), Floats(valid), Floats(keep), Floats(h), Floats(c),
-                Floats(*outputs), Floats(*activated), Floats(*cells), Floats(*last_h), Floats(*last_c)});
+               {Floats(gates), Floats(kernel), Floats(bias), Floats(valid), Floats(keep), Floats(h),
+                Floats(c), Floats(*outputs), Floats(*activated), Floats(*cells), Floats(*last_h),
+                Floats(*last_c)});
   });
 }
 
-ffi::Error InferenceCall(ffi::ThreadPool pool, AnyBuffer gates, AnyBuffer kernel, AnyBuffer bias, AnyBuffer valid,
-                         AnyBuffer keep, AnyBuffer h, AnyBuffer c, Result outputs, Result last_h, Result last_c) {
+ffi::Error InferenceCall(ffi::ThreadPool pool, AnyBuffer gates, AnyBuffer kernel, AnyBuffer bias,
+                         AnyBuffer valid, AnyBuffer keep, AnyBuffer h, AnyBuffer c, Result outputs,
+                         Result last_h, Result last_c) {
   return Guarded("LSTM: gates, kernel, state", {Shape(gates), Shape(kernel), Shape(h)}, [&] {
     RunForward(Sizes(Shape(gates)), pool,
-               {Floats(gates), Floats(kernel), Floats(bias), Floats(valid), Floats(keep), Floats(h), Floats(c),
-                Floats(*outputs), nullptr, nullptr, Floats(*last_h), Floats(*last_c)});
+               {Floats(gates), Floats(kernel), Floats(bias), Floats(valid), Floats(keep), Floats(h),
+                Floats(c), Floats(*outputs), nullptr, nullptr, Floats(*last_h), Floats(*last_c)});
   });
 }
 
-ffi::Error BackwardCall(ffi::ThreadPool pool, AnyBuffer activated, AnyBuffer cells, AnyBuffer kernel, AnyBuffer valid,
-                        AnyBuffer keep, AnyBuffer c, AnyBuffer doutputs, AnyBuffer dlast_h, AnyBuffer dlast_c,
-                        Result dgates, Result dh, Result dc) {
-  return Guarded("LSTM backwards: gates, kernel, state", {Shape(activated), Shape(kernel), Shape(c)}, [&] {
-    RunBackward(Sizes(Shape(activated)), pool,
-                {Floats(activated), Floats(cells), Floats(kernel), Floats(valid), Floats(keep), Floats(c),
-                 Floats(doutputs), Floats(dlast_h), Floats(dlast_c), Floats(*dgates), Floats(*dh), Floats(*dc)});
-  });
+ffi::Error BackwardCall(ffi::ThreadPool pool, AnyBuffer activated, AnyBuffer cells,
+                        AnyBuffer kernel, AnyBuffer valid, AnyBuffer keep, AnyBuffer c,
+                        AnyBuffer doutputs, AnyBuffer dlast_h, AnyBuffer dlast_c, Result dgates,
+                        Result dh, Result dc) {
+  return Guarded("LSTM backwards: gates, kernel, state",
+                 {Shape(activated), Shape(kernel), Shape(c)}, [&] {
+                   RunBackward(Sizes(Shape(activated)), pool,
+                               {Floats(activated), Floats(cells), Floats(kernel), Floats(valid),
+                                Floats(keep), Floats(c), Floats(doutputs), Floats(dlast_h),
+                                Floats(dlast_c), Floats(*dgates), Floats(*dh), Floats(*dc)});
+                 });
 }
 
 }  // namespace
