@@ -16,7 +16,8 @@ def evaluate_split(network, predict, weights, hparams, data, split, batch_size, 
     return stream_measurements(network, predict, weights, hparams, data.splits[split][0],
                                batch_size, layout)
   logits, label = by_step(*predictions(predict, weights, hparams, data, split, batch_size, layout))
-  return measurements(network, logits, network.to_changes(data.splits[split][0], label), hparams)
+  label = network.scaling.changes(data.splits[split][0], label)
+  return measurements(network, logits, label, hparams)
 
 
 def stream_measurements(network, predict, weights, hparams, stream, batch_size, layout):
@@ -50,17 +51,18 @@ def predictions(predict, weights, hparams, data, split, batch_size, layout):
 def measurements(network, logits, label, hparams):
   """Mean loss, and accuracy or RMSE and MAE in the target's units, over all examples in float64."""
   batch = dict(label=jnp.asarray(label))
-  if network.loss == 'mse':
-    batch['label'] = (batch['label'] - network.target[0]) / network.target[1]
+  if network.objective.regression:
+    batch['label'] = (batch['label'] - network.scaling.target[0]) / network.scaling.target[1]
   mean = lambda values: float(np.mean(np.asarray(values), dtype=np.float64))
   plain = {k: v for k, v in hparams.items() if k != 'label_smoothing'}
-  loss = mean(network.loss_per_example(jnp.asarray(logits), batch, plain))
-  if network.loss == 'mse':
-    predicted = np.asarray(logits, np.float64) * network.target[1] + network.target[0]
+  loss = mean(network.objective.per_example(jnp.asarray(logits), batch, plain))
+  if network.objective.regression:
+    center, deviation = network.scaling.target
+    predicted = np.asarray(logits, np.float64) * deviation + center
     error = predicted - np.reshape(label, logits.shape)
     return dict(loss=loss, rmse=float(np.sqrt(np.mean(error ** 2))),
                 mae=float(np.mean(np.abs(error))), score=-loss)
-  accuracy = mean(network.measure(jnp.asarray(logits), batch)['accuracy'])
+  accuracy = mean(network.objective.measure(jnp.asarray(logits), batch)['accuracy'])
   return dict(loss=loss, accuracy=accuracy, score=accuracy)
 
 
@@ -98,10 +100,10 @@ def full_report(trained, split):
     name, examples = trained.config.name(), len(label) - 1
     return dict(name=name, split=split, examples=examples, **measured), None
   logits, label = by_step(trained.outputs(inputs), label)
-  basic = measurements(trained.network, logits, trained.network.to_changes(inputs, label),
+  basic = measurements(trained.network, logits, trained.network.scaling.changes(inputs, label),
                        trained.hparams)
   report = dict(name=trained.config.name(), split=split, examples=len(label), loss=basic['loss'])
-  if trained.network.loss == 'mse':
+  if trained.network.objective.regression:
     report.update(metrics.regression_report(trained.predict(inputs), np.asarray(label)))
     if trained.data.targets:
       report['baselines'] = baselines(trained.data, split, trained.config.data.season)

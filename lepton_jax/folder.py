@@ -10,11 +10,12 @@ from etils import epath
 
 from lepton_jax import assemble, evaluation, machine, metrics
 from lepton_jax import config as config_lib
-from lepton_jax import network as network_lib
+from lepton_jax import strengths as strengths_lib
 from lepton_jax.errors import UserError
 from lepton_jax.train import checkpoint, parallel
 
 RESULT, DATA = 'result.json', 'data.json'
+PARTS = ('params', 'learned', 'held', 'model_state')  # of saved weights
 
 
 def read_result(folder):
@@ -29,7 +30,9 @@ def begun_on(folder):
 
 
 def described_data(folder):
-  """What a run folder says of its data: {'version', 'classes', 'vocabulary'}; empty where no run was begun."""
+  """What a run folder says of its data: {'version', 'classes', 'vocabulary'}; empty where no run
+  was begun.
+  """
   path = epath.Path(folder).expanduser() / DATA
   return json.loads(path.read_text()) if path.exists() else {}
 
@@ -38,7 +41,9 @@ def check_data(folder, version):
   """Raises UserError if the run in a folder was begun on another version of its data."""
   begun = begun_on(folder)
   if begun not in (None, version):
-    raise UserError(f'{folder} was begun on other data (version {begun}, now {version}); --rerun or another --runs_dir starts over')
+    raise UserError(
+        f'{folder} was begun on other data (version {begun}, now {version}); --rerun or another '
+        f'--runs_dir starts over')
 
 
 def read_config(folder):
@@ -50,20 +55,28 @@ def read_config(folder):
 
 
 def read_weights(folder):
-  """({'params', 'quant', 'model_state'}, step) of a finished run; raises UserError for anything else, damage included."""
+  """({'params', 'learned', 'held', 'model_state'}, step) of a finished run.
+
+  Raises UserError for anything else, damage included.
+  """
   read_config(folder)
   store = checkpoint.Checkpoints(epath.Path(folder).expanduser() / 'weights')
   problems = []
   step = store.latest(problems.append)
   if step is None:
     if (epath.Path(folder).expanduser() / 'fold-0').exists():
-      raise UserError(f'{folder} is a cross-validation; name one of its folds, such as {folder}/fold-0')
+      raise UserError(
+          f'{folder} is a cross-validation; name one of its folds, such as {folder}/fold-0')
     if problems:
-      raise UserError(f'{folder} holds no whole weights: {"; ".join(problems)}; train it with --rerun to write them again')
+      raise UserError(
+          f'{folder} holds no whole weights: {"; ".join(problems)}; train it with --rerun to write '
+          f'them again')
     if read_result(epath.Path(folder).expanduser()) is not None:
-      raise UserError(f'{folder} is finished but kept no weights; train it with --save_weights and another --runs_dir')
+      raise UserError(
+          f'{folder} is finished but kept no weights; train it with --save_weights and another '
+          f'--runs_dir')
     raise UserError(f'{folder} holds no finished weights; run it to its end first')
-  return dict(dict(params={}, quant={}, model_state={}), **store.restore_named(step)), step
+  return dict(dict.fromkeys(PARTS, {}), **store.restore_named(step)), step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,23 +89,30 @@ class Trained:
   hparams: dict
 
   def outputs(self, inputs):
-    """The network's outputs f32[n, outputs], logits for classes, for raw inputs[n, ...] as the data set gives them."""
+    """The network's outputs f32[n, outputs], logits for classes, for raw inputs[n, ...] as the data
+    set gives them.
+    """
     layout = parallel.make_parallel('jit', 1)
-    data = dataclasses.replace(self.data, splits=dict(given=(inputs, np.zeros(len(inputs), np.int32))))
-    return evaluation.predictions(layout.predict(self.network.predict), self.weights, self.hparams, data, 'given', self.config.data.batch_size, layout)[0]
+    data = dataclasses.replace(self.data,
+                               splits=dict(given=(inputs, np.zeros(len(inputs), np.int32))))
+    return evaluation.predictions(layout.predict(self.network.predict), self.weights, self.hparams,
+                                  data, 'given', self.config.data.batch_size, layout)[0]
 
   def measure_stream(self, split):
     """Measurements of running text, as after training."""
     layout = parallel.make_parallel('jit', 1)
-    measured = evaluation.evaluate_split(self.network, layout.predict(self.network.predict_stream), self.weights, self.hparams, self.data, split,
+    measured = evaluation.evaluate_split(self.network, layout.predict(self.network.predict_stream),
+                                         self.weights, self.hparams, self.data, split,
                                          self.config.data.batch_size, layout)
     return {name: value for name, value in measured.items() if name != 'score'}
 
   def predict(self, inputs):
-    """Class numbers int[n], or in regression values f64[n] or f64[n, targets] in the target's units."""
+    """Class numbers int[n], or in regression values f64[n] or f64[n, targets] in the target's
+    units.
+    """
     outputs = self.outputs(inputs)
-    if self.network.loss == 'mse':
-      values = self.network.to_values(inputs, outputs)
+    if self.network.objective.regression:
+      values = self.network.scaling.values(inputs, outputs)
       return values[:, 0] if values.shape[1] == 1 else values
     return metrics.probabilities(outputs).argmax(-1)
 
@@ -104,6 +124,6 @@ def load(folder, **overrides):
   check_data(folder, data.version)
   machine.start(config.run)
   weights = jax.tree.map(jnp.asarray, read_weights(folder)[0])
-  network = network_lib.make_network(config, data)
-  network = network_lib.with_compression(network, weights['params'], weights['model_state'], data)
-  return Trained(config, data, network, weights, network_lib.strengths(config, network))
+  network = assemble.finished(config, data, weights)
+  return Trained(config, data, network, weights,
+                 strengths_lib.strengths(config, network.compression))

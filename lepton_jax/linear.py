@@ -1,5 +1,7 @@
 """Linear regression in closed form, and its coefficients in the units of the table."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -11,25 +13,34 @@ def check(config):
   if config.architecture.model != 'linear' or config.optimization.loss != 'mse':
     raise UserError('--solver=closed_form solves --model=linear --loss=mse only')
   defaults = type(config)().flat()
-  for name in ('l1', 'l2', 'weight_decay', 'ema_decay', 'freeze', 'init_from', 'prune_sparsity', 'quantize_weight_bits', 'quantize_activation_bits'):
+  for name in ('l1', 'l2', 'weight_decay', 'ema_decay', 'freeze', 'init_from', 'prune_sparsity',
+               'quantize_weight_bits', 'quantize_activation_bits'):
     if config.flat()[name] != defaults[name]:
       raise UserError(f'--solver=closed_form knows no --{name}')
 
 
 def solve(assembly, state):
-  """The state with the least-squares solution on the training part (minimum norm where it is not unique)."""
-  network, (inputs, label) = assembly.network, assembly.dataset.splits['train']
-  x = ((np.asarray(inputs, np.float64) - network.mean) / network.std).reshape(len(label), -1)
-  y = (np.asarray(label, np.float64) - network.target[0]) / network.target[1]
+  """The state with the least-squares solution on the training part, the shortest if many are."""
+  scaling, (inputs, label) = assembly.network.scaling, assembly.dataset.splits['train']
+  exact = dataclasses.replace(scaling, dtype='float64')
+  batch = dict(inputs=np.asarray(inputs, np.float64), label=np.asarray(label, np.float64))
+  batch = exact.batch(batch, regression=True)
+  x, y = (np.asarray(batch[name], np.float64).reshape(len(label), -1)
+          for name in ('inputs', 'label'))
   solution = np.linalg.lstsq(np.concatenate([x, np.ones((len(x), 1))], 1), y, rcond=None)[0]
   head = state.params['head']
-  params = dict(state.params, head=dict(kernel=jnp.asarray(solution[:-1, None], head['kernel'].dtype), bias=jnp.asarray(solution[-1:], head['bias'].dtype)))
+  params = dict(state.params,
+                head=dict(kernel=jnp.asarray(solution[:-1], head['kernel'].dtype),
+                          bias=jnp.asarray(solution[-1], head['bias'].dtype)))
   return state.replace(params=params)
 
 
 def coefficients(network, data, weights):
-  """Slopes and intercept of a linear regression in the units of the table."""
-  head = weights['params']['head']
-  slopes = np.asarray(head['kernel'][:, 0], np.float64) * network.target[1] / network.std
-  intercept = float(network.target[0] + network.target[1] * float(head['bias'][0]) - slopes @ network.mean)
+  """Slopes and intercept of a linear regression in the units of the table; {} for a series."""
+  if data.targets:
+    return {}
+  head, scaling = weights['params']['head'], network.scaling
+  mean, deviation = scaling.target
+  slopes = np.asarray(head['kernel'][:, 0], np.float64) * deviation / scaling.std
+  intercept = float(mean + deviation * float(head['bias'][0]) - slopes @ scaling.mean)
   return dict(intercept=intercept, coefficients=dict(zip(data.columns, map(float, slopes))))

@@ -1,7 +1,8 @@
 """Names to plain functions, found without importing them.
 
 A registry reads the decorators in its package's source, so `--help` can list every model without
-importing flax, and a new model is one new file. The module is imported when its function is asked for.
+importing flax, and a new model is one new file. The module is imported when its function is asked
+for.
 """
 
 import ast
@@ -14,21 +15,22 @@ from lepton_jax.errors import UserError
 
 
 def unknown(kind, name, choices):
-  """The sentence for a name that is not among `choices`: the nearest one first, then all of them."""
+  """The sentence for a name that is not among `choices`: the nearest one, then all of them."""
   close = difflib.get_close_matches(str(name), list(choices), n=1, cutoff=0.5)
   hint = f"; did you mean '{close[0]}'?" if close else '.'
   return f'unknown {kind} {name!r}{hint} Allowed: {", ".join(choices)}'
 
 
-# Python's own parser is not safe in two threads at once (3.11: "AST constructor recursion depth mismatch").
+# Python's own parser is not safe in two threads at once (3.11: "AST constructor recursion depth
+# mismatch").
 PARSING = threading.Lock()
 
 
 class Registry:
   """Functions of one kind, registered by their own names with `@KIND.register`.
 
-  `symbol` is the variable that holds the registry: sources are searched for decorators of that name.
-  `package` is a package or a module below `lepton_jax`.
+  `symbol` is the variable that holds the registry: sources are searched for decorators of that
+  name. `package` is a package or a module below `lepton_jax`.
   """
 
   def __init__(self, kind, symbol, package):
@@ -37,9 +39,10 @@ class Registry:
 
   def register(self, function):
     """Adds a function under its own name; raises ValueError if the name is taken by another."""
-    name = function.__name__
+    name = function.__name__.rstrip('_')  # 'global_' and 'set_' are names that Python has
     known = self._functions.get(name)
-    if known is not None and (known.__module__, known.__qualname__) != (function.__module__, function.__qualname__):
+    place = function.__module__, function.__qualname__
+    if known is not None and (known.__module__, known.__qualname__) != place:
       raise ValueError(f'{self.kind} {name!r} is already registered by {known.__module__}')
     self._functions[name] = function
     return function
@@ -71,12 +74,15 @@ class Registry:
       files = sorted(here.rglob('*.py')) if here.is_dir() else [here.with_suffix('.py')]
       modules = {}
       for file in files:
-        module = '.'.join(('lepton_jax', *file.relative_to(pathlib.Path(__file__).parent).with_suffix('').parts))
+        path = file.relative_to(pathlib.Path(__file__).parent).with_suffix('')
+        module = '.'.join(('lepton_jax', *path.parts))
         for node in ast.parse(file.read_text()).body:
-          if isinstance(node, ast.FunctionDef) and any(self._is_mark(d) for d in node.decorator_list):
-            if node.name in modules:
-              raise ValueError(f'{self.kind} {node.name!r} is registered by both {modules[node.name]} and {module}')
-            modules[node.name] = module
+          if isinstance(node, ast.FunctionDef) and any(map(self._is_mark, node.decorator_list)):
+            name = node.name.rstrip('_')
+            if name in modules:
+              raise ValueError(f'{self.kind} {name!r} is registered by both {modules[name]} and '
+                               f'{module}')
+            modules[name] = module
       self._modules = modules
     return self._modules
 
@@ -92,3 +98,7 @@ SCHEDULES = Registry('schedule', 'SCHEDULES', 'train.schedules')
 LOSSES = Registry('loss', 'LOSSES', 'losses')
 PENALTIES = Registry('penalty', 'PENALTIES', 'regularize')
 SCORES = Registry('pruning score', 'SCORES', 'compress.prune')
+ALLOCATIONS = Registry('allocation', 'ALLOCATIONS', 'compress.prune')
+PRUNE_SCHEDULES = Registry('pruning schedule', 'PRUNE_SCHEDULES', 'compress.prune')
+WEIGHT_QUANTIZERS = Registry('weight quantizer', 'WEIGHT_QUANTIZERS', 'compress.quantize')
+INPUT_QUANTIZERS = Registry('activation quantizer', 'INPUT_QUANTIZERS', 'compress.quantize')

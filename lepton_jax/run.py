@@ -10,10 +10,8 @@ from etils import epath
 
 from lepton_jax import assemble, evaluation, linear, machine, speed, trees
 from lepton_jax import folder as folder_lib
-from lepton_jax import network as network_lib
-from lepton_jax.compress import size
-from lepton_jax.compress.prune import masks
-from lepton_jax.compress.quantize import sites
+from lepton_jax import strengths as strengths_lib
+from lepton_jax.compress import report as compress_report
 from lepton_jax.errors import UserError
 from lepton_jax.layers import platform
 from lepton_jax.train import checkpoint, loop
@@ -22,7 +20,8 @@ from lepton_jax.train import record as record_lib
 
 
 def train(config, quiet=False):
-  """Trains what a configuration asks for and returns its result; a finished run folder is only read.
+  """Trains what a configuration asks for and returns its result; a finished run folder is only
+  read.
 
   Writes `runs_dir/name/`: config.json, metrics.jsonl, checkpoints/, weights/, pictures, and
   result.json last. Raises UserError on bad input, train.loop.NotFinite and train.loop.Interrupted.
@@ -39,48 +38,59 @@ def train(config, quiet=False):
 
 
 def train_one(config, folder, quiet=False):
-  """Trains one split in `folder`, from its newest whole checkpoint if there is one; returns the result."""
+  """Trains one split in `folder`, from its newest whole checkpoint if there is one; returns the
+  result.
+  """
   data = assemble.load_data(config)
   machine.start(config.run)
   first = jax.process_index() == 0
   quiet = quiet or not first
-  initial = read_initial(config, data) if config.training.init_from else None
-  assembly = assemble.build(config, data, initial)
-  mode, devices = speed.devices(config.run.parallel, config.run.devices, config.data.batch_size, jax.default_backend())
+  assembly = assemble.build(config, data, **other_runs(config, data))
+  mode, devices = speed.devices(config.run.parallel, config.run.devices, config.data.batch_size,
+                                jax.default_backend())
   layout = parallel_lib.make_parallel(mode, config.data.batch_size, devices)
-  calls = speed.steps_per_call(config.run.steps_per_call, assembly.state.params, assembly.batches, jax.default_backend())
+  calls = speed.steps_per_call(config.run.steps_per_call, assembly.state.params, assembly.batches,
+                               jax.default_backend())
   if first:
     open_folder(config, folder, data)
   if not quiet:
     print(describe(config, assembly, layout, mode, calls), flush=True)
 
-  state, checkpoints = resume(assembly, layout, folder, config.run.keep_checkpoints, (lambda text: None) if quiet else print)
-  hparams = layout.put_state(network_lib.strengths(config, assembly.network))  # the state's own are given up at each step
-  predict = layout.predict(assembly.network.predict_stream if data.stream else assembly.network.predict)
+  state, checkpoints = resume(assembly, layout, folder, config.run.keep_checkpoints,
+                              (lambda text: None) if quiet else print)
+  # the state's own are given up at each step
+  hparams = layout.put_state(strengths_lib.strengths(config, assembly.network.compression))
+  predict = layout.predict(assembly.network.predict_stream if data.stream
+                           else assembly.network.predict)
 
   def measure(weights, split):
     if not data.size(split):
       return {}
-    return evaluation.evaluate_split(assembly.network, predict, weights, hparams, data, split, config.data.batch_size, layout)
+    return evaluation.evaluate_split(assembly.network, predict, weights, hparams, data, split,
+                                     config.data.batch_size, layout)
 
-  record = record_lib.Record(folder, int(state.step), config.run.tensorboard and not quiet, quiet=not first)
+  record = record_lib.Record(folder, int(state.step), config.run.tensorboard and not quiet,
+                             quiet=not first)
   progress = record_lib.Progress(assembly.total_steps, int(state.step), config.name(), quiet)
   began = time.monotonic()
   try:
     if config.optimization.solver == 'closed_form':
       state = linear.solve(assembly, state)
     else:
-      state = fit(assembly, layout, calls, state, checkpoints, record, progress, lambda s: measure(s.evaluated, 'validation'))
+      state = fit(assembly, layout, calls, state, checkpoints, record, progress,
+                  lambda s: measure(s.evaluated, 'validation'))
   finally:
     progress.close()
     record.close()
     checkpoints.close()
 
-  return finish(config, assembly, folder, state, record.rows, time.monotonic() - began, hparams, measure, layout.devices)
+  return finish(config, assembly, folder, state, record.rows, time.monotonic() - began, hparams,
+                measure, layout.devices)
 
 
 def finish(config, assembly, folder, state, rows, elapsed, hparams, measure, devices):
-  """Keeps the selected weights, measures them on validation and, once, on test, and writes result.json last; returns the result.
+  """Keeps the selected weights, measures them on validation and, once, on test, and writes
+  result.json last; returns the result.
 
   `measure` is (weights, split) -> measurements.
   """
@@ -90,11 +100,15 @@ def finish(config, assembly, folder, state, rows, elapsed, hparams, measure, dev
   if config.run.save_weights:
     checkpoint.Checkpoints(folder / 'weights').save(int(state.step), weights)
   result = dict(
-      name=config.name(), measure=data.measure, **named('test', measure(weights, 'test')), **named('validation', measure(weights, 'validation')),
+      name=config.name(), measure=data.measure, **named('test', measure(weights, 'test')),
+      **named('validation', measure(weights, 'validation')),
       **count_steps(assembly, state, use_best, rows, elapsed),
-      **describe_compression(assembly.network, weights, hparams), **naive_forecasts(config, data),
-      **(linear.coefficients(assembly.network, data, weights) if config.architecture.model == 'linear' and data.task == 'regression' else {}),
-      parameters_sha256=trees.digest(state.trained), seed=config.training.seed, dataset_sha256=data.fingerprint, **machine.facts(), devices=devices,
+      **compress_report.facts(assembly.network.compression, weights, hparams),
+      **naive_forecasts(config, data),
+      **(linear.coefficients(assembly.network, data, weights) if config.architecture.model
+         == 'linear' and data.task == 'regression' else {}),
+      parameters_sha256=trees.digest(state.trained), seed=config.training.seed,
+      dataset_sha256=data.fingerprint, **machine.facts(), devices=devices,
       convolution=platform.describe(config.run.convolution))
   if jax.process_index() == 0:
     if config.run.pictures and rows:
@@ -104,21 +118,35 @@ def finish(config, assembly, folder, state, rows, elapsed, hparams, measure, dev
   return result
 
 
-def read_initial(config, data):
-  """The weights of --init_from; raises UserError where its words have other numbers than those of `data`."""
-  words = tuple(folder_lib.described_data(config.training.init_from).get('vocabulary', ()))
-  if words and data.vocabulary and words != data.vocabulary:
-    raise UserError(f'--init_from={config.training.init_from} has another vocabulary ({len(words):,} words or characters, {data.name} has '
-                    f'{len(data.vocabulary):,}); its vectors would belong to other words')
-  return folder_lib.read_weights(config.training.init_from)[0]
+def other_runs(config, data):
+  """The weights of other runs that a run needs, as arguments of assemble.build.
+
+  Raises UserError where the words of --init_from have other numbers than those of `data`.
+  """
+  training, found = config.training, {}
+  if training.init_from:
+    words = tuple(folder_lib.described_data(training.init_from).get('vocabulary', ()))
+    if words and data.vocabulary and words != data.vocabulary:
+      raise UserError(
+          f'--init_from={training.init_from} has another vocabulary ({len(words):,} words or '
+          f'characters, {data.name} has {len(data.vocabulary):,}); its vectors would belong to '
+          f'other words')
+    found['initial'] = folder_lib.read_weights(training.init_from)[0]
+  if config.prune.prune_ticket:
+    found['ticket'] = folder_lib.read_weights(config.prune.prune_ticket)[0]
+  return found
 
 
 def open_folder(config, folder, data):
-  """Makes the run folder with its config.json, or finds it; raises UserError if it was begun on other data."""
-  if config.run.rerun and folder.exists() and (folder_lib.read_result(folder) is not None or folder_lib.begun_on(folder) != data.version):
+  """Makes the run folder with its config.json, or finds it; raises UserError if it was begun on
+  other data.
+  """
+  if config.run.rerun and folder.exists() and (folder_lib.read_result(folder) is not None
+                                               or folder_lib.begun_on(folder) != data.version):
     folder.rmtree()
   folder.mkdir(parents=True, exist_ok=True)
-  # The order to start over is for now: whoever repeats this configuration means the run, not its removal.
+  # The order to start over is for now: whoever repeats this configuration means the run, not its
+  # removal.
   record_lib.write_atomically(folder / 'config.json', config.replace(rerun=False).to_json())
   folder_lib.check_data(folder, data.version)
   described = dict(version=data.version, classes=data.classes, vocabulary=data.vocabulary)
@@ -126,7 +154,9 @@ def open_folder(config, folder, data):
 
 
 def resume(assembly, layout, folder, keep, tell):
-  """(state, Checkpoints): the initial state, or that of the newest whole checkpoint in the run folder."""
+  """(state, Checkpoints): the initial state, or that of the newest whole checkpoint in the run
+  folder.
+  """
   checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', keep)
   state, at = layout.put_state(assembly.state), checkpoints.latest(tell)
   if jax.process_index() == 0:
@@ -149,15 +179,20 @@ def fit(assembly, layout, calls, state, checkpoints, record, progress, validate)
     with loop.StopSignal() as stop:
       return loop.fit(
           state, step_fns={n: layout.step(train_step, n) for n in {1, calls}}, batch_at=batch_at,
-          batch_size=config.data.batch_size, total_steps=assembly.total_steps, steps_per_epoch=assembly.batches.steps_per_epoch,
-          hooks=assembly.make_hooks(layout.put_examples, layout.rows, layout.predict), evaluate=validate,
+          batch_size=config.data.batch_size, total_steps=assembly.total_steps,
+          steps_per_epoch=assembly.batches.steps_per_epoch,
+          hooks=assembly.make_hooks(layout.put_examples, layout.rows, layout.predict),
+          evaluate=validate,
           selectable_from=assembly.selectable_from, patience=config.training.patience,
           save=lambda s: checkpoints.save(int(s.step), s), save_every=config.run.checkpoint_every,
-          record=record, progress=progress, describe=lambda s: describe_state(assembly.network, s), stop=stop)
+          record=record, progress=progress, describe=lambda s: describe_state(assembly.network, s),
+          stop=stop)
   except loop.NotFinite as error:
     last = checkpoints.latest(lambda text: None)
-    kept = f'the last good checkpoint is step {last}' if last is not None else 'no checkpoint had been written yet'
-    raise loop.NotFinite(f'{error}: training stopped; {kept}. A lower --learning_rate or --clip_norm=1 may help') from None
+    kept = (f'the last good checkpoint is step {last}' if last is not None
+            else 'no checkpoint had been written yet')
+    raise loop.NotFinite(f'{error}: training stopped; {kept}. A lower --learning_rate or '
+                         f'--clip_norm=1 may help') from None
 
 
 def named(split, measured):
@@ -166,16 +201,22 @@ def named(split, measured):
 
 
 def count_steps(assembly, state, use_best, rows, elapsed):
-  """How far and how fast a run went; the rate is the median epoch's, without evaluation and compilation."""
+  """How far and how fast a run went; the rate is the median epoch's, without evaluation and
+  compilation.
+  """
   rates = [row['examples_per_second'] for row in rows if row.get('examples_per_second')]
   return dict(
-      num_parameters=trees.count(state.params), steps=int(state.step), epochs=int(state.step) / assembly.batches.steps_per_epoch,
+      num_parameters=trees.count(state.params), steps=int(state.step),
+      epochs=int(state.step) / assembly.batches.steps_per_epoch,
       selected_step=int(state.best['step']) if use_best else int(state.step),
-      train_seconds=rows[-1]['seconds'] if rows else elapsed, examples_per_second=statistics.median(rates) if rates else None)
+      train_seconds=rows[-1]['seconds'] if rows else elapsed,
+      examples_per_second=statistics.median(rates) if rates else None)
 
 
 def cross_validate(config, folder, quiet=False):
-  """Trains every fold in a folder of its own and returns mean and standard deviation of their measurements."""
+  """Trains every fold in a folder of its own and returns mean and standard deviation of their
+  measurements.
+  """
   folder.mkdir(parents=True, exist_ok=True)
   record_lib.write_atomically(folder / 'config.json', config.replace(rerun=False).to_json())
   results = []
@@ -189,7 +230,8 @@ def cross_validate(config, folder, quiet=False):
     if name.startswith(('test_', 'validation_')):
       values = np.array([r[name] for r in results], np.float64)
       summary.update({name: float(values.mean()), f'{name}_sd': float(values.std(ddof=1))})
-  same = ('num_parameters', 'steps', 'examples_per_second', 'seed', 'versions', 'device', 'devices', 'git_revision')
+  same = ('num_parameters', 'steps', 'examples_per_second', 'seed', 'versions', 'device', 'devices',
+          'git_revision')
   summary.update({name: results[0][name] for name in same})
   summary['train_seconds'] = sum(r['train_seconds'] for r in results)
   record_lib.write_atomically(folder / folder_lib.RESULT, json.dumps(summary, indent=2) + '\n')
@@ -197,7 +239,9 @@ def cross_validate(config, folder, quiet=False):
 
 
 def naive_forecasts(config, data):
-  """{'baselines': {name: measures}} of a series on its test part, what a forecast has to beat; {} for all other data."""
+  """{'baselines': {name: measures}} of a series on its test part, what a forecast has to beat; {}
+  for all other data.
+  """
   if not data.targets or not data.size('test'):
     return {}
   return dict(baselines=evaluation.baselines(data, 'test', config.data.season))
@@ -205,33 +249,16 @@ def naive_forecasts(config, data):
 
 def describe_state(network, state):
   """More columns for an epoch's row."""
-  return dict(sparsity=masks.sparsity(state.params, network.prunable)) if network.prunable else {}
-
-
-def describe_compression(network, weights, hparams):
-  """Sparsity and bits of the final arrays, and what each kernel got or why not.
-
-  `sparsity` counts zeros of the trained kernels; `rounded_sparsity` after quantisation, which rounds
-  small weights to zero as well. `estimated_bytes` is what compress/size.py says of a file.
-  """
-  config, kernels = network.config, trees.kernels(weights['params'])
-  prunable = network.prunable or kernels
-  excluded = trees.matching(config.quantize.quantize_exclude, kernels, 'quantize_exclude')
-  rows = sites.report(kernels, config.quantize.quantize_weight_bits, config.quantize.quantize_activation_bits, excluded,
-                      network.sites, config.quantize.quantize_exclude)
-  rounded = network.round_kernels(weights, hparams)
-  counted = {n: np.asarray(leaf) for n, leaf in trees.named(rounded['params']).items() if trees.is_kernel(n)}
-  bits = {row['kernel']: row['weight_bits'] for row in rows if 'weight_bits' in row}
-  others = trees.count((weights['params'], weights['model_state'])) - trees.count(counted)
-  return dict(estimated_bytes=size.estimate(counted, bits, others, len(network.sites)),
-              sparsity=masks.sparsity(weights['params'], prunable), rounded_sparsity=masks.sparsity(rounded['params'], prunable),
-              quantized_kernels=sum('weight_bits' in row for row in rows), kernels=rows)
+  return network.compression.describe(state.params)
 
 
 def describe(config, assembly, layout, mode, calls):
   """The line that opens a run."""
   data = assembly.dataset
   sizes = ' / '.join(f'{data.size(s):,}' for s in ('train', 'validation', 'test'))
-  return (f'{config.name()}: {trees.count(assembly.state.params):,} parameters, {data.name} {sizes} examples, '
-          f'{assembly.total_steps:,} steps, {calls} a call, {mode} on {layout.devices} {jax.default_backend()} device(s), '
+  return (
+      f'{config.name()}: {trees.count(assembly.state.params):,} parameters, {data.name} {sizes} '
+      f'examples, '
+          f'{assembly.total_steps:,} steps, {calls} a call, {mode} on {layout.devices} '
+          f'{jax.default_backend()} device(s), '
           f'convolutions by {platform.describe(config.run.convolution)}')

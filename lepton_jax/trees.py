@@ -77,6 +77,11 @@ def global_norm(tree):
   return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
+def dot(one, two):
+  """The sum of the products of all entries of two trees."""
+  return sum(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.sum(a * b), one, two)))
+
+
 def digest(tree):
   """sha256 of names, dtypes, shapes and bytes: equal exactly when two trees are bit-identical."""
   sha = hashlib.sha256()

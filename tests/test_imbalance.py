@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from lepton_jax import assemble
-from lepton_jax import network as network_lib
+from lepton_jax import objective
 
 
 def test_balanced_weights_are_inverse_frequencies(small):
   data = assemble.load_data(small)
-  weights = network_lib.class_weights(small.replace(class_weights='balanced'), data)
+  weights = objective.class_weights(small.replace(class_weights='balanced'), data)
   label = data.splits['train'][1]
   assert np.mean(weights[label]) == pytest.approx(1)
   assert np.all(np.abs(weights * np.bincount(label) - len(label) / 10) < 1e-3)

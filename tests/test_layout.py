@@ -9,11 +9,12 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'lepton_jax'
-STANDARD = {'registry', 'config', 'errors'}
+STANDARD = {'registry', 'options', 'config', 'errors'}
 LEAVES = STANDARD | {'trees', 'losses', 'metrics', 'precision'}
 # First-party modules that each part may import, besides itself.
 ALLOWED = {
-    'errors': set(), 'registry': {'errors'}, 'config': {'registry', 'errors'}, 'flags': STANDARD,
+    'errors': set(), 'registry': {'errors'}, 'options': {'registry'},
+    'config': {'registry', 'options', 'errors'}, 'flags': STANDARD,
     'precision': set(), 'trees': STANDARD, 'losses': STANDARD, 'metrics': STANDARD | {'losses'},
     'layers': LEAVES | {'machine'}, 'models': LEAVES | {'layers'}, 'data': LEAVES,
     'regularize': LEAVES | {'layers'}, 'compress': LEAVES | {'layers'}, 'train': LEAVES,

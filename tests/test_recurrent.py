@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lepton_jax import layers, trees
+from lepton_jax.compress.quantize import inputs as rounding
 from lepton_jax.layers import lstm, platform, recur, recurrent
 from lepton_jax.registry import MODELS
 from tests.golden import make_recurrent
@@ -142,14 +143,15 @@ def test_recurrent_dropout_keeps_one_mask_a_sequence(kind):
 @given(kind=st.sampled_from(sorted(recurrent.KINDS)),
        activation=st.sampled_from(['tanh', 'relu', 'sigmoid']),
        lengths=st.lists(st.integers(0, 5), min_size=1, max_size=3), masked=st.booleans(),
-       dropped=st.booleans(), mapped=st.booleans())
+       dropped=st.booleans(), mapped=st.booleans(), rounded=st.booleans())
 # So many examples are computed in several parts.
 @example(kind='lstm', activation='tanh', lengths=[0, 3, 5] * 12, masked=True, dropped=True,
-         mapped=False)
-@example(kind='lstm', activation='tanh', lengths=[2, 5], masked=False, dropped=True, mapped=True)
+         mapped=False, rounded=False)
+@example(kind='lstm', activation='tanh', lengths=[2, 5], masked=False, dropped=True, mapped=True,
+         rounded=False)
 def test_own_gradient_of_the_recurrence_is_the_reference_s(kind, activation, lengths, masked,
-                                                           dropped, mapped):
-  """Values and every gradient, with steps that do not exist, dropout of the state, and vmap."""
+                                                           dropped, mapped, rounded):
+  """Values and every gradient: missing steps, dropout and rounding of the state, vmap."""
   cell, batch, time, size = recurrent.KINDS[kind], len(lengths), 5, 3
   normal = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)
   valid = (jnp.arange(time)[:, None] < jnp.array(lengths)) if masked else None
@@ -157,22 +159,29 @@ def test_own_gradient_of_the_recurrence_is_the_reference_s(kind, activation, len
   step = lambda z, states: cell.step(z, states, layers.ACTIVATIONS[activation])
   inputs = (normal(0, size, cell.gates * size), normal(1, cell.gates * size),
             normal(2, time, batch, cell.gates * size),
-            tuple(normal(3 + i, batch, size) for i in range(cell.states)))
+            tuple(normal(3 + i, batch, size) for i in range(cell.states)), jnp.float32(0.7))
 
-  def loss(run, kernel, bias, gates, states):
-    last, outputs = run(cell.join, step, kernel, bias, gates, valid, keep, states)
+  def loss(run, kernel, bias, gates, states, end):
+    def read(h):
+      h = h if keep is None else h * keep
+      return rounding.affine(h, -end, end, jnp.float32(3), size) if rounded else h
+
+    last, outputs = run(cell.join, step, read, kernel, bias, gates, valid, states)
     return jnp.sum(jnp.sin(outputs)) + sum(jnp.sum(jnp.cos(s)) for s in last)
 
   def both(run):
-    gradient = jax.value_and_grad(lambda *a: loss(run, *a), argnums=(0, 1, 2, 3))
+    gradient = jax.value_and_grad(lambda *a: loss(run, *a), argnums=(0, 1, 2, 3, 4))
     if not mapped:
       return jax.jit(gradient)(*inputs)
     return jax.jit(jax.vmap(gradient))(*jax.tree.map(lambda x: jnp.stack([x, -x]), inputs))
 
   near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
   jax.tree.map(near, both(recur.fused), both(recur.plain))
-  if (kind, activation) == ('lstm', 'tanh') and platform.native(jnp.ones(1)):
-    jax.tree.map(near, both(lambda join, step, *arrays: lstm.lstm(*arrays)), both(recur.plain))
+  if (kind, activation, rounded) == ('lstm', 'tanh', False) and platform.native(jnp.ones(1)):
+    def native(join, step, read, kernel, bias, gates, valid, states):
+      return lstm.lstm(kernel, bias, gates, valid, keep, states)
+
+    jax.tree.map(near, both(native), both(recur.plain))
 
 
 def test_a_watched_recurrence_is_the_same_and_each_of_its_steps_is_seen():

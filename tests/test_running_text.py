@@ -132,4 +132,4 @@ def test_tied_output_layer_is_quantised(tmp_path, small):
   (tmp_path / 'a.txt').write_text('hello world ' * 50)
   config = small.replace(model='lstm_lm', dataset=f'text:{tmp_path}/a.txt', tied=True, hidden=8,
                          embedding=8, batch_size=4, sequence_length=8, quantize_activation_bits=8)
-  assert 'embed' in assemble.build(config, assemble.load_data(config)).network.sites
+  assert 'embed' in assemble.build(config, assemble.load_data(config)).network.compression.sites

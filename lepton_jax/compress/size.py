@@ -6,11 +6,11 @@ FLOAT_BITS, SCALE_BITS = 32, 32
 
 
 def estimate(kernels, bits, others, ranges):
-  """Bytes of a network as a dense or a sparse file would hold it, whichever is smaller kernel by kernel.
+  """Bytes of a network as a dense or a sparse file would hold it, the smaller for each kernel.
 
-  A dense kernel takes its bits an entry. A sparse one takes them for its entries that are not zero, and one
-  bit an entry for where those are. A rounded kernel has a scale of 32 bits an output channel. Headers, and
-  what a coder could still save, are left out.
+  A dense kernel takes its bits an entry. A sparse one takes them for its entries that are not zero,
+  and one bit an entry for where those are. A rounded kernel has a scale of 32 bits an output
+  channel. Headers, and what a coder could still save, are left out.
 
   Args:
     kernels: {name: kernel as it counts, rounded}.

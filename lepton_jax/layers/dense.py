@@ -7,16 +7,21 @@ from lepton_jax.precision import at_least_single
 
 
 class Dense(nn.Module):
-  """[..., in] -> [..., features], with parameters kernel[in, features] and bias[features]."""
+  """[..., in] -> [..., features], with parameters kernel[in, features] and bias[features].
+
+  `batch_axis` changes nothing here; it says along which axis of x the examples lie.
+  """
   features: int
   use_bias: bool = True
   kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
   bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
+  batch_axis: int = 0
 
   @nn.compact
   def __call__(self, x):
-    kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.features), at_least_single(x.dtype))
+    wide = at_least_single(x.dtype)
+    kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.features), wide)
     y = product(x, kernel.astype(x.dtype))
     if self.use_bias:
-      y = add_bias(y, self.param('bias', self.bias_init, (self.features,), at_least_single(x.dtype)))
+      y = add_bias(y, self.param('bias', self.bias_init, (self.features,), wide))
     return y

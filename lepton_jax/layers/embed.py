@@ -17,9 +17,12 @@ class Embed(nn.Module):
 
   @nn.compact
   def __call__(self, tokens):
-    table = self.param('embedding', nn.initializers.normal(0.1), (self.entries, self.features), at_least_single(jnp.dtype(self.dtype)))
+    table = self.param('embedding', nn.initializers.normal(0.1), (self.entries, self.features),
+                       at_least_single(jnp.dtype(self.dtype)))
     return table[tokens].astype(self.dtype)
 
   def attend(self, x):
-    """f32[batch, time, features] -> f32[batch, time, entries]: the table as an output layer (arXiv:1608.05859)."""
+    """f32[batch, time, features] -> f32[batch, time, entries]: the table as an output layer
+    (arXiv:1608.05859).
+    """
     return x @ self.variables['params']['embedding'].T.astype(x.dtype)

@@ -6,37 +6,36 @@ import jax
 import jax.numpy as jnp
 
 
-def plain(join, step, kernel, bias, gates, valid, keep, states):
+def plain(join, step, read, kernel, bias, gates, valid, states):
   """The reference. Time leads.
 
   Args:
     join: (input gates, recurrent gates) -> what the gates see, linear in both.
     step: (joined gates, states) -> states, element by element.
+    read: state -> what is projected of it, element by element.
     kernel, bias: of the recurrent projection, [features, width] and [width].
     gates: [time, batch, width], the input projection of all steps.
-    valid: bool[time, batch], the steps that exist, for each example the first ones, or None where all do.
-    keep: [batch, features], what the state is multiplied by before it is projected, or None.
+    valid: bool[time, batch], the steps that exist, for each example the first ones, or None where
+      all do.
     states: tuple of [batch, features] to start from.
 
   Returns (states after the last step, outputs[time, batch, features]).
   """
   def body(states, inputs):
     gate, exists = inputs
-    new = elementwise(step, exists, join(gate, project(kernel, bias, states[0], keep)), states)
+    projected = read(states[0]) @ kernel + bias
+    new = elementwise(step, exists, join(gate, projected), states)
     return new, output(new[0], exists)
 
   return jax.lax.scan(body, states, (gates, valid))
 
 
-def project(kernel, bias, h, keep):
-  """The recurrent gates [batch, width]."""
-  return (h if keep is None else h * keep) @ kernel + bias
-
-
 def elementwise(step, exists, z, states):
   """The next states; a step that does not exist leaves them as they are."""
   new = step(z, states)
-  return new if exists is None else tuple(jnp.where(exists[:, None], n, old) for n, old in zip(new, states))
+  if exists is None:
+    return new
+  return tuple(jnp.where(exists[:, None], n, old) for n, old in zip(new, states))
 
 
 def output(h, exists):
@@ -44,48 +43,60 @@ def output(h, exists):
   return h if exists is None else jnp.where(exists[:, None], h, jnp.zeros_like(h))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def fused(join, step, kernel, bias, gates, valid, keep, states):
+def fused(join, step, read, kernel, bias, gates, valid, states):
   """`plain`, with little to remember and the kernel's gradient as one product over all steps.
 
   Differentiated by JAX, the scan would store every intermediate of a step, and each step backwards
-  would add a product of its own to the kernel's gradient. Here a step stores its joined gates and its
-  states; what is element by element is computed again. Reverse mode only, and `keep` gets no gradient.
+  would add a product of its own to the kernel's gradient. Here a step stores its joined gates and
+  its states; what is element by element is computed again. Reverse mode only.
   """
-  return plain(join, step, kernel, bias, gates, valid, keep, states)
+  # What `read` closes over, such as the ends of a range, becomes an argument with a gradient.
+  read, closed = jax.closure_convert(read, states[0])
+  return _fused(join, step, read, kernel, bias, gates, valid, closed, states)
 
 
-def _forward(join, step, kernel, bias, gates, valid, keep, states):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _fused(join, step, read, kernel, bias, gates, valid, closed, states):
+  return plain(join, step, lambda h: read(h, *closed), kernel, bias, gates, valid, states)
+
+
+def _forward(join, step, read, kernel, bias, gates, valid, closed, states):
   def body(states, inputs):
     gate, exists = inputs
-    z = join(gate, project(kernel, bias, states[0], keep))
+    z = join(gate, read(states[0], *closed) @ kernel + bias)
     new = elementwise(step, exists, z, states)
     return new, (output(new[0], exists), z, new[1:])
 
   last, (outputs, z, others) = jax.lax.scan(body, states, (gates, valid))
   # Steps that do not exist come last, so each that does finds its old state one place before.
-  before = tuple(jnp.concatenate([first[None], after])[:-1] for first, after in zip(states, (outputs, *others)))
-  return (last, outputs), (kernel, gates[:0], valid, keep, before, z)
+  before = tuple(jnp.concatenate([first[None], after])[:-1]
+                 for first, after in zip(states, (outputs, *others)))
+  return (last, outputs), (kernel, gates[:0], valid, closed, before, z)
 
 
-def _backward(join, step, saved, gradient):
-  kernel, gates, valid, keep, before, z = saved
+def _backward(join, step, read, saved, gradient):
+  kernel, gates, valid, closed, before, z = saved
   last, outputs = gradient
   template = jax.ShapeDtypeStruct((*z.shape[1:-1], gates.shape[-1]), z.dtype)
-  parts = jax.linear_transpose(join, template, template)  # joined gates' gradient -> (input gates', recurrent gates')
+  # joined gates' gradient -> (input gates', recurrent gates')
+  parts = jax.linear_transpose(join, template, template)
 
-  def body(states, inputs):
+  def body(carry, inputs):
+    states, collected = carry
     gradient, exists, old, z = inputs
     _, back = jax.vjp(functools.partial(elementwise, step, exists), z, old)
-    joined, old = back((states[0] + output(gradient, exists), *states[1:]))
-    h = parts(joined)[1] @ kernel.T
-    return (old[0] + (h if keep is None else h * keep), *old[1:]), joined
+    joined, old_gradient = back((states[0] + output(gradient, exists), *states[1:]))
+    _, read_back = jax.vjp(read, old[0], *closed)
+    h, *found = read_back(parts(joined)[1] @ kernel.T)
+    states = (old_gradient[0] + h, *old_gradient[1:])
+    return (states, jax.tree.map(jnp.add, collected, tuple(found))), joined
 
-  first, joined = jax.lax.scan(body, last, (outputs, valid, before, z), reverse=True)
+  start = last, jax.tree.map(jnp.zeros_like, tuple(closed))
+  (first, collected), joined = jax.lax.scan(body, start, (outputs, valid, before, z), reverse=True)
   gates, projected = jax.vmap(parts)(joined)
   flat = projected.reshape(-1, projected.shape[-1])
-  h = (before[0] if keep is None else before[0] * keep).reshape(-1, kernel.shape[0])
-  return h.T @ flat, flat.sum(0), gates, None, None, first
+  h = jax.vmap(lambda h: read(h, *closed))(before[0]).reshape(-1, kernel.shape[0])
+  return h.T @ flat, flat.sum(0), gates, None, list(collected), first
 
 
-fused.defvjp(_forward, _backward)
+_fused.defvjp(_forward, _backward)

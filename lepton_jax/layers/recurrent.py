@@ -1,5 +1,8 @@
-"""Recurrent layers: each cell is two dense projections, of which the input's runs for all steps at once."""
+"""Recurrent layers: each cell is two dense projections, of which the input's runs for all steps at
+once.
+"""
 
+import contextlib
 import functools
 import typing
 
@@ -37,13 +40,18 @@ def _elman(z, states, activation):
 
 
 def _gru_join(x, h):
-  """The reset gate multiplies the recurrent part of the new value alone, so that part stays apart."""
+  """The reset gate multiplies the recurrent part of the new value alone, so that part stays
+  apart.
+  """
   size = x.shape[-1] // 3
-  return jnp.concatenate([x[..., :2 * size] + h[..., :2 * size], x[..., 2 * size:], h[..., 2 * size:]], -1)
+  return jnp.concatenate([x[..., :2 * size] + h[..., :2 * size], x[..., 2 * size:],
+                          h[..., 2 * size:]], -1)
 
 
 def _gru(z, states, activation):
-  """Gates reset, update, new, in the form of arXiv:1406.1078 version 3, the reset gate after the product."""
+  """Gates reset, update, new, in the form of arXiv:1406.1078 version 3, the reset gate after the
+  product.
+  """
   reset, update, new, recurrent = jnp.split(z, 4, -1)
   update = nn.sigmoid(update)
   return ((1 - update) * activation(new + nn.sigmoid(reset) * recurrent) + update * states[0],)
@@ -56,7 +64,8 @@ def _lstm(z, states, activation):
   return nn.sigmoid(o) * activation(cell), cell
 
 
-KINDS = dict(elman=Kind(1, 1, False, jnp.add, _elman), gru=Kind(3, 1, True, _gru_join, _gru), lstm=Kind(4, 2, False, jnp.add, _lstm))
+KINDS = dict(elman=Kind(1, 1, False, jnp.add, _elman), gru=Kind(3, 1, True, _gru_join, _gru),
+             lstm=Kind(4, 2, False, jnp.add, _lstm))
 
 
 def _step(kind, activation, z, states):
@@ -64,7 +73,9 @@ def _step(kind, activation, z, states):
 
 
 def _bias_init(kind):
-  """Zeros, but 1 for an LSTM's forget gate, so that it starts by remembering (Jozefowicz et al. 2015)."""
+  """Zeros, but 1 for an LSTM's forget gate, so that it starts by remembering (Jozefowicz et al.
+  2015).
+  """
   def init(key, shape, dtype):
     del key
     bias = jnp.zeros(shape, dtype)
@@ -77,7 +88,8 @@ def _orthogonal_gates(gates):
   """Each gate's recurrent kernel orthogonal (arXiv:1312.6120)."""
   def init(key, shape, dtype):
     one = nn.initializers.orthogonal()
-    return jnp.concatenate([one(k, (shape[0], shape[1] // gates), dtype) for k in jax.random.split(key, gates)], -1)
+    return jnp.concatenate([one(k, (shape[0], shape[1] // gates), dtype)
+                            for k in jax.random.split(key, gates)], -1)
   return init
 
 
@@ -107,22 +119,26 @@ class Recurrent(nn.Module):
     kind = KINDS[self.kind]
     width = kind.gates * self.features
     # Time leads from here on: what a step reads then lies together.
-    gates = Dense(width, use_bias=kind.input_bias, kernel_init=nn.initializers.lecun_normal(), name='input')(x.swapaxes(0, 1))
+    gates = Dense(width, use_bias=kind.input_bias, kernel_init=nn.initializers.lecun_normal(),
+                  batch_axis=1, name='input')(x.swapaxes(0, 1))
     if self.layer_norm:
-      gates = nn.LayerNorm(dtype=x.dtype, param_dtype=at_least_single(x.dtype), name='input_norm')(gates)
-      scale = self.param('recurrent_norm_scale', nn.initializers.ones_init(), (width,), at_least_single(x.dtype))
-    recurrent = Dense(width, bias_init=_bias_init(self.kind), kernel_init=_orthogonal_gates(kind.gates), name='recurrent')
+      gates = nn.LayerNorm(dtype=x.dtype, param_dtype=at_least_single(x.dtype),
+                           name='input_norm')(gates)
+      scale = self.param('recurrent_norm_scale', nn.initializers.ones_init(), (width,),
+                         at_least_single(x.dtype))
+    recurrent = Dense(width, bias_init=_bias_init(self.kind),
+                      kernel_init=_orthogonal_gates(kind.gates), name='recurrent')
     if carry is None:
       carry = (jnp.zeros((x.shape[0], self.features), x.dtype),) * kind.states
     keep = self._recurrent_mask(x, training)
     valid = None if valid is None else valid.T
     join, step = kind.join, functools.partial(_step, self.kind, self.activation)
 
-    if not (self.layer_norm or self.is_initializing() or watch.is_watched(recurrent.path)):
-      params = {name: leaf.astype(x.dtype) for name, leaf in recurrent.variables['params'].items()}
-      run = lstm.lstm if self._is_native(gates) else functools.partial(recur.fused, join, step)
-      carry, outputs = run(params['kernel'], params['bias'], gates, valid, keep, carry)
-      return outputs.swapaxes(0, 1), carry
+    if not (self.layer_norm or self.is_initializing()):
+      with contextlib.suppress(LookupError):  # a layer that is watched has to be called
+        changed = watch.changes(recurrent.path)
+        outputs, carry = self._fused(recurrent, gates, valid, keep, carry, changed)
+        return outputs.swapaxes(0, 1), carry
 
     def body(recurrent, states, inputs):
       gate, exists = inputs
@@ -133,9 +149,27 @@ class Recurrent(nn.Module):
       return states, recur.output(states[0], exists)
 
     # Whatever a layer sows is stacked along time.
-    scan = nn.scan(body, variable_broadcast='params', variable_axes={'intermediates': 0}, split_rngs={'params': False})
+    scan = nn.scan(body, variable_broadcast='params', variable_axes={'intermediates': 0},
+                   split_rngs={'params': False})
     carry, outputs = scan(recurrent, carry, (gates, valid))
     return outputs.swapaxes(0, 1), carry
+
+  def _fused(self, recurrent, gates, valid, keep, carry, changed):
+    """(outputs[time, ...], carry) without a call for each step; `changed` is watch.changes'."""
+    params = {name: leaf.astype(gates.dtype)
+              for name, leaf in recurrent.variables['params'].items()}
+    if changed is None and self._is_native(gates):
+      carry, outputs = lstm.lstm(params['kernel'], params['bias'], gates, valid, keep, carry)
+      return outputs, carry
+
+    def read(h):
+      h = h if keep is None else h * keep
+      return h if changed is None else changed(h)
+
+    step = functools.partial(_step, self.kind, self.activation)
+    carry, outputs = recur.fused(KINDS[self.kind].join, step, read, params['kernel'],
+                                 params['bias'], gates, valid, carry)
+    return outputs, carry
 
   def _is_native(self, gates):
     """Whether the library of a CPU has this cell."""
@@ -147,11 +181,14 @@ class Recurrent(nn.Module):
     if training is None or training.recurrent_dropout is None:
       return None
     whole = jnp.ones((x.shape[0], self.features), x.dtype)
-    return dropout.drop(whole, training.recurrent_dropout, (self.features,), training.example, self.make_rng('dropout'))
+    return dropout.drop(whole, training.recurrent_dropout, (self.features,), training.example,
+                        self.make_rng('dropout'))
 
 
 def reverse(x, valid):
-  """x[batch, time, ...] with each example's valid steps in reverse order, the others where they are; its own inverse."""
+  """x[batch, time, ...] with each example's valid steps in reverse order, the others where they
+  are; its own inverse.
+  """
   time = jnp.arange(x.shape[1])[None]
   length = valid.sum(-1, keepdims=True)
   index = jnp.where(time < length, length - 1 - time, time)
@@ -165,5 +202,6 @@ def pool_steps(x, valid, how):
     return jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
   mask = valid[..., None]
   if how == 'mean':
-    return jnp.sum(jnp.where(mask, x, jnp.zeros_like(x)), 1) / jnp.maximum(valid.sum(-1, keepdims=True), 1).astype(x.dtype)
+    return jnp.sum(jnp.where(mask, x, jnp.zeros_like(x)),
+                   1) / jnp.maximum(valid.sum(-1, keepdims=True), 1).astype(x.dtype)
   return jnp.max(jnp.where(mask, x, jnp.full_like(x, jnp.finfo(x.dtype).min)), 1)

@@ -1,7 +1,7 @@
 """Replacing or watching what layers read, without a line in them.
 
-Flax intercepts calls; this also lets a layer ask whether its calls are intercepted, because one whose
-compute is fused into another's must then take the long way, through the call.
+Flax intercepts calls. A layer whose compute is fused into another's is not called, so that other
+asks here for what would have happened to the input.
 """
 
 import contextlib
@@ -10,29 +10,45 @@ import contextvars
 import flax.linen as nn
 import jax.numpy as jnp
 
-_SITES = contextvars.ContextVar('sites', default=frozenset())
+_CHANGES = contextvars.ContextVar('changes', default=())
 
 
 @contextlib.contextmanager
-def inputs(sites, change):
-  """A context in which `change(module, path, x)` replaces what the layers in `sites` read, where that is floating point; path is 'block1/conv1'.
+def inputs(sites, change, pure=False):
+  """A context in which `change(module, path, x)` replaces what layers read where it is a float.
 
-  A table of vectors reads words when called, but states when it serves as the output layer.
+  Sites are paths such as 'block1/conv1'. A `pure` change does not use the module, which is None
+  where no call is intercepted. A table of vectors reads words when called, but states when it
+  serves as the output layer.
   """
   def interceptor(next_function, args, kwargs, context):
     path = '/'.join(context.module.path)
-    if context.method_name in ('__call__', 'attend') and args and path in sites and jnp.issubdtype(args[0].dtype, jnp.floating):
+    called = context.method_name in ('__call__', 'attend') and args and path in sites
+    if called and jnp.issubdtype(args[0].dtype, jnp.floating):
       args = (change(context.module, path, args[0]), *args[1:])
     return next_function(*args, **kwargs)
 
-  token = _SITES.set(_SITES.get() | frozenset(sites))
+  token = _CHANGES.set((*_CHANGES.get(), (frozenset(sites), change, pure)))
   try:
     with nn.intercept_methods(interceptor):
       yield
   finally:
-    _SITES.reset(token)
+    _CHANGES.reset(token)
 
 
-def is_watched(path):
-  """Whether the calls of the layer at `path`, a tuple of names, are intercepted here."""
-  return '/'.join(path) in _SITES.get()
+def changes(path):
+  """What happens to inputs of the layer at `path`, a tuple of names: None, or x -> x.
+
+  Raises LookupError where a change needs the module: then the layer has to be called.
+  """
+  name = '/'.join(path)
+  found = [(change, pure) for sites, change, pure in _CHANGES.get() if name in sites]
+  if not all(pure for _, pure in found):
+    raise LookupError(name)
+
+  def changed(x):
+    for change, _ in reversed(found):  # the last context is the innermost: it sees x first
+      x = change(None, name, x)
+    return x
+
+  return changed if found else None

@@ -1,1 +1,3 @@
-"""Regularisers of the weights: registered functions whose names are flags holding their strength."""
+"""Regularisers of the weights: registered functions whose names are flags holding their
+strength.
+"""

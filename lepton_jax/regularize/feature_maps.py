@@ -7,11 +7,14 @@ from lepton_jax.layers import dropout
 
 
 def spatial_dropout(training, rate):
-  """A context in which each convolution's maps are zeroed at the rate, per example, the rest scaled to keep the mean (arXiv:1411.4280)."""
+  """A context in which each convolution's maps are zeroed at the rate, per example, the rest scaled
+  to keep the mean (arXiv:1411.4280).
+  """
   def intercept(call, arguments, named, context):
     y = call(*arguments, **named)
     if not isinstance(context.module, layers.Conv) or context.method_name != '__call__':
       return y
-    return dropout.drop(y, rate, (1, 1, y.shape[-1]), training.example, context.module.make_rng('dropout'))
+    return dropout.drop(y, rate, (1, 1, y.shape[-1]), training.example,
+                        context.module.make_rng('dropout'))
 
   return nn.intercept_methods(intercept)

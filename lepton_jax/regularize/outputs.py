@@ -1,4 +1,5 @@
-"""Terms on a network's answers, one value an example; binary logits [batch, 1] count as two classes.
+"""Terms on a network's answers, one value an example; binary logits [batch, 1] count as two
+classes.
 
 As in the losses, answers at every step are averaged over the steps whose label exists.
 """
@@ -16,9 +17,12 @@ def confidence_penalty(logits, label):
 
 
 def r_drop(logits, other, label):
-  """Mean of both divergences between two predictions of one example under different dropout, nats, f32[batch] (arXiv:2106.14448)."""
+  """Mean of both divergences between two predictions of one example under different dropout, nats,
+  f32[batch] (arXiv:2106.14448).
+  """
   p, q = log_probabilities(logits), log_probabilities(other)
-  return losses.over_steps(jnp.sum((jnp.exp(p) - jnp.exp(q)) * (p - q), -1) / 2, losses.exists(label))
+  return losses.over_steps(jnp.sum((jnp.exp(p) - jnp.exp(q)) * (p - q), -1) / 2,
+                           losses.exists(label))
 
 
 def log_probabilities(logits):

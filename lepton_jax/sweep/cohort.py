@@ -1,4 +1,6 @@
-"""Trials of one program, trained side by side in the lanes of one device: one on a CPU, several on an accelerator."""
+"""Trials of one program, trained side by side in the lanes of one device: one on a CPU, several on
+an accelerator.
+"""
 
 import collections
 import time
@@ -11,18 +13,21 @@ import numpy as np
 from etils import epath
 
 from lepton_jax import evaluation, run
-from lepton_jax import network as network_lib
+from lepton_jax import strengths as strengths_lib
 from lepton_jax.train import loop, parallel
 from lepton_jax.train import record as record_lib
 
 
 def freezing(step):
-  """A step of ((state, active), batch) that leaves the state of a lane alone once it is not `active`, as after a NaN."""
+  """A step of ((state, active), batch) that leaves the state of a lane alone once it is not
+  `active`, as after a NaN.
+  """
   def advance(lane, batch):
     state, active = lane
     new, measured = step(state, batch)
     active &= jnp.all(jnp.stack([jnp.isfinite(m) for m in jax.tree.leaves(measured)]))
-    return (jax.tree.map(lambda mine, old: jnp.where(active, mine, old), new, state), active), measured
+    return (jax.tree.map(lambda mine, old: jnp.where(active, mine, old), new, state),
+            active), measured
 
   return advance
 
@@ -37,7 +42,9 @@ def carrying(step):
 
 
 class Failed(typing.NamedTuple):
-  """A trial that came to no result: what went wrong, and the traceback where it was not the training itself."""
+  """A trial that came to no result: what went wrong, and the traceback where it was not the
+  training itself.
+  """
   error: str
   traceback: str
 
@@ -48,8 +55,8 @@ class Program:
   Attributes:
     lanes: how many trials train at once.
     assembly: config -> the Assembly of one of the trials.
-    steps: {count: ((state, active), batch) -> ((state, active), measurements)} for the steps that a call makes; with
-      several lanes every array has a leading axis of them.
+    steps: {count: ((state, active), batch) -> ((state, active), measurements)} for the steps that a
+      call makes; with several lanes every array has a leading axis of them.
   """
 
   def __init__(self, assembly, lanes, calls):
@@ -59,9 +66,11 @@ class Program:
     # A lane that is alone needs no freezing, and is then the very program of a single run.
     step = freezing(step) if lanes > 1 else carrying(step)
     spread = jax.vmap if lanes > 1 else lambda function: function
-    self.steps = {count: jax.jit(spread(parallel.repeated(step, count)), donate_argnums=0) for count in {1, calls}}
+    self.steps = {count: jax.jit(spread(parallel.repeated(step, count)), donate_argnums=0)
+                  for count in {1, calls}}
     network = assembly.network
-    self.predict = self.layout.predict(network.predict_stream if assembly.dataset.stream else network.predict)
+    self.predict = self.layout.predict(network.predict_stream if assembly.dataset.stream
+                                       else network.predict)
 
   def stack(self, trees):
     """One tree of the lanes' `trees`, for `steps`; lanes that are left over repeat the first."""
@@ -81,7 +90,8 @@ class Program:
 class Trial:
   """One run folder, open as a lane.
 
-  `watch`, if there is one, is called with the configuration and the row of each epoch; True gives the trial up.
+  `watch`, if there is one, is called with the configuration and the row of each epoch; True gives
+  the trial up.
   """
 
   def __init__(self, config, program, folder, watch=None):
@@ -89,18 +99,22 @@ class Trial:
     self.config, self.folder, self.program = config, epath.Path(folder), program
     self.assembly = program.assembly(config)
     run.open_folder(config, self.folder, self.assembly.dataset)
-    self.state, self._checkpoints = run.resume(self.assembly, program.layout, self.folder, config.run.keep_checkpoints, lambda text: None)
-    self._hparams = network_lib.strengths(config, self.assembly.network)
+    self.state, self._checkpoints = run.resume(self.assembly, program.layout, self.folder,
+                                               config.run.keep_checkpoints, lambda text: None)
+    self._hparams = strengths_lib.strengths(config, self.assembly.network.compression)
     self.hooks = self.assembly.make_hooks(program.layout.put_examples, slice(None), jax.jit)
     self._record = record_lib.Record(self.folder, int(self.state.step), config.run.tensorboard)
-    self._earlier, self._began = self._record.rows[-1]['seconds'] if self._record.rows else 0.0, time.monotonic()
+    self._earlier, self._began = (self._record.rows[-1]['seconds'] if self._record.rows else 0.0,
+                                  time.monotonic())
     self.result = self.failed = None
 
   @property
   def over(self):
     """Whether nothing is left to train."""
     patience = self.config.training.patience
-    return self.failed is not None or self.given_up or int(self.state.step) >= self.assembly.total_steps or bool(patience) and int(self.state.stale) >= patience
+    return (self.failed is not None or self.given_up
+            or int(self.state.step) >= self.assembly.total_steps or bool(patience)
+            and int(self.state.stale) >= patience)
 
   def measure(self, weights, split):
     """{measurement: float} of weights on a split; {} where it has no examples."""
@@ -108,14 +122,19 @@ class Trial:
     if not data.size(split):
       return {}
     weights = program.layout.put_state(weights)
-    return evaluation.evaluate_split(self.assembly.network, program.predict, weights, self._hparams, data, split, config.data.batch_size, program.layout)
+    return evaluation.evaluate_split(self.assembly.network, program.predict, weights, self._hparams,
+                                     data, split, config.data.batch_size, program.layout)
 
   def end_epoch(self, began):
     """What a single run does after an epoch, which began at the time `began`."""
-    steps, step, took = self.assembly.batches.steps_per_epoch, int(self.state.step), time.monotonic() - began
-    self.state, row = loop.end_epoch(self.state, step - 1, step // steps, lambda s: self.measure(s.evaluated, 'validation'),
-                                     step >= self.assembly.selectable_from, lambda s: run.describe_state(self.assembly.network, s))
-    row.update(examples_per_second=steps * self.config.data.batch_size / took, seconds=self._earlier + time.monotonic() - self._began)
+    steps, step, took = self.assembly.batches.steps_per_epoch, int(
+        self.state.step), time.monotonic() - began
+    self.state, row = loop.end_epoch(self.state, step - 1, step // steps,
+                                     lambda s: self.measure(s.evaluated, 'validation'),
+                                     step >= self.assembly.selectable_from,
+                                     lambda s: run.describe_state(self.assembly.network, s))
+    row.update(examples_per_second=steps * self.config.data.batch_size / took,
+               seconds=self._earlier + time.monotonic() - self._began)
     self._record.add(row)
     self.given_up = self._watch is not None and not self.over and self._watch(self.config, row)
     every = self.config.run.checkpoint_every
@@ -132,13 +151,15 @@ class Trial:
     self._checkpoints.close()
     if self.failed is None and self.over and not self.given_up:
       elapsed = time.monotonic() - self._began
-      self.result = run.finish(self.config, self.assembly, self.folder, self.state, self._record.rows, elapsed, self._hparams, self.measure, 1)
+      self.result = run.finish(self.config, self.assembly, self.folder, self.state,
+                               self._record.rows, elapsed, self._hparams, self.measure, 1)
       if not self.config.run.checkpoint_every and (self.folder / 'checkpoints').exists():
         (self.folder / 'checkpoints').rmtree()  # of a stop; nobody asked for them
 
 
 def train(program, trials, stop=None):
-  """Trains the trials, which stand at the same step, to their ends; each then has a `result` or has `failed`.
+  """Trains the trials, which stand at the same step, to their ends; each then has a `result` or has
+  `failed`.
 
   Raises loop.Interrupted, after saving, when `stop` was asked for.
   """
@@ -153,7 +174,9 @@ def train(program, trials, stop=None):
 
 
 def train_epoch(program, live, steps_per_epoch, stop):
-  """Takes the trials to the end of their epoch, or to where `stop` was asked for; returns those that have more to do."""
+  """Takes the trials to the end of their epoch, or to where `stop` was asked for; returns those
+  that have more to do.
+  """
   step = int(live[0].state.step)
   end, total = (step // steps_per_epoch + 1) * steps_per_epoch, live[0].assembly.total_steps
   began, pending, faults = time.monotonic(), collections.deque(), {}
@@ -163,7 +186,8 @@ def train_epoch(program, live, steps_per_epoch, stop):
     while len(pending) > limit:
       first, measured = pending.popleft()
       for i, values in enumerate(program.unstack(jax.device_get(measured), len(live))):
-        found = loop.fault(first, {name: np.atleast_1d(value) for name, value in values.items()}, steps_per_epoch)
+        found = loop.fault(first, {name: np.atleast_1d(value) for name, value in values.items()},
+                           steps_per_epoch)
         if found:
           faults.setdefault(i, found)
 
@@ -178,7 +202,8 @@ def train_epoch(program, live, steps_per_epoch, stop):
       lanes = None
     if lanes is None:
       lanes = program.stack([(t.state, np.ones((), bool)) for t in live])
-    count = min(loop.steps_at_once(step, program.calls, total, steps_per_epoch, trial.hooks) for trial in live)
+    count = min(loop.steps_at_once(step, program.calls, total, steps_per_epoch, trial.hooks)
+                for trial in live)
     batch = program.layout.put_batch(program.stack([batches(trial, step, count) for trial in live]))
     lanes, measured = program.steps[count](lanes, batch)
     pending.append((step, measured))
@@ -212,4 +237,5 @@ def batches(trial, step, count):
 def failure(error):
   """The Failed of an exception; training that diverged needs no traceback."""
   expected = isinstance(error, (loop.NotFinite, run.UserError))
-  return Failed(str(error) or type(error).__name__, '' if expected else ''.join(traceback.format_exception(error)))
+  return Failed(str(error) or type(error).__name__,
+                '' if expected else ''.join(traceback.format_exception(error)))

@@ -194,8 +194,7 @@ class Worker:
         raise UserError(
             f'{data.name} has no validation part to rank trials by; pass a --validation_fraction '
             f'above 0')
-      initial = run.read_initial(config, data) if config.training.init_from else None
-      assembly = assemble.build(config, data, initial)
+      assembly = assemble.build(config, data, **run.other_runs(config, data))
       calls = speed.steps_per_call(config.run.steps_per_call, assembly.state.params,
                                    assembly.batches, jax.default_backend())
       self._kept[key] = cohort.Program(assembly, self._lanes, calls)

@@ -1,4 +1,6 @@
-"""The training loop: steps, and at each epoch's end evaluation, the best weights, a row, a checkpoint."""
+"""The training loop: steps, and at each epoch's end evaluation, the best weights, a row, a
+checkpoint.
+"""
 
 import collections
 import math
@@ -24,7 +26,9 @@ class Interrupted(Exception):
 
 
 class StopSignal:
-  """A context in which SIGTERM and SIGINT only set `arrived`; a second SIGINT interrupts at once."""
+  """A context in which SIGTERM and SIGINT only set `arrived`; a second SIGINT interrupts at
+  once.
+  """
 
   def __init__(self):
     self.arrived = None
@@ -47,7 +51,9 @@ class StopSignal:
 
 
 class Hook(typing.NamedTuple):
-  """What happens to the state before some steps: `change(state, step) -> state` where `due(step)`."""
+  """What happens to the state before some steps: `change(state, step) -> state` where
+  `due(step)`.
+  """
   due: typing.Callable
   change: typing.Callable
 
@@ -58,24 +64,29 @@ class Hook(typing.NamedTuple):
 def steps_at_once(step, count, total_steps, steps_per_epoch, hooks):
   """`count` where so many steps from `step` on can be one call, else 1.
 
-  Calls begin at multiples of `count` within an epoch, whatever happened before, so a resumed run makes
-  the calls that an uninterrupted one makes.
+  Calls begin at multiples of `count` within an epoch, whatever happened before, so a resumed run
+  makes the calls that an uninterrupted one makes.
   """
   place = step % steps_per_epoch
   fits = place % count == 0 and place + count <= steps_per_epoch and step + count <= total_steps
-  return count if fits and not any(hook.due(step + i) for hook in hooks for i in range(1, count)) else 1
+  return (count if fits and not any(hook.due(step + i) for hook in hooks for i in range(1, count))
+          else 1)
 
 
 def fault(first, measured, steps_per_epoch):
-  """Which measurements {name: f32[steps]} ceased to be numbers, and at which of the steps from `first` on; None where none did."""
+  """Which measurements {name: f32[steps]} ceased to be numbers, and at which of the steps from
+  `first` on; None where none did.
+  """
   for i in range(len(measured['loss'])):
-    bad = ', '.join(f'{name} = {float(values[i])}' for name, values in measured.items() if not np.isfinite(values[i]))
+    bad = ', '.join(f'{name} = {float(values[i])}' for name, values in measured.items()
+                    if not np.isfinite(values[i]))
     if bad:
       return f'{bad} at step {first + i} (epoch {(first + i) // steps_per_epoch + 1})'
   return None
 
 
-def fit(state, *, step_fns, batch_at, batch_size, total_steps, steps_per_epoch, hooks, evaluate, selectable_from, patience,
+def fit(state, *, step_fns, batch_at, batch_size, total_steps, steps_per_epoch, hooks, evaluate,
+        selectable_from, patience,
         save, save_every, record, progress, describe=lambda state: {}, stop=None):
   """Trains to `total_steps` or until patience runs out; returns the last state.
 
@@ -84,12 +95,14 @@ def fit(state, *, step_fns, batch_at, batch_size, total_steps, steps_per_epoch, 
 
   Args:
     state: a TrainState; its step says where to begin.
-    step_fns: {1: (state, batch) -> (state, measurements), n: (state, n batches) -> (state, n measurements each)},
-      compiled; n is how many steps are made in one call where nothing else comes between.
-    batch_at: (step, how many) -> batch or batches, on the device; batch_size is for the rate that rows report.
+    step_fns: {1: (state, batch) -> (state, measurements), n: (state, n batches) -> (state, n
+      measurements each)}, compiled; n is how many steps are made in one call where nothing else
+      comes between.
+    batch_at: (step, how many) -> batch or batches, on the device; batch_size is for the rate that
+      rows report.
     hooks: each a Hook, called before the step, in order.
-    evaluate: state -> {measurement: float} on validation; {} without validation examples. 'score' ranks
-      (higher is better, then lower 'loss').
+    evaluate: state -> {measurement: float} on validation; {} without validation examples. 'score'
+      ranks (higher is better, then lower 'loss').
     selectable_from: first step whose weights may be the best (before it, pruning is under way).
     patience: epochs without a new best before stopping; 0 never stops.
     save: state -> None, writes a checkpoint.
@@ -154,7 +167,8 @@ def fit(state, *, step_fns, batch_at, batch_size, total_steps, steps_per_epoch, 
 
 
 def end_epoch(state, step, epoch, evaluate, selectable, describe):
-  """(state, row) after the last `step` of an epoch: evaluated, with the best weights kept and the totals at zero.
+  """(state, row) after the last `step` of an epoch: evaluated, with the best weights kept and the
+  totals at zero.
 
   Raises NotFinite if the validation loss is NaN or infinite.
   """
@@ -163,19 +177,25 @@ def end_epoch(state, step, epoch, evaluate, selectable, describe):
   if validation and not math.isfinite(validation['loss']):
     raise NotFinite(f'validation loss = {validation["loss"]} after step {step} (epoch {epoch})')
   state = track_best(state, validation, selectable)
-  row = dict(epoch=epoch, step=step + 1, **{f'train_{name}': total / totals['steps'] for name, total in totals.items() if name != 'steps'},
-             **{f'validation_{name}': value for name, value in validation.items() if name != 'score'}, **describe(state))
+  row = dict(epoch=epoch, step=step + 1,
+             **{f'train_{name}': total / totals['steps'] for name, total in totals.items()
+                if name != 'steps'},
+             **{f'validation_{name}': value for name, value in validation.items()
+                if name != 'score'}, **describe(state))
   return state.replace(totals=jax.tree.map(jnp.zeros_like, state.totals)), row
 
 
 def track_best(state, validation, selectable):
-  """The state with `best` and `stale` brought up to date after an epoch's validation ({}: nothing to rank)."""
+  """The state with `best` and `stale` brought up to date after an epoch's validation ({}: nothing
+  to rank).
+  """
   if not validation or not selectable or not state.best:
     return state
   best = jax.device_get({k: state.best[k] for k in ('score', 'loss')})
   new = {k: np.float32(validation[k]) for k in ('score', 'loss')}
   if (new['score'], -new['loss']) > (best['score'], -best['loss']):
-    fresh = dict({k: jnp.full_like(state.best[k], new[k]) for k in new}, step=jnp.copy(state.step), weights=jax.tree.map(jnp.copy, state.evaluated))
+    fresh = dict({k: jnp.full_like(state.best[k], new[k]) for k in new}, step=jnp.copy(state.step),
+                 weights=jax.tree.map(jnp.copy, state.evaluated))
     return state.replace(best=fresh, stale=jnp.zeros_like(state.stale))
   return state.replace(stale=state.stale + 1)
 

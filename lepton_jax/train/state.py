@@ -12,10 +12,10 @@ class TrainState:
   Attributes:
     step: int32[], updates made so far.
     params: trained weights.
-    quant: trained activation ranges {site: {low, high}}; empty without quantisation.
+    learned: {method: arrays} that methods of compression train with the weights.
     model_state: batch statistics; for running text the carried state of recurrent layers.
     opt_state: the optimizer's.
-    masks: {kernel name: 0 or 1}; empty without pruning.
+    held: {method: arrays} that they keep beside them: masks, calibrated ranges.
     ema: moving average of `trained`; empty when off.
     best: what was evaluated at the best validation, and its measurements; empty until there is one.
     stale: int32[], epochs since the best.
@@ -25,10 +25,10 @@ class TrainState:
   """
   step: jax.Array
   params: dict
-  quant: dict
+  learned: dict
   model_state: dict
   opt_state: tuple
-  masks: dict
+  held: dict
   ema: dict
   best: dict
   stale: jax.Array
@@ -39,7 +39,7 @@ class TrainState:
   @property
   def trained(self):
     """What the gradient is taken of."""
-    return dict(params=self.params, quant=self.quant)
+    return dict(params=self.params, learned=self.learned)
 
   @property
   def evaluated(self):
@@ -48,7 +48,7 @@ class TrainState:
     A carry is left out: it belongs to the text being read, not to the network.
     """
     lasting = {name: value for name, value in self.model_state.items() if name != 'carry'}
-    return dict(self.ema or self.trained, model_state=lasting)
+    return dict(self.ema or self.trained, held=self.held, model_state=lasting)
 
 
 def zero_totals(measurements):

@@ -1,1 +1,1 @@
-"""Pruning: what ranks the weights (scores), how many go when (schedule), which ones they are (masks)."""
+"""Pruning: what ranks weights, what goes at once, how much of each kernel, and when."""

@@ -1,49 +1,52 @@
-"""Masks that zero an exact number of weights."""
-
-import functools
+"""Masks with an exact number of zeros. True marks an entry that stays."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lepton_jax import trees
+from lepton_jax.compress.straight_through import straight_through
 
 
-def global_masks(scores, count):
-  """{name: mask of 0 and 1 like scores[name]} with the `count` lowest scores of all layers together at 0.
+def lowest(score, count):
+  """bool like score[...]: its `count` lowest entries; among equal ones the first.
 
-  `count` is an int32[] and may be traced: one compile serves every sparsity. Among equal scores the
-  first by name order and position go, so the count is exact under ties.
+  On the host: selecting takes a tenth of the time of a sort, and nothing is compiled.
   """
-  names = list(scores)
-  flat = jnp.concatenate([scores[n].ravel() for n in names])
-  order = jnp.argsort(flat, stable=True)
-  kept = jnp.zeros(flat.shape, jnp.bool_).at[order].set(jnp.arange(flat.size, dtype=jnp.int32) >= count)
-  masks, start = {}, 0
-  for n in names:
-    masks[n] = kept[start:start + scores[n].size].reshape(scores[n].shape).astype(scores[n].dtype)
-    start += scores[n].size
-  return masks
+  flat = np.asarray(score).ravel()
+  if count <= 0:
+    return np.zeros(np.shape(score), bool)
+  threshold = np.partition(flat, count - 1)[count - 1]
+  chosen = flat < threshold
+  equal = np.flatnonzero(flat == threshold)
+  chosen[equal[:count - int(chosen.sum())]] = True
+  return chosen.reshape(np.shape(score))
+
+
+def apply(params, masks):
+  """{name: array} with masked entries at zero; `masks` may leave names out."""
+  return params | {name: jnp.where(mask, params[name], 0) for name, mask in masks.items()}
+
+
+def apply_straight_through(params, masks):
+  """The same, but masked entries get the gradient that they would get as they are."""
+  masked = apply(params, masks)
+  return masked | {name: straight_through(params[name], masked[name]) for name in masks}
 
 
 @jax.jit
-def apply_masks(params, masks):
-  """`params` with the masked entries at zero; `masks` is {leaf name: mask} and may leave leaves out."""
-  return trees.map_named(lambda name, leaf: leaf * masks[name] if name in masks else leaf, params)
+def applied(tree, masks):
+  """`apply` on a tree of parameters, compiled."""
+  named = apply(trees.named(tree), masks)
+  return trees.map_named(lambda name, _: named[name], tree)
 
 
-@functools.partial(jax.jit, static_argnames='score')
-def remask(kernels, count, score):
-  """The global_masks of {name: kernel} by a registered score."""
-  return global_masks(score(kernels), count)
-
-
-def sparsity(params, names):
-  """Share of exact zeros among the entries of the named kernels, 0 to 1."""
-  chosen = {name: leaf for name, leaf in trees.named(params).items() if name in names}
-  return zeros(chosen.values()) / max(trees.count(chosen), 1)
+def sparsity(kernels):
+  """Share of exact zeros among the entries of {name: kernel}, 0 to 1."""
+  total = sum(int(np.prod(kernel.shape)) for kernel in kernels.values())
+  return zeros(kernels.values()) / max(total, 1)
 
 
 def zeros(arrays):
-  """How many entries are exactly zero; counted on the host, where nothing is compiled for each shape."""
+  """How many entries are exactly zero; on the host, where nothing is compiled for each shape."""
   return sum(int((np.asarray(array) == 0).sum()) for array in arrays)

@@ -1,1 +1,1 @@
-"""Quantisation-aware training: rounding with straight-through gradients (quantizers), and where it happens (sites)."""
+"""Quantisation-aware training: rounding of kernels (weights) and of inputs, and where (sites)."""

@@ -1,0 +1,214 @@
+"""A way of compressing as one value, and the ordered list of them that a run has.
+
+The train step, the state, evaluation and the report go through the list and know no method by name.
+"""
+
+import contextlib
+import dataclasses
+import typing
+
+import jax
+import jax.numpy as jnp
+
+from lepton_jax import trees
+from lepton_jax.layers import watch
+
+
+class Method(typing.NamedTuple):
+  """One way of compressing: pure functions, built once from options and a Setting.
+
+  `params`, `learned` and `held` below are {leaf name: array} of the whole network, the arrays that
+  the method trains with the weights, and those that it keeps beside them. `hparams` are the
+  traced strengths.
+
+  Attributes:
+    name: where its arrays stand in the state, and its facts in result.json.
+    reaches: {kernel: facts}, what happens to each kernel, or the reason why nothing does.
+    weights: (params, learned, held, hparams) -> params that count.
+    rounds: whether `weights` puts kernels on levels. Noise comes before such methods, and
+      penalties see the kernels without them.
+    init: (params, hparams) -> (learned, held) before the first step.
+    strengths: options of a run -> {name: value} for hparams.
+    sites: paths of the layers whose inputs it changes.
+    inputs: (site, x, entries of x an example has, learned, held, hparams) -> x.
+    finish: (params, held) -> params without what an update may not change.
+    after: (params, gradients of them, held) -> held after an update; None where it keeps none.
+    hooks: (options, Tools) -> [(due, change)]: `change(state, step)` gives the state before the
+      steps for which `due(step)` is true.
+    settled: the first step whose weights may be chosen as the best.
+    describe: params -> {name: number}, for the row of an epoch and for result.json.
+  """
+  name: str
+  reaches: dict
+  weights: typing.Callable
+  rounds: bool = False
+  init: typing.Callable = lambda params, hparams: ({}, {})
+  strengths: typing.Callable = lambda options: {}
+  sites: frozenset = frozenset()
+  inputs: typing.Callable | None = None
+  finish: typing.Callable = lambda params, held: params
+  after: typing.Callable | None = None
+  hooks: typing.Callable = lambda options, tools: []
+  settled: int = 0
+  describe: typing.Callable = lambda params: {}
+
+
+class Setting(typing.NamedTuple):
+  """What a method may know of the network that it is built for.
+
+  Attributes:
+    kernels: {name: array or shape} of all kernels, in tree order.
+    frozen: names of those that are not trained.
+    reading: paths of the layers that read floating-point inputs.
+    total_steps, steps_per_epoch: of the run.
+    zeros: names of kernels that hold zeros of another run, which have to stay.
+    ticket: {name: kernel} of another run, which say what is pruned here; empty: the run's own do.
+  """
+  kernels: dict
+  frozen: frozenset = frozenset()
+  reading: frozenset = frozenset()
+  total_steps: int = 1
+  steps_per_epoch: int = 1
+  zeros: frozenset = frozenset()
+  ticket: dict = {}
+
+
+class Tools(typing.NamedTuple):
+  """What hooks may use; the functions belong to the program, so trials share what they compile.
+
+  Attributes:
+    batch: step -> the training batch of that step, on the device.
+    observe: (state, batch) -> {site: Seen} of the inputs that layers read.
+    counted: state -> the tree of parameters that count.
+    loss: (params that count, state, batch) -> mean loss, to be differentiated.
+    outputs: (params that count, state, batch) -> answers to inputs of ones.
+    once: (name, function of arrays) -> it compiled, the same at each call with that name.
+  """
+  batch: typing.Callable
+  observe: typing.Callable
+  counted: typing.Callable
+  loss: typing.Callable
+  outputs: typing.Callable
+  once: typing.Callable
+
+
+@dataclasses.dataclass(frozen=True)
+class Compression:
+  """The methods of a run, in the order in which they change the weights.
+
+  `weights` below is {'params', 'learned', 'held'} and what else a run saves; the last two have one
+  entry for each method that has arrays.
+  """
+  methods: tuple = ()
+
+  def init(self, params, hparams):
+    """(learned, held) of all methods before the first step."""
+    named = trees.named(params)
+    found = {method.name: method.init(named, hparams) for method in self.methods}
+    return tuple({name: arrays[i] for name, arrays in found.items() if arrays[i]} for i in (0, 1))
+
+  def kept(self, weights, hparams):
+    """Weights without what methods removed, not yet rounded: what penalties see."""
+    return self._through(weights, hparams, rounds=False)
+
+  def rounded(self, weights, hparams):
+    """Kept weights on the levels that they have."""
+    return self._through(weights, hparams, rounds=True)
+
+  def counted(self, weights, hparams):
+    """The weights that count: kept, then rounded."""
+    return self.rounded(self.kept(weights, hparams), hparams)
+
+  def _through(self, weights, hparams, rounds):
+    params = trees.named(weights['params'])
+    for method in self.methods:
+      if method.rounds == rounds:
+        learned, held = arrays_of(method, weights)
+        params = params | method.weights(params, learned, held, hparams)
+    return dict(weights, params=trees.map_named(lambda name, _: params[name], weights['params']))
+
+  @contextlib.contextmanager
+  def reading(self, weights, hparams):
+    """A context in which layers read what the methods make of their inputs."""
+    with contextlib.ExitStack() as stack:
+      for method in self.methods:
+        if method.sites:
+          stack.enter_context(watch.inputs(
+              method.sites, _reader(method, weights, hparams), pure=True))
+      yield
+
+  @property
+  def sites(self):
+    """Paths of the layers whose inputs are changed."""
+    return frozenset().union(*(method.sites for method in self.methods))
+
+  def finish(self, params, held):
+    """Parameters after an update, without what it may not change."""
+    named = trees.named(params)
+    for method in self.methods:
+      named = named | method.finish(named, held.get(method.name, {}))
+    return trees.map_named(lambda name, _: named[name], params)
+
+  def after(self, params, gradients, held):
+    """`held` after an update."""
+    for method in self.methods:
+      if method.after is not None:
+        own = method.after(trees.named(params), trees.named(gradients), held[method.name])
+        held = held | {method.name: own}
+    return held
+
+  def strengths(self, options):
+    """{name: value} of all methods."""
+    return {name: value for method in self.methods
+            for name, value in method.strengths(options).items()}
+
+  def hooks(self, options, tools):
+    """[(due, change)] of all methods."""
+    return [hook for method in self.methods for hook in method.hooks(options, tools)]
+
+  @property
+  def settled(self):
+    """The first step whose weights may be chosen as the best."""
+    return max((method.settled for method in self.methods), default=0)
+
+  def describe(self, params):
+    """Numbers for the row of an epoch and for result.json."""
+    named = trees.named(params)
+    return {name: value for method in self.methods
+            for name, value in method.describe(named).items()}
+
+  def kernels(self, names):
+    """One dictionary a kernel: what every method does with it, or why it does nothing."""
+    rows = {name: dict(kernel=name) for name in names}
+    for method in self.methods:
+      for name, row in method.reaches.items():
+        rows[name] |= row
+    return list(rows.values())
+
+
+def arrays_of(method, weights):
+  """(learned, held) of a method."""
+  return weights['learned'].get(method.name, {}), weights['held'].get(method.name, {})
+
+
+def _reader(method, weights, hparams):
+  learned, held = arrays_of(method, weights)
+  def read(module, path, x):
+    # Layers say where the batch is, if it is not in front, so that entries count one example's.
+    entries = x.size // max(x.shape[getattr(module, 'batch_axis', 0)], 1)
+    return method.inputs(path, x, entries, learned, held, hparams)
+
+  return read
+
+
+def replaced(state, name, learned=None, held=None):
+  """A TrainState with other arrays of one method, in the moving average as well."""
+  if held is not None:
+    state = state.replace(held=dict(state.held, **{name: held}))
+  if learned is not None:
+    state = state.replace(learned=dict(state.learned, **{name: learned}))
+    if state.ema:
+      copied = jax.tree.map(jnp.copy, learned)
+      ema = dict(state.ema, learned=dict(state.ema['learned'], **{name: copied}))
+      state = state.replace(ema=ema)
+  return state

@@ -1,0 +1,196 @@
+"""Pruning as a method of compression: score, structure, allocation and schedule put together."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lepton_jax import registry, trees
+from lepton_jax.compress import rules
+from lepton_jax.compress.method import Method, replaced
+from lepton_jax.compress.prune import masks, scores
+from lepton_jax.compress.prune import structure as structures
+from lepton_jax.errors import UserError
+
+NAME = 'prune'
+
+
+def make(config, setting):
+  """The Method of a configuration; None where nothing is pruned and no zeros have to stay."""
+  options = config.prune
+  structure = structures.structure(options.prune_structure)
+  reaches = reached(options, config.training.freeze, setting, structure)
+  ranked = [name for name, row in reaches.items() if 'pruned' in row]
+  masked = [name for name in setting.kernels if name in ranked or name in setting.zeros]
+  if not masked:
+    return None
+  check(options)
+  straight = options.prune_gradient == 'straight_through'
+  plan = registry.PRUNE_SCHEDULES.get(options.prune_schedule)(options, setting.total_steps)
+  fixed = rules.parse(options.prune_layers, ranked, 'prune_layers', share)
+
+  def init(params, hparams):
+    del hparams
+    start = {n: params[n] != 0 if n in setting.zeros else jnp.ones(params[n].shape, bool)
+             for n in masked}
+    held = dict(masks=start)
+    if ranked and options.prune_score == 'movement':
+      held['movement'] = {name: jnp.zeros_like(params[name]) for name in ranked}
+    return {}, held
+
+  def after(params, gradients, held):
+    moved = {name: sum_ - params[name] * gradients[name]
+             for name, sum_ in held['movement'].items()}
+    return dict(held, movement=moved)
+
+  change = masks.apply_straight_through if straight else masks.apply
+  return Method(
+      name=NAME, reaches=reaches, init=init,
+      weights=lambda params, learned, held, hparams: change(params, held['masks']),
+      finish=lambda params, held: params if straight else masks.apply(params, held['masks']),
+      after=after if options.prune_score == 'movement' and ranked else None,
+      hooks=(functools.partial(hooks, structure, plan, ranked, fixed, setting.ticket) if ranked
+             else lambda *_: []),
+      settled=plan.steps[-1] + 1 if ranked else 0,
+      describe=lambda params: dict(
+          sparsity=masks.sparsity({name: params[name] for name in ranked})) if ranked else {})
+
+
+def check(options):
+  """Raises UserError for options that do not go together."""
+  dynamic = options.prune_schedule in ('set', 'rigl')
+  if dynamic and options.prune_structure != 'none':
+    raise UserError(f'--prune_schedule={options.prune_schedule} exchanges single weights; it takes '
+                    f'--prune_structure=none')
+  if options.prune_ticket and (options.prune_schedule, options.prune_begin) != ('one_shot', 0):
+    raise UserError('--prune_ticket prunes before the first step; it takes '
+                    '--prune_schedule=one_shot --prune_begin=0')
+  if dynamic and options.prune_gradient != 'masked':
+    raise UserError(f'--prune_schedule={options.prune_schedule} brings weights back itself; it '
+                    f'takes --prune_gradient=masked')
+
+
+def share(text):
+  """The sparsity of a rule."""
+  value = float(text)
+  if not 0 <= value < 1:
+    raise ValueError('a sparsity is at least 0 and below 1')
+  return value
+
+
+def reached(options, freeze, setting, structure):
+  """{kernel: what pruning does with it}; raises UserError where it is on and reaches none."""
+  if not options.prune_sparsity:
+    return {}
+  dense = trees.matching(options.prune_exclude, setting.kernels, 'prune_exclude')
+  found = {}
+  for name in setting.kernels:
+    why = structure.refuses(name)
+    if name in dense:
+      why = f'excluded by --prune_exclude={options.prune_exclude}'
+    elif name in setting.frozen:
+      why = f'frozen by --freeze={freeze}'
+    found[name] = dict(prune_reason=why) if why else dict(pruned=options.prune_structure)
+  if not any('pruned' in row for row in found.values()):
+    raise UserError(f'--prune_exclude={options.prune_exclude!r} --freeze={freeze!r} leave no '
+                    f'kernel to prune')
+  if options.prune_sparsity > structure.share:
+    raise UserError(f'--prune_sparsity={options.prune_sparsity}: --prune_structure='
+                    f'{options.prune_structure} leaves out {structure.share:g} at most')
+  return found
+
+
+def hooks(structure, plan, ranked, fixed, ticket, config, tools):
+  """The update of masks before each of the plan's steps."""
+  straight = config.prune.prune_gradient == 'straight_through'
+
+  def update(state, step):
+    arrays = state.held[NAME]
+    before = {name: np.asarray(arrays['masks'][name]) for name in ranked}
+    scores_of = worth(config, tools, ranked, ticket, state, step)
+    if not straight:  # what is gone ranks below all
+      scores_of = {name: np.where(before[name], np.asarray(score), -np.inf)
+                   for name, score in scores_of.items()}
+    if plan.grows_by and step:
+      kept = exchanged(plan, tools, scores_of, before, state, step, config.training.seed)
+    else:
+      counts = units_to_go(config.prune, structure, plan.share(step), fixed, scores_of)
+      kept = structures.chosen_masks(structure, scores_of, counts)
+    grown = {name: kept[name] & ~before[name] for name in ranked if plan.grows_by}
+    return with_masks(state, kept, grown, straight)
+
+  return [(lambda step: step in plan.steps, update)]
+
+
+def worth(config, tools, ranked, ticket, state, step):
+  """{kernel: score of its entries}."""
+  named = trees.named(state.params) | ticket
+  evidence = scores.Evidence(
+      {name: named[name] for name in ranked}, state, tools, step, config.prune.prune_batches,
+      jax.random.fold_in(jax.random.key(config.training.seed), step),
+      state.held[NAME].get('movement', {}))
+  return registry.SCORES.get(config.prune.prune_score)(evidence)
+
+
+def units_to_go(options, structure, share, fixed, scores_of):
+  """{kernel: how many of its units go} at a share of the final sparsity; what is gone stays so."""
+  units = {name: structure.units(score) for name, score in scores_of.items()}
+  counts = {name: round(share * fixed[name] / structure.share * units[name].size)
+            for name in units if name in fixed}
+  rest = {name: one for name, one in units.items() if name not in fixed}
+  if rest:
+    total = sum(one.size for one in rest.values())
+    count = round(share * options.prune_sparsity / structure.share * total)
+    gone = sum(int(np.isneginf(one).sum()) for one in rest.values())
+    shapes = {name: scores_of[name].shape for name in rest}
+    allocate = registry.ALLOCATIONS.get(options.prune_allocation)
+    counts |= allocate(rest, shapes, max(gone, count))
+  return {name: counts[name] for name in units}
+
+
+def exchanged(plan, tools, scores_of, before, state, step, seed):
+  """Masks as sparse as before: the lowest weights of each kernel give way to the most promising."""
+  promise = growth(plan, tools, before, state, step, seed)
+  kept = {}
+  for name, alive in before.items():
+    count = round(plan.exchange(step) * int(alive.sum()))
+    rest = np.where(alive, scores_of[name], np.inf)
+    staying = alive & ~masks.lowest(rest, count)
+    kept[name] = staying | masks.lowest(np.where(staying, np.inf, -promise[name]), count)
+  return kept
+
+
+def growth(plan, tools, before, state, step, seed):
+  """{kernel: what ranks weights that may come back}: a dense gradient's size, or chance."""
+  if plan.grows_by == 'random':
+    rng = np.random.default_rng([seed, step])
+    return {name: rng.random(mask.shape) for name, mask in before.items()}
+  gradient = tools.once('dense_gradient', jax.grad(tools.loss))
+  found = trees.named(gradient(tools.counted(state), state, tools.batch(step)))
+  return {name: np.abs(np.asarray(found[name])) for name in before}
+
+
+def with_masks(state, kept, grown, straight):
+  """The state under new masks; weights that come back start at 0, and so do their moments."""
+  held = state.held[NAME]
+  all_masks = {**held['masks'], **{name: jnp.asarray(mask) for name, mask in kept.items()}}
+  state = replaced(state, NAME, held=dict(held, masks=all_masks))
+  if not straight:
+    state = state.replace(params=masks.applied(state.params, all_masks))
+    if state.ema:
+      ema = masks.applied(state.ema['params'], all_masks)
+      state = state.replace(ema=dict(state.ema, params=ema))
+  if any(mask.any() for mask in grown.values()):
+    state = state.replace(opt_state=without_moments(state.opt_state, grown))
+  return state
+
+
+def without_moments(opt_state, grown):
+  """An optimizer's state with zeros at the entries that `grown` marks."""
+  def cleared(name, leaf):
+    kernel = name.rpartition('params/')[2]
+    fits = kernel in grown and np.shape(leaf) == grown[kernel].shape
+    return jnp.where(grown[kernel], 0, leaf) if fits else leaf
+
+  return trees.map_named(cleared, opt_state)

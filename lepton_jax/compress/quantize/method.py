@@ -1,0 +1,167 @@
+"""Quantisation-aware training as a method of compression: kernels and inputs on levels."""
+
+import functools
+
+import jax.numpy as jnp
+
+from lepton_jax import registry, trees
+from lepton_jax.compress import rules
+from lepton_jax.compress.method import Method, replaced
+from lepton_jax.compress.quantize import inputs, sites
+from lepton_jax.errors import UserError
+from lepton_jax.precision import at_least_single
+
+NAME = 'quantize'
+
+
+def make(config, setting):
+  """The Method of a configuration; None where nothing is rounded."""
+  options = config.quantize
+  weight_bits, input_bits = bits(options, setting)
+  if not weight_bits and not input_bits:
+    return None
+  quantizer = registry.WEIGHT_QUANTIZERS.get(options.quantize_weights)()
+  reader = registry.INPUT_QUANTIZERS.get(options.quantize_inputs)()
+  dtype = at_least_single(config.architecture.dtype)
+  shared = {name: axes(name, kernel.ndim, options.quantize_granularity, setting.reading)
+            for name, kernel in setting.kernels.items()}
+  kernel_place = {name: i for i, name in enumerate(weight_bits)}
+  site_place = {site: i for i, site in enumerate(input_bits)}
+
+  def init(params, hparams):
+    learned = {name: quantizer.init(params[name], hparams['weight_bits'][i], shared[name])
+               for name, i in kernel_place.items()}
+    learned = dict(kernels={name: arrays for name, arrays in learned.items() if arrays})
+    zero = lambda: jnp.zeros((), dtype)
+    ranges = {site: dict(low=zero(), high=zero()) for site in input_bits}
+    learned, held = (learned | dict(ranges=ranges), {}) if reader.learned else (learned, ranges)
+    return {name: part for name, part in learned.items() if part}, held
+
+  def weights(params, learned, held, hparams):
+    changed = {}
+    for name, i in kernel_place.items():
+      kernel, own = params[name], learned.get('kernels', {}).get(name)
+      new = quantizer.apply(kernel, hparams['weight_bits'][i], shared[name], own)
+      # What was pruned stays zero where zero is not a level.
+      changed[name] = new if quantizer.keeps_zero else jnp.where(kernel == 0, 0, new)
+    return params | changed
+
+  def read(site, x, entries, learned, held, hparams):
+    ends = (learned['ranges'] if reader.learned else held)[site]
+    return reader.apply(x, ends['low'], ends['high'], hparams['input_bits'][site_place[site]],
+                        entries)
+
+  return Method(
+      name=NAME, reaches=reached(options, setting, weight_bits, input_bits), init=init,
+      weights=weights, rounds=True, sites=frozenset(input_bits), inputs=read,
+      strengths=functools.partial(strengths, setting),
+      hooks=functools.partial(hooks, reader, setting) if input_bits else lambda *_: [])
+
+
+def bits(options, setting):
+  """({kernel: bits}, {site: bits}) of what is rounded; raises UserError where that is nothing."""
+  names = tuple(setting.kernels)
+  excluded = trees.matching(options.quantize_exclude, names, 'quantize_exclude')
+  ruled = rules.parse(options.quantize_layers, names, 'quantize_layers', both)
+  weight_bits, input_bits = {}, {}
+  for name in names:
+    weight, read = ruled.get(name, (None, None))
+    weight = options.quantize_weight_bits if weight is None else weight
+    read = options.quantize_activation_bits if read is None else read
+    if name in excluded:
+      continue
+    if weight:
+      weight_bits[name] = weight
+    if read and sites.owner(name) in setting.reading:
+      input_bits[sites.owner(name)] = read
+  asked = options.quantize_weight_bits or options.quantize_activation_bits or ruled
+  if asked and not weight_bits and not input_bits:
+    raise UserError(f'--quantize_exclude={options.quantize_exclude!r} '
+                    f'--quantize_layers={options.quantize_layers!r} leave no kernel to quantise')
+  only = registry.WEIGHT_QUANTIZERS.get(options.quantize_weights)().bits
+  wrong = {name: found for name, found in weight_bits.items() if found == 1 if only != 1}
+  wrong |= {name: found for name, found in weight_bits.items() if only not in (None, found)}
+  if wrong:
+    name, found = next(iter(wrong.items()))
+    raise UserError(f'--quantize_weights={options.quantize_weights} takes '
+                    f'{only or "2 or more"} bits; {name} has {found}')
+  return weight_bits, input_bits
+
+
+def both(text):
+  """(weight bits, input bits) of a rule's value, 'W/A' or 'W'; None where it says nothing."""
+  weight, slash, read = text.partition('/')
+  values = int(weight), int(read) if slash else None
+  if any(value is not None and not 0 <= value <= 16 for value in values) or values[1] == 1:
+    raise ValueError('write W/A, bits of weights and of inputs, or W: 0 (off) or 1 to 16, inputs '
+                     '2 to 16')
+  return values
+
+
+def axes(name, rank, granularity, reading):
+  """The axes over which a kernel shares one scale.
+
+  A table of vectors that serves as the output layer too has its outputs along the first axis.
+  """
+  if granularity == 'tensor':
+    return tuple(range(rank))
+  if name.endswith('embedding') and sites.owner(name) in reading:
+    return tuple(range(1, rank))
+  return tuple(range(rank - 1))
+
+
+def reached(options, setting, weight_bits, input_bits):
+  """{kernel: the bits of its weights and of its layer's inputs, or the reason it has none}."""
+  excluded = trees.matching(options.quantize_exclude, setting.kernels, 'quantize_exclude')
+  found = {}
+  for name in setting.kernels:
+    if name in excluded:
+      found[name] = dict(reason=f'excluded by --quantize_exclude={options.quantize_exclude}')
+      continue
+    row = dict(reason='no weight bits were asked for')
+    if name in weight_bits:
+      row = dict(weight_bits=weight_bits[name], quantizer=options.quantize_weights,
+                 granularity=options.quantize_granularity)
+    site = sites.owner(name)
+    if site in input_bits:
+      row |= dict(activation_bits=input_bits[site], activation_quantizer=options.quantize_inputs)
+    elif site not in setting.reading:
+      row |= dict(activation_reason='its layer has no floating-point input')
+    else:
+      row |= dict(activation_reason='no activation bits were asked for')
+    found[name] = row
+  return found
+
+
+def strengths(setting, config):
+  """The bits of each kernel and of each site, as vectors: all widths share a program."""
+  weight_bits, input_bits = bits(config.quantize, setting)
+  found = dict(weight_bits=list(weight_bits.values()), input_bits=list(input_bits.values()))
+  return {name: values for name, values in found.items() if values}
+
+
+def hooks(reader, setting, config, tools):
+  """The setting of ranges: before the first step, and where they are not trained at each epoch."""
+  options = config.quantize
+  _, input_bits = bits(options, setting)
+
+  def calibrate(state, step):
+    seen = inputs.observed([tools.observe(state, tools.batch(step + i))
+                            for i in range(options.quantize_calibration)])
+    arrays = state.learned[NAME]['ranges'] if reader.learned else state.held[NAME]
+    ranges = {}
+    for site, old in arrays.items():
+      before = (float(old['low']), float(old['high'])) if step else None
+      low, high = reader.calibrate(seen[site], input_bits[site], before)
+      if options.quantize_zero == 'symmetric':
+        low, high = inputs.symmetric(low, high)
+      ranges[site] = dict(low=jnp.asarray(low, old['low'].dtype),
+                          high=jnp.asarray(high, old['high'].dtype))
+    if reader.learned:
+      return replaced(state, NAME, learned=dict(state.learned[NAME], ranges=ranges))
+    return replaced(state, NAME, held=ranges)
+
+  def due(step):
+    return step == 0 if reader.learned else step % setting.steps_per_epoch == 0
+
+  return [(due, calibrate)]

@@ -1,0 +1,222 @@
+"""Rounding kernels: each registered function gives a Quantizer.
+
+Bit widths are traced scalars: one compiled program serves them all. Scales are per output channel,
+or one for the whole kernel, as `axes` says: those over which a scale is shared.
+"""
+
+import functools
+import typing
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lepton_jax.compress.straight_through import straight_through
+from lepton_jax.registry import WEIGHT_QUANTIZERS
+
+
+class Quantizer(typing.NamedTuple):
+  """How a kernel is rounded.
+
+  Attributes:
+    apply: (kernel, bits, axes, learned) -> kernel on its levels, differentiable.
+    init: (kernel, bits, axes) -> {name: array} that it trains with the weights.
+    bits: the only width that it has; None: any from 2 on.
+    keeps_zero: whether zero is one of its levels.
+  """
+  apply: typing.Callable
+  init: typing.Callable = lambda kernel, bits, axes: {}
+  bits: int | None = None
+  keeps_zero: bool = True
+
+
+def largest_level(bits):
+  """Of symmetric levels -n to n."""
+  return 2.0 ** (bits - 1) - 1
+
+
+def nonzero(scale):
+  """A scale to divide by: 1 in channels of zeros, which stay zeros."""
+  return jnp.where(scale > 0, scale, 1)
+
+
+def mean_magnitude(kernel, axes):
+  return jnp.mean(jnp.abs(kernel), axes, keepdims=True)
+
+
+def max_magnitude(kernel, axes):
+  return jnp.max(jnp.abs(kernel), axes, keepdims=True)
+
+
+def rounded(kernel, scale, largest):
+  """On the levels scale * (-largest to largest)."""
+  return jnp.clip(jnp.round(kernel / scale), -largest, largest) * scale
+
+
+@WEIGHT_QUANTIZERS.register
+def max_():
+  """Symmetric levels up to the largest |w| (arXiv:1806.08342)."""
+  def apply(kernel, bits, axes, learned):
+    largest = largest_level(bits)
+    scale = nonzero(lax.stop_gradient(max_magnitude(kernel, axes)) / largest)
+    return straight_through(kernel, rounded(kernel, scale, largest))
+
+  return Quantizer(apply)
+
+
+@WEIGHT_QUANTIZERS.register
+def mse():
+  """Symmetric levels of the scale with the least squared error, the largest |w| among those tried.
+
+  From each of a few shares of the largest |w|, kernels are rounded and the scale that fits what
+  was rounded best is tried, a step of Lloyd's algorithm.
+  """
+  def apply(kernel, bits, axes, learned):
+    scale = mse_scale(lax.stop_gradient(kernel), largest_level(bits), axes)
+    return straight_through(kernel, rounded(kernel, scale, largest_level(bits)))
+
+  return Quantizer(apply)
+
+
+def mse_scale(kernel, largest, axes):
+  """The best scale found for levels scale * (-largest to largest)."""
+  total = lambda x: jnp.sum(x, axes, keepdims=True)
+  error = lambda scale: total(jnp.square(kernel - rounded(kernel, scale, largest)))
+  whole = best = nonzero(max_magnitude(kernel, axes) / largest)
+  least = error(best)
+  for share in (1.0, 0.8, 0.65, 0.5, 0.35, 0.2):
+    level = jnp.clip(jnp.round(kernel / (share * whole)), -largest, largest)
+    scale = nonzero(total(kernel * level) / jnp.maximum(total(level * level), 1))
+    best = jnp.where(error(scale) < least, scale, best)
+    least = jnp.minimum(error(scale), least)
+  return best
+
+
+@WEIGHT_QUANTIZERS.register
+def lsq():
+  """A step that is learned with the weights (arXiv:1902.08153)."""
+  def init(kernel, bits, axes):
+    return dict(step=nonzero(2 * mean_magnitude(kernel, axes) / jnp.sqrt(largest_level(bits))))
+
+  def apply(kernel, bits, axes, learned):
+    largest = largest_level(bits)
+    shared = float(np.prod([kernel.shape[axis] for axis in axes]))
+    step = scaled_gradient(learned['step'], lax.rsqrt(shared * largest).astype(kernel.dtype))
+    step = jnp.maximum(step, jnp.finfo(kernel.dtype).eps)
+    place = jnp.clip(kernel / step, -largest, largest)
+    return straight_through(place, jnp.round(place)) * step
+
+  return Quantizer(apply, init)
+
+
+def scaled_gradient(value, factor):
+  """`value`, with its gradient times `factor`."""
+  return lax.stop_gradient(value) + (value - lax.stop_gradient(value)) * factor
+
+
+@WEIGHT_QUANTIZERS.register
+def dorefa():
+  """2^bits even levels of tanh(w), zero not among them (arXiv:1606.06160).
+
+  The paper's weights lie within -1 and 1; here they keep the largest |w|, so that networks without
+  batch normalisation keep their scale.
+  """
+  def apply(kernel, bits, axes, learned):
+    bounded = jnp.tanh(kernel)
+    unit = bounded / nonzero(lax.stop_gradient(max_magnitude(bounded, axes)))
+    levels = 2.0 ** bits - 1
+    place = (unit + 1) / 2 * levels
+    even = 2 * straight_through(place, jnp.round(place)) / levels - 1
+    return even * lax.stop_gradient(max_magnitude(kernel, axes))
+
+  return Quantizer(apply, keeps_zero=False)
+
+
+@WEIGHT_QUANTIZERS.register
+def power_of_two():
+  """Levels 0 and plus or minus the largest |w| / 2^k (INQ, arXiv:1702.03044)."""
+  def apply(kernel, bits, axes, learned):
+    scale = nonzero(lax.stop_gradient(max_magnitude(kernel, axes)))
+    lowest = -(largest_level(bits) - 1)  # the exponent of the smallest level
+    share = jnp.abs(kernel) / scale
+    # Between 2^(e-1) and 2^e the nearer one; half of the smallest level divides it from zero.
+    exponent = jnp.floor(jnp.log2(jnp.maximum(share, 1e-30) * (4 / 3)))
+    level = jnp.where(share < 2.0 ** (lowest - 1), 0, 2.0 ** jnp.clip(exponent, lowest, 0))
+    return straight_through(kernel, jnp.sign(kernel) * level * scale)
+
+  return Quantizer(apply)
+
+
+@WEIGHT_QUANTIZERS.register
+def apot():
+  """Sums of two powers of two (APoT, arXiv:1909.13144), up to the largest |w|, 8 bits at most."""
+  def apply(kernel, bits, axes, learned):
+    scale = nonzero(lax.stop_gradient(max_magnitude(kernel, axes)))
+    table = jnp.asarray(apot_levels(), kernel.dtype)[(bits - 2).astype(jnp.int32)]
+    middle = (table[1:] + table[:-1]) / 2
+    level = table[jnp.searchsorted(middle, jnp.abs(kernel) / scale)]
+    return straight_through(kernel, jnp.sign(kernel) * level * scale)
+
+  return Quantizer(apply)
+
+
+@functools.cache
+def apot_levels():
+  """f64[7, 128]: for 2 to 8 bits the non-negative levels, rising, filled up with the largest, 1.
+
+  The bits beside the sign make terms of two bits, the last of one where they are odd. Term i of n
+  is 0 or 2^-(i + j n), j from 0 on (equation 5 of the paper).
+  """
+  rows = []
+  for bits in range(1, 8):
+    count = -(-bits // 2)
+    sums = np.zeros(1)
+    for i in range(count):
+      powers = 1 if bits % 2 and i == count - 1 else 3
+      term = [0.0, *(2.0 ** -(i + j * count) for j in range(powers))]
+      sums = np.add.outer(sums, term).ravel()
+    levels = np.sort(sums) / sums.max()
+    rows.append(np.pad(levels, (0, 128 - len(levels)), constant_values=1.0))
+  return np.stack(rows)
+
+
+@WEIGHT_QUANTIZERS.register
+def ternary():
+  """Levels -a, 0 and a; a is the mean of the |w| above 0.7 times their mean (arXiv:1605.04711)."""
+  def apply(kernel, bits, axes, learned):
+    exact = lax.stop_gradient(kernel)
+    large = jnp.abs(exact) > 0.7 * mean_magnitude(exact, axes)
+    count = jnp.maximum(jnp.sum(large, axes, keepdims=True), 1).astype(exact.dtype)
+    scale = jnp.sum(jnp.where(large, jnp.abs(exact), 0), axes, keepdims=True) / count
+    return straight_through(kernel, jnp.where(large, jnp.sign(exact) * scale, 0))
+
+  return Quantizer(apply, bits=2)
+
+
+@WEIGHT_QUANTIZERS.register
+def ttq():
+  """Levels -n, 0 and p, both learned; 0 within 5 % of the largest |w| (arXiv:1612.01064)."""
+  def init(kernel, bits, axes):
+    scale = nonzero(mean_magnitude(kernel, axes))
+    return dict(negative=scale, positive=jnp.copy(scale))
+
+  def apply(kernel, bits, axes, learned):
+    threshold = 0.05 * max_magnitude(lax.stop_gradient(kernel), axes)
+    high, low = kernel > threshold, kernel < -threshold
+    level = jnp.where(high, learned['positive'], jnp.where(low, -learned['negative'], 0))
+    # The weights' gradient is scaled by the level that they stand on, that of zero by 1.
+    factor = jnp.where(high, learned['positive'], jnp.where(low, learned['negative'], 1))
+    return level + (kernel - lax.stop_gradient(kernel)) * lax.stop_gradient(factor)
+
+  return Quantizer(apply, init, bits=2)
+
+
+@WEIGHT_QUANTIZERS.register
+def binary():
+  """The sign times the mean |w| (XNOR-Net's weights, arXiv:1603.05279); bits beyond 1 clip."""
+  def apply(kernel, bits, axes, learned):
+    scale = lax.stop_gradient(mean_magnitude(kernel, axes))
+    sign = jnp.where(kernel < 0, -1, 1).astype(kernel.dtype)
+    return straight_through(jnp.clip(kernel, -1, 1), sign * scale)
+
+  return Quantizer(apply, bits=1, keeps_zero=False)

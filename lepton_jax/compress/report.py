@@ -1,0 +1,38 @@
+"""What compression did to a network, in numbers."""
+
+import jax
+import numpy as np
+
+from lepton_jax import trees
+from lepton_jax.compress import size
+from lepton_jax.compress.prune import masks
+
+
+def facts(compression, weights, hparams):
+  """Sparsity and bits of final weights, and what each kernel got or why it got nothing.
+
+  `sparsity` counts zeros of the kernels that were pruned, or of all; `rounded_sparsity` after
+  rounding, which makes zeros of small weights as well. `estimated_bytes` is what size.py says of a
+  file.
+  """
+  rows = compression.kernels(trees.kernels(weights['params']))
+  kept = counted = kernels_of(weights['params'])
+  if compression.methods:
+    kept, counted = (kernels_of(jax.jit(change)(weights, hparams)['params'])
+                     for change in (compression.kept, compression.counted))
+  ranked = [row['kernel'] for row in rows if 'pruned' in row] or list(kept)
+  for row in rows:
+    row['sparsity'] = masks.sparsity({0: kept[row['kernel']]})
+  bits = {row['kernel']: row['weight_bits'] for row in rows if 'weight_bits' in row}
+  others = trees.count((weights['params'], weights['model_state'])) - trees.count(counted)
+  return dict(
+      compression.describe(weights['params']), kernels=rows,
+      estimated_bytes=size.estimate(counted, bits, others, len(compression.sites)),
+      sparsity=masks.sparsity({name: kept[name] for name in ranked}),
+      rounded_sparsity=masks.sparsity({name: counted[name] for name in ranked}),
+      quantized_kernels=len(bits))
+
+
+def kernels_of(params):
+  """{name: kernel} on the host."""
+  return {n: np.asarray(leaf) for n, leaf in trees.named(params).items() if trees.is_kernel(n)}

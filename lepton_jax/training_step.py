@@ -1,0 +1,132 @@
+"""What a run's train step is made of: augmentation, noise, compression, penalties, constraints."""
+
+import functools
+
+import jax
+
+from lepton_jax import layers, registry, trees
+from lepton_jax.data import augment as augment_lib
+from lepton_jax.layers import columns, platform
+from lepton_jax.regularize import constraints, feature_maps, noise, outputs
+from lepton_jax.strengths import DROPOUTS
+from lepton_jax.train import step as step_lib
+
+
+def parts(network, optimizer, frozen, num_classes, total_steps):
+  """The step.Parts of a Network; `frozen` parameters get no gradient."""
+  on = network.config.regularize
+  return step_lib.Parts(
+      apply_fn=functools.partial(answers, network), optimizer=optimizer,
+      loss_fn=network.objective.training, measure=network.objective.measure,
+      prepare=preparation(network, num_classes), kept=functools.partial(kept, network, frozen),
+      counted=functools.partial(counted, network),
+      finish=functools.partial(finish, network, frozen), after=network.compression.after,
+      terms=tuple(functools.partial(penalty, name) for name in registry.PENALTIES.names()
+                  if getattr(on, name)),
+      output_terms=tuple(functools.partial(output_term, name) for name in OUTPUT_TERMS
+                         if getattr(on, name)),
+      twice=bool(on.r_drop), uphill=uphill if on.sam else None,
+      disturb=disturb if on.gradient_noise else step_lib.as_it_is,
+      average=functools.partial(step_lib.kept_share, total_steps=total_steps),
+      norm=functools.partial(norm, network.config.run.convolution))
+
+
+def preparation(network, num_classes):
+  """(batch, key, hparams) -> batch: scaled, augmented, noisy."""
+  augment = augment_lib.make_augment(network.config.augment, num_classes, network.scaling.std)
+
+  def prepare(batch, key, hparams):
+    batch = network.scaling.batch(batch, network.objective.regression)
+    if augment is not None:
+      batch = augment(batch, key, hparams)
+    if 'input_noise' in hparams:
+      noisy = noise.input_noise(batch['inputs'], batch['example'], hparams['input_noise'],
+                                jax.random.fold_in(key, 1))
+      batch = dict(batch, inputs=noisy)
+    return batch
+
+  return prepare
+
+
+def answers(network, weights, model_state, batch, hparams, key, axis):
+  """(logits, model_state) of weights that count on a prepared batch."""
+  rates = {name: hparams.get(name) for name in DROPOUTS}
+  training = layers.Training(example=batch['example'], axis=axis, **rates)
+  run = functools.partial(network.forward, weights, inputs=batch['inputs'], hparams=hparams,
+                          training=training, key=key)
+  if 'spatial_dropout' in hparams:
+    with feature_maps.spatial_dropout(training, hparams['spatial_dropout']):
+      return run(model_state)
+  if axis is None or 'carry' not in model_state:
+    return run(model_state)
+  # Under pmap the carry is whole on every device; each continues its own rows and all share the
+  # result.
+  own = jax.tree.map(lambda c: c[batch['example']], model_state['carry'])
+  logits, changed = run(dict(model_state, carry=own))
+  return logits, dict(changed, carry=jax.lax.all_gather(changed['carry'], axis, tiled=True))
+
+
+def kept(network, frozen, weights, hparams):
+  """Weights without gradients where they are frozen and without what compression removed."""
+  def held_fast(name, leaf):
+    return jax.lax.stop_gradient(leaf) if name in frozen else leaf
+
+  weights = dict(weights, params=trees.map_named(held_fast, weights['params']))
+  return network.compression.kept(weights, hparams)
+
+
+def counted(network, weights, hparams, key):
+  """Kept weights with the noise of this step, then rounded: what multiplies is on its levels."""
+  kernels = {n: leaf for n, leaf in trees.named(weights['params']).items() if trees.is_kernel(n)}
+  for i, name in enumerate(('weight_noise', 'drop_connect')):
+    if name in hparams:
+      disturbed = getattr(noise, name)
+      kernels = disturbed(kernels, hparams[name], jax.random.fold_in(key, 3 + i))
+  params = trees.map_named(lambda n, leaf: kernels.get(n, leaf), weights['params'])
+  return network.compression.rounded(dict(weights, params=params), hparams)
+
+
+def penalty(name, params, hparams):
+  kernels = {n: leaf for n, leaf in trees.named(params).items() if trees.is_kernel(n)}
+  return hparams[name] * registry.PENALTIES.get(name)(kernels)
+
+
+def finish(network, frozen, params, held, hparams):
+  """Parameters after an update: masked, and no longer than --max_norm."""
+  params = network.compression.finish(params, held)
+  if 'max_norm' not in hparams:
+    return params
+
+  def limited(name, leaf):
+    free = trees.is_kernel(name) and name not in frozen
+    return constraints.max_norm(leaf, hparams['max_norm']) if free else leaf
+
+  return trees.map_named(limited, params)
+
+
+def norm(choice, gradients):
+  with platform.using(choice):
+    return columns.global_norm(gradients)
+
+
+def confidence(logits, other, label):
+  del other
+  return outputs.confidence_penalty(logits, label)
+
+
+# Terms on answers: (logits, those of the second pass or None, labels) -> f32[batch].
+OUTPUT_TERMS = dict(confidence_penalty=confidence, r_drop=outputs.r_drop)
+
+
+def output_term(name, logits, other, batch, hparams):
+  return hparams[name] * OUTPUT_TERMS[name](logits, other, batch['label'])
+
+
+def uphill(trained, gradients, hparams):
+  return constraints.sharpest(trained, gradients, hparams['sam'])
+
+
+def disturb(gradients, step, hparams, key):
+  """Noise on the gradients of weights; what compression learns is left alone."""
+  noisy = noise.gradient_noise(gradients['params'], hparams['gradient_noise'], step, key)
+  return dict(gradients, params=noisy)

@@ -1,0 +1,324 @@
+"""Pruning: the law of each score, allocation, structure and schedule, and runs by flags."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lepton_jax import assemble, registry, run, trees
+from lepton_jax.compress.prune import allocate, masks, method, schedule, structure
+from lepton_jax.errors import UserError
+from lepton_jax.options import Prune
+from tests.test_train import assert_same, run_steps
+
+SHAPES = dict(conv=(3, 3, 4, 8), dense=(50, 20), head=(20, 5))
+
+
+def draw(seed=0, shapes=SHAPES):
+  rng = np.random.default_rng(seed)
+  return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+# masks
+
+@settings(max_examples=50)
+@given(values=st.lists(st.integers(0, 3), min_size=1, max_size=60), share=st.floats(0, 1))
+def test_an_exact_count_is_lowest_even_under_ties(values, share):
+  score, count = np.array(values, np.float32), round(share * len(values))
+  chosen = masks.lowest(score, count)
+  assert chosen.sum() == count
+  assert not 0 < count < len(values) or score[chosen].max() <= score[~chosen].min()
+
+
+def test_dead_weights_stay_dead_beside_a_weight_that_is_zero():
+  """A masked entry scores as low as anything can, so that a zero by chance never takes its place."""
+  score = np.where([True, False, True, True], [0.0, 0.0, 2.0, 3.0], -np.inf)
+  np.testing.assert_array_equal(masks.lowest(score, 1), [False, True, False, False])
+
+
+# allocations
+
+@settings(max_examples=30)
+@given(name=st.sampled_from(registry.ALLOCATIONS.names()), share=st.floats(0, 1),
+       seed=st.integers(0, 5))
+def test_every_allocation_gives_up_exactly_what_is_asked(name, share, seed):
+  scores = {n: np.abs(kernel) for n, kernel in draw(seed).items()}
+  sizes = allocate.sizes_of(scores)
+  count = round(share * sum(sizes.values()))
+  given_up = registry.ALLOCATIONS.get(name)(scores, SHAPES, count)
+  assert sum(given_up.values()) == count
+  assert all(0 <= given_up[n] <= sizes[n] for n in sizes)
+
+
+def test_uniform_gives_each_kernel_the_same_share():
+  scores = draw()
+  given_up = allocate.uniform(scores, SHAPES, round(0.75 * sum(map(np.size, scores.values()))))
+  for name, count in given_up.items():
+    assert count == pytest.approx(0.75 * scores[name].size, abs=1)
+
+
+def test_erk_keeps_in_proportion_to_the_sum_over_the_product_of_sides():
+  """Density of kernel l: epsilon * (n_in + n_out + h + w) / (n_in n_out h w), 1 at most."""
+  scores = draw()
+  total = sum(map(np.size, scores.values()))
+  given_up = allocate.erk(scores, SHAPES, round(0.9 * total))
+  density = {n: 1 - given_up[n] / scores[n].size for n in scores}
+  raw = {n: sum(SHAPES[n]) / np.prod(SHAPES[n]) for n in SHAPES}
+  factors = [density[n] / raw[n] for n in scores]
+  np.testing.assert_allclose(factors, factors[0], rtol=0.03)
+  # At half, the head would keep more than all it has: it stays dense, but for nothing.
+  given_up = allocate.erk(scores, SHAPES, round(0.5 * total))
+  assert given_up['head'] == 0 and given_up['dense'] > 0
+
+
+def test_lamp_is_the_published_score_worked_by_hand():
+  # Squares 1, 4, 9: 1/14, 4/13, 9/9 (equation 2 of arXiv:2010.07611).
+  np.testing.assert_allclose(allocate.lamp_scores(np.array([3.0, 1.0, 2.0])),
+                             [1, 1 / 14, 4 / 13])
+  scores = dict(small=np.array([0.1, 0.2, 0.3]), large=np.array([10.0, 20.0, 30.0]))
+  assert allocate.lamp(scores, {}, 4) == dict(small=2, large=2)
+  assert allocate.global_(scores, {}, 3) == dict(small=3, large=0)
+
+
+# structures
+
+@settings(max_examples=30)
+@given(n=st.integers(1, 3), extra=st.integers(1, 3), inputs=st.integers(1, 9),
+       seed=st.integers(0, 3))
+def test_n_of_m_keeps_the_n_highest_of_every_m_inputs(n, extra, inputs, seed):
+  m = n + extra
+  kind = structure.structure(f'{n}:{m}')
+  score = np.abs(np.random.default_rng(seed).normal(size=(2, inputs, 3)))
+  kept = structure.chosen_masks(kind, dict(k=score), dict(k=kind.units(score).size))['k']
+  for row in range(2):
+    for column in range(3):
+      for start in range(0, inputs, m):
+        group = score[row, start:start + m, column]
+        stays = kept[row, start:start + m, column]
+        assert stays.sum() == min(n, len(group))
+        assert stays.all() or group[stays].min() >= group[~stays].max()
+
+
+def test_structures_refuse_what_they_are_not():
+  for name in ('channelz', '4:2', '0:4', '2:'):
+    with pytest.raises(UserError, match='allowed are none, and N:M'):
+      structure.structure(name)
+
+
+# schedules
+
+def test_cubic_rises_fast_then_levels_off():
+  options = Prune(prune_begin=0.1, prune_end=0.6, prune_updates=10)
+  plan = schedule.cubic(options, 1000)
+  assert (plan.steps[0], plan.steps[-1], len(plan.steps)) == (100, 600, 11)
+  values = [plan.share(step) for step in plan.steps]
+  assert values[0] == 0 and values[-1] == 1 and values[5] == pytest.approx(0.875)
+  assert np.all(np.diff(values) > 0) and np.all(np.diff(values, 2) < 0)
+  assert plan.share(99) == 0 and plan.share(999) == 1
+  assert schedule.update_steps(10, 1.0, 1.0, 3) == (9,)
+
+
+def test_exchanged_share_falls_to_nothing():
+  plan = schedule.rigl(Prune(prune_exchange=0.4, prune_begin=0.0, prune_end=0.5), 1000)
+  values = [plan.exchange(step) for step in plan.steps if step]
+  assert values[0] < 0.4 and values == sorted(values, reverse=True) and values[-1] == 0
+  assert plan.steps[0] == 0 and plan.share(0) == 1
+
+
+# runs
+
+PRUNED = dict(prune_sparsity=0.8, prune_begin=0.0, prune_end=0.1)
+
+
+@pytest.mark.parametrize('optimizer', ('momentum', 'adam', 'lamb'))
+def test_pruned_weights_stay_exactly_zero(small, optimizer):
+  config = small.replace(optimizer=optimizer, weight_decay=0.1, l2=1e-3, ema_decay=0.9, **PRUNED)
+  state, _, _ = run_steps(config, 12)
+  kernels = trees.kernels(state.params)
+  total = sum(trees.named(state.params)[n].size for n in kernels)
+  for params in (state.params, state.ema['params']):
+    named = {n: np.asarray(leaf) for n, leaf in trees.named(params).items()}
+    assert sum(int((named[n] == 0).sum()) for n in kernels) == round(0.8 * total)
+    assert all(not named[n][~np.asarray(state.held['prune']['masks'][n])].any() for n in kernels)
+
+
+@pytest.mark.parametrize('name', registry.SCORES.names())
+def test_every_score_prunes_exactly_and_repeats_itself(small, name):
+  config = small.replace(prune_score=name, prune_schedule='one_shot', prune_sparsity=0.7,
+                         prune_begin=0.02, prune_batches=2)
+  (one, _, _), (two, _, _) = run_steps(config, 6), run_steps(config, 6)
+  assert_same(one, two)
+  kept = one.held['prune']['masks']
+  total = sum(mask.size for mask in kept.values())
+  assert sum(int((~np.asarray(mask)).sum()) for mask in kept.values()) == round(0.7 * total)
+
+
+def scores_of(small, name, activation='tanh'):
+  """({kernel: score}, weights, their gradients on two batches, tools, assembly) at the start."""
+  config = small.replace(prune_score=name, prune_sparsity=0.5, prune_batches=2, width=0.1,
+                         activation=activation)
+  assembly = assemble.build(config, assemble.load_data(config))
+  _, batches, make_tools = assembly.make_hooks.args
+  tools, state = make_tools(batches, lambda b: b, slice(None), jax.jit), assembly.state
+  ranked = sorted(state.held['prune']['masks'])
+  found = method.worth(config, tools, ranked, {}, state, 0)
+  gradients = [trees.named(jax.grad(tools.loss)(state.params, state, assembly.batches.at(i)))
+               for i in range(2)]
+  return found, trees.named(state.params), gradients, tools, assembly
+
+
+def test_scores_are_the_published_formulas(small):
+  saliency, w, (one, two), _, _ = scores_of(small, 'saliency')
+  for name, score in saliency.items():
+    wanted = (np.abs(w[name] * one[name]) + np.abs(w[name] * two[name])) / 2
+    np.testing.assert_allclose(score, wanted, rtol=1e-4, atol=1e-9)
+  snip, *_ = scores_of(small, 'snip')
+  for name, score in snip.items():
+    wanted = np.abs(w[name] * (one[name] + two[name]) / 2)
+    np.testing.assert_allclose(score, wanted, rtol=1e-4, atol=1e-9)
+  grasp, *_, tools, assembly = scores_of(small, 'grasp')
+  for name, score in grasp.items():  # w * (g(w + h g) - g(w - h g)) / 2h, by batch
+    wanted = 0
+    for i, found in enumerate((one, two)):
+      def moved(sign):
+        shifted = trees.map_named(lambda n, p: p + sign * 1e-3 * found[n], assembly.state.params)
+        gradient = jax.grad(tools.loss)(shifted, assembly.state, assembly.batches.at(i))
+        return trees.named(gradient)[name]
+      wanted = wanted + w[name] * (moved(1) - moved(-1)) / 2e-3 / 2
+    np.testing.assert_allclose(score, wanted, rtol=0.05, atol=2e-2 * np.abs(wanted).max())
+
+
+def test_synflow_conserves_what_flows_through_each_layer(small):
+  """The scores of each layer add up alike where no bias adds to the flow (arXiv:2006.05467)."""
+  score, *_ = scores_of(small, 'synflow', 'relu')
+  sums = [float(jnp.sum(one)) for one in score.values()]
+  np.testing.assert_allclose(sums, sums[0], rtol=1e-3)
+
+
+def test_movement_adds_up_minus_weight_times_gradient(small):
+  config = small.replace(prune_score='movement', prune_sparsity=0.5, prune_begin=0.9,
+                         prune_end=0.9, optimizer='sgd', learning_rate=0.1, schedule='constant')
+  before, _, _ = run_steps(config, 1)
+  after, _, _ = run_steps(config, 2)
+  for name, sum_ in after.held['prune']['movement'].items():
+    w, new = trees.named(before.params)[name], trees.named(after.params)[name]
+    gradient = (w - new) / 0.1  # what plain descent subtracted
+    step = sum_ - before.held['prune']['movement'][name]
+    np.testing.assert_allclose(step, -w * gradient, rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', ('set', 'rigl'))
+def test_exchanged_weights_keep_the_sparsity_and_start_at_zero(small, name):
+  config = small.replace(prune_schedule=name, prune_allocation='erk', prune_sparsity=0.9,
+                         prune_begin=0.04, prune_end=0.5, prune_updates=5)
+  data = assemble.load_data(config)
+  assembly = assemble.build(config, data)
+  step, state = jax.jit(assembly.train_step()), assembly.state
+  hooks = assembly.make_hooks(lambda b: b, slice(None), jax.jit)
+  exchanged = 0
+  for i in range(30):
+    old = state
+    for hook in hooks:
+      state = hook(state, i)
+    new, before = state.held['prune']['masks'], old.held['prune']['masks']
+    total = sum(mask.size for mask in new.values())
+    assert sum(int(mask.sum()) for mask in new.values()) == total - round(0.9 * total)
+    for kernel, mask in new.items():
+      if i:
+        assert int(mask.sum()) == int(before[kernel].sum())
+        grown = np.asarray(mask & ~before[kernel])
+        exchanged += int(grown.sum())
+        moments = [leaf for n, leaf in trees.named(state.opt_state).items()
+                   if n.endswith(f'params/{kernel}')]
+        assert len(moments) == 2  # of Adam
+        for leaf in (trees.named(state.params)[kernel], *moments):
+          assert not np.asarray(leaf)[grown].any()
+    state, _ = step(state, assembly.batches.at(i))
+  assert exchanged > 100
+
+
+def test_the_most_promising_come_back(monkeypatch):
+  plan = schedule.Plan((0, 5), lambda step: 1.0, lambda step: 0.5, 'random')
+  before = dict(k=np.array([True, True, True, True, False, False, False, False]))
+  score = dict(k=np.array([4.0, 1.0, 3.0, 2.0, -np.inf, -np.inf, -np.inf, -np.inf]))
+  promise = dict(k=np.array([0, 0, 0, 0, 1.0, 9.0, 3.0, 8.0]))
+  monkeypatch.setattr(method, 'growth', lambda *_: promise)
+  kept = method.exchanged(plan, None, score, before, None, 5, 0)['k']
+  np.testing.assert_array_equal(kept, [True, False, True, False, False, True, False, True])
+
+
+def test_straight_through_lets_dead_weights_come_back(small):
+  config = small.replace(prune_gradient='straight_through', prune_sparsity=0.8, prune_begin=0.0,
+                         prune_end=0.8, prune_updates=20, learning_rate=0.05)
+  early, _, _ = run_steps(config, 8)
+  later, _, _ = run_steps(config, 20)
+  back = [np.asarray(later.held['prune']['masks'][n] & ~mask).sum()
+          for n, mask in early.held['prune']['masks'].items()]
+  assert sum(back) > 0
+  network = assemble.build(config, assemble.load_data(config)).network
+  counted = network.compression.counted(later.evaluated, later.hparams)
+  for name, mask in later.held['prune']['masks'].items():
+    assert not np.asarray(trees.named(counted['params'])[name])[~np.asarray(mask)].any()
+
+
+def test_sparsities_by_layer(small):
+  config = small.replace(prune_layers='dense1=0.5;head=0', **PRUNED)
+  state, _, _ = run_steps(config, 10)
+  share = {n: 1 - np.mean(np.asarray(mask)) for n, mask in state.held['prune']['masks'].items()}
+  assert share == {'dense1/kernel': pytest.approx(0.5, abs=1e-3), 'head/kernel': 0,
+                   'dense2/kernel': pytest.approx(0.8, abs=1e-3)}
+  for text, words in (('nothing=0.5', 'matches nothing. Paths: dense1/kernel'),
+                      ('dense1', 'lacks a value'), ('dense1=2', 'at least 0 and below 1'),
+                      ('(=0.5', 'not a regular expression')):
+    with pytest.raises(UserError, match=words):
+      run_steps(small.replace(prune_layers=text, **PRUNED), 1)
+
+
+def test_two_of_four_by_flags(small):
+  state, _, _ = run_steps(small.replace(prune_structure='2:4', prune_sparsity=0.5, prune_begin=0.0,
+                                        prune_end=0.1), 10)
+  for name, kernel in trees.named(state.params).items():
+    if trees.is_kernel(name):
+      groups = np.asarray(kernel).reshape(-1, 4, kernel.shape[-1])
+      assert set(np.unique((groups != 0).sum(1))) <= {0, 1, 2} and (groups != 0).any()
+  with pytest.raises(UserError, match='leaves out 0.5 at most'):
+    run_steps(small.replace(prune_structure='2:4', prune_sparsity=0.8), 1)
+  with pytest.raises(UserError, match='it takes --prune_structure=none'):
+    run_steps(small.replace(prune_structure='2:4', prune_sparsity=0.5, prune_schedule='rigl'), 1)
+
+
+def test_prune_exclude_keeps_kernels_dense(small):
+  state, _, _ = run_steps(small.replace(prune_exclude='^head', **PRUNED), 10)
+  assert set(state.held['prune']['masks']) == {'dense1/kernel', 'dense2/kernel'}
+  assert not np.any(np.asarray(state.params['head']['kernel']) == 0)
+  for pattern, words in (('conv', 'matches nothing. Paths: dense1/kernel'),
+                         ('(', 'not a regular expression'), ('.', 'leave no kernel')):
+    with pytest.raises(UserError, match=words):
+      run_steps(small.replace(prune_sparsity=0.8, prune_exclude=pattern), 1)
+
+
+def test_a_ticket_prunes_by_another_run_and_keeps_its_own_weights(small, tmp_path):
+  base = small.replace(runs_dir=str(tmp_path), epochs=1, tensorboard=False, pictures=False)
+  run.train(base, quiet=True)
+  folder = str(tmp_path / base.name())
+  config = base.replace(prune_ticket=folder, prune_sparsity=0.8, prune_schedule='one_shot',
+                        prune_begin=0.0)
+  data = assemble.load_data(config)
+  assembly = assemble.build(config, data, **run.other_runs(config, data))
+  state = assembly.state
+  for hook in assembly.make_hooks(lambda b: b, slice(None), jax.jit):
+    state = hook(state, 0)
+  trained = trees.named(run.other_runs(config, data)['ticket']['params'])
+  fresh = trees.named(assembly.state.params)
+  magnitude = {n: np.abs(trained[n]) for n in state.held['prune']['masks']}
+  total = sum(map(np.size, magnitude.values()))
+  counts = allocate.global_(magnitude, {}, round(0.8 * total))
+  for name, mask in state.held['prune']['masks'].items():
+    wanted = ~masks.lowest(magnitude[name], counts[name])
+    np.testing.assert_array_equal(mask, wanted)
+    np.testing.assert_array_equal(trees.named(state.params)[name],
+                                  np.where(wanted, fresh[name], 0))
+  with pytest.raises(UserError, match='--prune_schedule=one_shot --prune_begin=0'):
+    assemble.build(config.replace(prune_begin=0.5), data, **run.other_runs(config, data))
