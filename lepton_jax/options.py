@@ -291,7 +291,7 @@ class Training:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-  """Where and how the run executes. None of these changes a result."""
+  """Where and how the run executes. None of these changes a result by more than rounding."""
   runs_dir: str = option('runs', 'run folders are made here (a local path or gs://...)',
                          identity=False)
   rerun: bool = option(False, 'start over if the run folder is finished', identity=False)

@@ -109,7 +109,7 @@ def finish(config, assembly, folder, state, rows, elapsed, hparams, measure, dev
          == 'linear' and data.task == 'regression' else {}),
       parameters_sha256=trees.digest(state.trained), seed=config.training.seed,
       dataset_sha256=data.fingerprint, **machine.facts(), devices=devices,
-      convolution=platform.describe(config.run.convolution))
+      convolution=platform.describe(config.run.convolution, config.architecture.dtype))
   if jax.process_index() == 0:
     if config.run.pictures and rows:
       from lepton_jax.report import pictures
@@ -231,7 +231,7 @@ def cross_validate(config, folder, quiet=False):
       values = np.array([r[name] for r in results], np.float64)
       summary.update({name: float(values.mean()), f'{name}_sd': float(values.std(ddof=1))})
   same = ('num_parameters', 'steps', 'examples_per_second', 'seed', 'versions', 'device', 'devices',
-          'git_revision')
+          'convolution', 'git_revision')
   summary.update({name: results[0][name] for name in same})
   summary['train_seconds'] = sum(r['train_seconds'] for r in results)
   record_lib.write_atomically(folder / folder_lib.RESULT, json.dumps(summary, indent=2) + '\n')
@@ -261,4 +261,4 @@ def describe(config, assembly, layout, mode, calls):
       f'examples, '
           f'{assembly.total_steps:,} steps, {calls} a call, {mode} on {layout.devices} '
           f'{jax.default_backend()} device(s), '
-          f'convolutions by {platform.describe(config.run.convolution)}')
+          f'convolutions by {platform.describe(config.run.convolution, config.architecture.dtype)}')

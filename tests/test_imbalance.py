@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from lepton_jax import assemble
-from lepton_jax import objective
+from lepton_jax import assemble, objective
 
 
 def test_balanced_weights_are_inverse_frequencies(small):

@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from lepton_jax import layers
 from lepton_jax.errors import UserError
 from lepton_jax.layers import columns as column_sums
-from lepton_jax.layers import convolve, platform
+from lepton_jax.layers import convolve, platform, recurrent
 from lepton_jax.layers.native import library
 from lepton_jax.layers.product import product
 
@@ -160,14 +162,75 @@ def test_a_batch_split_over_devices_is_never_gathered():
   assert_near(step(x, w, b, v), jax.grad(loss, (1, 2, 3))(x, w, b, v), 1e-5)
 
 
-def test_portable_programs_hold_no_call_of_this_machine():
-  layer, x = layers.Conv(4), jnp.ones((2, 5, 5, 3))
-  params = layer.init(jax.random.key(0), x)
-  with platform.using('portable'):
-    function = jax.jit(lambda x: layer.apply(params, x))
-    exported = jax.export.export(function, platforms=['cpu', 'cuda', 'tpu'])(x)
-  assert 'custom_call' not in exported.mlir_module()
-  np.testing.assert_allclose(exported.call(x), layer.apply(params, x), atol=1e-5)
+class OfEveryKind(nn.Module):
+  """A convolution, a norm, a recurrent and a dense layer."""
+
+  @nn.compact
+  def __call__(self, x):
+    x = layers.make_norm('batch', name='norm')(layers.Conv(4)(x), None)
+    x, _ = recurrent.Recurrent('lstm', 3)(x.reshape(x.shape[0], -1, 4))
+    return layers.Dense(2)(x)
+
+
+def test_exported_programs_hold_no_call_of_this_machine():
+  module, x = OfEveryKind(), normal(1, 2, 5, 5, 3)
+  variables = module.init(jax.random.key(0), x)
+  function = jax.jit(lambda x: module.apply(variables, x))
+  here = function(x)  # traced for this machine before it is exported
+  exported = platform.export(function, x)
+  assert 'custom_call' not in exported.mlir_module() and len(exported.platforms) == 3
+  np.testing.assert_allclose(exported.call(x), here, atol=1e-5)
+
+
+@pytest.mark.parametrize('choice', CHOICES)
+def test_shapes_that_do_not_fit_are_errors_not_memory(choice):
+  """What the library would read or write beyond an array's end raises before it is called."""
+  ones, conv = jnp.ones, functools.partial(convolve.convolve, padding='SAME')
+  layer = recurrent.Recurrent('lstm', 16)
+  variables = layer.init(jax.random.key(0), ones((4, 7, 3)))
+  wrong = dict(
+      product=lambda: product(ones((3, 5)), ones((4, 7))),
+      channels=lambda: conv(ones((2, 5, 5, 3)), ones((1, 1, 8, 4)), None, (1, 1), groups=1),
+      no_group=lambda: conv(ones((2, 5, 5, 3)), ones((3, 3, 3, 4)), None, (1, 1), groups=0),
+      groups=lambda: conv(ones((2, 5, 5, 4)), ones((3, 3, 2, 3)), None, (1, 1), groups=2),
+      bias=lambda: conv(ones((2, 5, 5, 3)), ones((3, 3, 3, 8)), ones(4), (1, 1), groups=1),
+      carry=lambda: layer.apply(variables, ones((64, 7, 3)), carry=(ones((2, 16)),) * 2))
+  for name, call in wrong.items():
+    with platform.using(choice), pytest.raises((TypeError, ValueError)):
+      jax.block_until_ready(call())
+      raise AssertionError(name)
+
+
+@pytest.mark.parametrize('choice', CHOICES)
+def test_a_bias_of_another_dtype_and_an_image_smaller_than_the_kernel(choice):
+  x, w, b = normal(0, 2, 5, 5, 3), normal(1, 3, 3, 3, 4), jnp.arange(4, dtype=jnp.bfloat16)
+  with platform.using(choice):
+    y = convolve.convolve(x, w, b, (1, 1), 'SAME', 1)
+    small = jax.grad(lambda w: convolve.convolve(x[:, :1, :1], w, None, (1, 1), 'VALID', 1).sum())
+    np.testing.assert_array_equal(small(w), jnp.zeros_like(w))
+  wanted = convolve.plain(x, w, (1, 1), ((1, 1), (1, 1)), 1) + jnp.arange(4.0)
+  np.testing.assert_allclose(y, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(CHOICES == ('xla',), reason='no oneDNN here')
+def test_lanes_and_rows_over_several_mesh_axes_are_not_gathered():
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ('a', 'b'),
+                           axis_types=(jax.sharding.AxisType.Auto,) * 2)
+  spec = jax.sharding.PartitionSpec
+  on = lambda *axes: jax.sharding.NamedSharding(mesh, spec(*axes))
+  x, w, many = normal(0, 8, 6, 5, 3), normal(1, 3, 3, 3, 4), normal(2, 2, 3, 3, 3, 4)
+
+  def check(function, shardings, *arrays):
+    program = jax.jit(function, in_shardings=shardings).lower(*arrays).compile()
+    assert not any(word in program.as_text() for word in ('all-gather', 'all-to-all'))
+    assert_near(program(*jax.device_put(arrays, shardings)), function(*arrays), 1e-5)
+
+  def loss(x, w):
+    return jnp.sum(jnp.sin(convolve.convolve(x, w, None, (1, 1), 'SAME', 1)))
+
+  check(jax.grad(loss, 1), (on(('a', 'b')), on()), x, w)
+  kernels = lambda x, many: jax.vmap(lambda w: jax.grad(loss, 1)(x, w))(many)
+  check(kernels, (on(('a', 'b')), on()), x, many)
 
 
 def test_convolution_known_answer():

@@ -12,7 +12,7 @@ CODE = '''
 import jax.numpy as jnp
 from lepton_jax.layers import convolve, platform
 y = convolve.convolve(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5)), None, (1, 1), 'VALID', 1)
-print(platform.describe('auto'), '|', y.sum())
+print(platform.describe('auto', 'float32'), '|', y.sum())
 '''
 
 
@@ -24,11 +24,13 @@ def start(cache, **environment):
 
 @pytest.mark.skipif(isinstance(library.status(), library.Missing), reason='no oneDNN here')
 def test_two_processes_make_it_at_once_and_a_third_finds_it(tmp_path):
-  both = [start(tmp_path) for _ in range(2)]
+  both, told_once = [start(tmp_path) for _ in range(2)], []
   for process in both:
     answer, told = process.communicate(timeout=300)
     assert answer.startswith('oneDNN') and answer.strip().endswith('| 360.0'), told
-    assert told.count('compiling the CPU layers for this machine, once') == 1
+    told_once.append(told.count('compiling the CPU layers for this machine, once'))
+  # One that starts late finds what the other made.
+  assert max(told_once) == 1
   folder = tmp_path / 'lepton_jax' / 'native'
   assert [path.name for path in folder.iterdir()] == [f'{library.opened().digest}.so']
   answer, told = start(tmp_path).communicate(timeout=300)

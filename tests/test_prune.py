@@ -33,7 +33,7 @@ def test_an_exact_count_is_lowest_even_under_ties(values, share):
 
 
 def test_dead_weights_stay_dead_beside_a_weight_that_is_zero():
-  """A masked entry scores as low as anything can, so that a zero by chance never takes its place."""
+  """Masked entries score lowest, so that a zero by chance never takes their place."""
   score = np.where([True, False, True, True], [0.0, 0.0, 2.0, 3.0], -np.inf)
   np.testing.assert_array_equal(masks.lowest(score, 1), [False, True, False, False])
 
@@ -180,13 +180,14 @@ def test_scores_are_the_published_formulas(small):
     np.testing.assert_allclose(score, wanted, rtol=1e-4, atol=1e-9)
   grasp, *_, tools, assembly = scores_of(small, 'grasp')
   for name, score in grasp.items():  # w * (g(w + h g) - g(w - h g)) / 2h, by batch
-    wanted = 0
-    for i, found in enumerate((one, two)):
+    def curved(i, found, step=1e-3, name=name):
       def moved(sign):
-        shifted = trees.map_named(lambda n, p: p + sign * 1e-3 * found[n], assembly.state.params)
+        shifted = trees.map_named(lambda n, p: p + sign * step * found[n], assembly.state.params)
         gradient = jax.grad(tools.loss)(shifted, assembly.state, assembly.batches.at(i))
         return trees.named(gradient)[name]
-      wanted = wanted + w[name] * (moved(1) - moved(-1)) / 2e-3 / 2
+      return (moved(1) - moved(-1)) / (2 * step)
+
+    wanted = w[name] * (curved(0, one) + curved(1, two)) / 2
     np.testing.assert_allclose(score, wanted, rtol=0.05, atol=2e-2 * np.abs(wanted).max())
 
 

@@ -37,7 +37,7 @@ def global_norm(tree):
   leaves = jax.tree.leaves(tree)
   if not leaves or not platform.native(*leaves, half=False):
     return trees.global_norm(tree)
-  names = ', '.join(f'n{i}' for i in range(len(leaves)))
+  names = ', '.join(f'n{i}x' for i in range(len(leaves)))
   squares = call.operation('squares', f'{names} -> one', lambda *_: ((1,),))
   return jnp.sqrt(squares(*(leaf.reshape(-1) for leaf in leaves))[0][0])
 
@@ -91,8 +91,8 @@ def _operation(name, rank):
   rows = ' '.join(f'b{i}' for i in range(rank - 1))
   results = lambda x, *_: (x.shape[-1:], x.shape[-1:])
   if name == 'moments':
-    return call.operation(name, f'{rows} i -> j, k', results, combine=joined)
-  return call.operation(name, f'{rows} i, {rows} j -> k, l', results)
+    return call.operation(name, f'{rows} i -> i2, i3', results, combine=joined)
+  return call.operation(name, f'{rows} i, {rows} i2 -> i3, i4', results)
 
 
 def joined(found, axes):

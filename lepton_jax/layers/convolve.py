@@ -20,17 +20,28 @@ CHUNKS = 4
 def convolve(x, kernel, bias, strides, padding, groups):
   """x[b, h, w, c] with kernel[kh, kw, c / groups, features], plus bias[features] or None.
 
-  `strides` is a pair and `padding` 'SAME' or 'VALID'. Reverse mode only on a CPU.
+  `strides` is a pair and `padding` 'SAME' or 'VALID'. Reverse mode only on a CPU. Raises ValueError
+  where the channels do not fit.
   """
+  if groups < 1 or x.shape[3] != groups * kernel.shape[2] or kernel.shape[3] % groups:
+    raise ValueError(f'convolution of {list(x.shape)} with a kernel {list(kernel.shape)} in '
+                     f'{groups} groups: channels have to be groups * {kernel.shape[2]}, and '
+                     f'features a multiple of groups')
   pads = tuple(lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding))
   pointwise = kernel.shape[:2] == (1, 1) and strides == (1, 1) and groups == 1
   if pointwise and platform.own_forms():
     y = product(x, kernel[0, 0])
-  elif platform.native(x, kernel):
+  elif _fits_library(x, kernel, bias, strides, pads):
     return by_onednn(x, kernel, bias, (strides, pads, groups))
   else:
     y = by_xla(x, kernel, strides, pads, groups)
   return y if bias is None else add_bias(y, bias)
+
+
+def _fits_library(x, kernel, bias, strides, pads):
+  """Whether oneDNN computes this: arrays of one dtype that it has, a result that is not empty."""
+  arrays = (x, kernel) if bias is None else (x, kernel, bias)
+  return platform.native(*arrays) and all(_out_sides((strides, pads, None), x, kernel))
 
 
 def plain(x, kernel, strides, pads, groups):
@@ -114,7 +125,8 @@ _biased.defvjp(lambda w, *a: (_biased(w, *a), a[:2]), _biased_back)
 def _out_sides(window, x, kernel):
   strides, pads, _ = window
   sizes = zip(x.shape[1:3], kernel.shape[:2], strides, pads)
-  return tuple((size + sum(pad) - taps) // stride + 1 for size, taps, stride, pad in sizes)
+  return tuple(max((size + sum(pad) - taps) // stride + 1, 0)
+               for size, taps, stride, pad in sizes)
 
 
 @functools.cache
@@ -122,15 +134,15 @@ def _operation(name, window, sides, bias=False):
   """The C++ function; `sides` are the height and width of its result."""
   strides, pads, groups = window
   dimensions, shapes = {
-      ('convolution', False): ('b h w i, r s j o -> b y x p',
+      ('convolution', False): ('b h w i, r s j o -> b y x o2',
                                lambda x, k: ((len(x), *sides, k.shape[3]),)),
-      ('convolution', True): ('b h w i, r s j o, q -> b y x p',
+      ('convolution', True): ('b h w i, r s j o, o2 -> b y x o3',
                               lambda x, k, _: ((len(x), *sides, k.shape[3]),)),
-      ('image_gradient', False): ('b y x o, r s j p -> b h w i',
+      ('image_gradient', False): ('b y x o, r s j o2 -> b h w i',
                                   lambda g, k: ((len(g), *sides, k.shape[2] * groups),)),
-      ('kernel_gradient', False): ('b h w i, b y x o -> r s j p',
+      ('kernel_gradient', False): ('b h w i, b y x o -> r s j o2',
                                    lambda x, g: ((*sides, x.shape[3] // groups, g.shape[3]),)),
-      ('kernel_gradient', True): ('b h w i, b y x o -> r s j p, q',
+      ('kernel_gradient', True): ('b h w i, b y x o -> r s j o2, o3',
                                   lambda x, g: ((*sides, x.shape[3] // groups, g.shape[3]),
                                                 g.shape[3:])),
   }[name, bias]
@@ -140,7 +152,8 @@ def _operation(name, window, sides, bias=False):
 
 def by_xla(x, kernel, strides, pads, groups):
   """Computes `plain` in the form that XLA runs fastest; on a CPU that is often another one."""
-  if not platform.own_forms():
+  empty = not x.size or not all(_out_sides((strides, pads, None), x, kernel))
+  if empty or not platform.own_forms():
     return plain(x, kernel, strides, pads, groups)
   if groups == x.shape[-1] == kernel.shape[-1] > 1:
     return depthwise(x, kernel, strides, pads)

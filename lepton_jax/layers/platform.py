@@ -1,12 +1,11 @@
 """The one place that says which form of a layer's compute runs.
 
-On a CPU convolutions and matrix products run by oneDNN where it is installed, pools and sums over
+On a CPU convolutions and matrix products run by oneDNN where it is there, pools and sums over
 positions in forms of our own. Everywhere else, and in programs that leave this machine, XLA's plain
 forms run.
 """
 
 import contextlib
-import contextvars
 import functools
 
 import jax
@@ -15,36 +14,46 @@ import jax.numpy as jnp
 from lepton_jax.errors import UserError
 from lepton_jax.layers.native import library
 
-_choice = contextvars.ContextVar('choice', default='auto')
+# A part of the key under which JAX keeps what it traced: a function traced by one choice is traced
+# again by another.
+_choice = jax.make_user_context('auto')
 
 
 @contextlib.contextmanager
 def using(choice):
-  """A context for tracing programs by a choice of --convolution.
+  """A context for tracing programs by a choice of --convolution, or 'portable' ones.
 
-  'portable' makes programs for any machine. A portable program stays portable inside.
+  A portable program stays portable inside.
   """
-  token = _choice.set('portable' if _choice.get() == 'portable' else choice)
-  try:
+  with _choice('portable' if _choice.value == 'portable' else choice):
     yield
-  finally:
-    _choice.reset(token)
+
+
+def export(function, *arguments, platforms=('cpu', 'cuda', 'tpu')):
+  """jax.export's Exported of a function of arrays (or shapes), for machines without the library."""
+  with using('portable'):
+    return jax.export.export(jax.jit(function), platforms=platforms)(*arguments)
 
 
 def check(choice):
   """Raises UserError for 'onednn' where it cannot run."""
-  if choice == 'onednn' and isinstance(missing := library.status(), library.Missing):
+  if choice != 'onednn':
+    return
+  if jax.default_backend() != 'cpu':
+    raise UserError(f'--convolution=onednn: it runs on a CPU, and this is a '
+                    f'{jax.default_backend()}')
+  if isinstance(missing := library.status(), library.Missing):
     raise UserError(f'--convolution=onednn: not on this machine; {missing}')
 
 
 def own_forms():
   """Whether layers use the forms made for a CPU."""
-  return jax.default_backend() == 'cpu' and _choice.get() != 'portable'
+  return jax.default_backend() == 'cpu' and _choice.value != 'portable'
 
 
 def native(*arrays, half=True):
-  """Whether oneDNN computes with such arrays here: float32, and with `half` bfloat16 as well."""
-  if not own_forms() or _choice.get() == 'xla' or isinstance(library.status(), library.Missing):
+  """Whether the library computes with such arrays: all float32, or with `half` all bfloat16."""
+  if not own_forms() or _choice.value == 'xla' or isinstance(library.status(), library.Missing):
     return False
   dtypes = {jnp.dtype(array.dtype).name for array in arrays}
   fits = dtypes == {'float32'} or half and dtypes == {'bfloat16'} and has_bfloat16()
@@ -53,16 +62,20 @@ def native(*arrays, half=True):
 
 @functools.cache
 def has_bfloat16():
-  """Whether oneDNN computes in bfloat16 on this processor."""
+  """Whether this processor multiplies bfloat16 numbers itself (AVX512_BF16 or AMX)."""
   return bool(library.opened().functions.has_bfloat16())
 
 
-def describe(choice):
-  """What computes convolutions and products here.
+def describe(choice, dtype):
+  """What computes convolutions and products of such numbers: 'oneDNN 3.2.0', or 'XLA'.
 
-  This is, for example, 'oneDNN 2023.2.0', or 'XLA' with a hint at what would be faster.
+  Where the library is missing it says what would be faster.
   """
   if jax.default_backend() != 'cpu' or choice == 'xla':
     return 'XLA'
   found = library.status()
-  return f'XLA; {found}' if isinstance(found, library.Missing) else f'oneDNN {found.version}'
+  if isinstance(found, library.Missing):
+    return f'XLA; {found}'
+  with _choice('auto'):
+    fits = native(jax.ShapeDtypeStruct((1,), dtype))
+  return f'oneDNN {found.version}' if fits else f'XLA; oneDNN has no {dtype} on this processor'

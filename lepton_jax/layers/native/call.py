@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
@@ -14,15 +15,16 @@ def operation(name, dimensions, shapes, combine=jax.lax.psum, **attributes):
   """A function of arrays that calls the C++ function `name`; returns a tuple of arrays.
 
   Args:
-    dimensions: 'b h w i, r s j o -> b y x o' names each dimension of the arguments and results.
+    dimensions: 'b h w i, r s j o -> b y x o2' names each dimension of the arguments and results.
       Those that begin with b are rows of a batch, which devices may share. Results that do not have
-      them combine what each device found in its rows.
+      them combine what each device found in its rows. Other names that differ in a number alone
+      have the same size.
     shapes: (arguments) -> a tuple of the results' shapes.
     combine: (results, mesh axes) -> results over all rows.
     attributes: numbers and tuples of numbers that the C++ function reads by name.
 
   Under vmap the C++ function gets leading axes on all arrays. There is no derivative; callers
-  define one.
+  define one. Arrays whose shapes or dtypes do not fit raise TypeError.
   """
   inputs, outputs = ([part.split() for part in side.split(',')] for side in dimensions.split('->'))
 
@@ -37,9 +39,9 @@ def operation(name, dimensions, shapes, combine=jax.lax.psum, **attributes):
     for names, array in zip(inputs, arguments):
       for dimension, axis in zip(names, array.sharding.spec):
         if axis is not None and dimension.startswith('b'):
-          axes.setdefault(dimension, axis)
+          axes.setdefault(dimension, axis if isinstance(axis, tuple) else (axis,))
     sharded = lambda names: NamedSharding(mesh, PartitionSpec(*(axes.get(n) for n in names)))
-    summed = tuple(axis for dimension, axis in axes.items() if dimension not in outputs[0])
+    summed = sum((axis for dimension, axis in axes.items() if dimension not in outputs[0]), ())
 
     def lower(*arrays):
       found = local(*arrays)
@@ -56,11 +58,38 @@ def operation(name, dimensions, shapes, combine=jax.lax.psum, **attributes):
 
   @mapped.def_vmap
   def _(size, batched, *arrays):
-    del size
-    results = jax.vmap(local, tuple(0 if one else None for one in batched))(*arrays)
+    lanes = [array if one else jnp.broadcast_to(array, (size, *array.shape))
+             for array, one in zip(arrays, batched)]
+    # Devices may share lanes as well as rows.
+    taken = {name for names in inputs for name in names}
+    lane = next(f'b{i}lane' for i in range(99) if f'b{i}lane' not in taken)
+    with_lane = ' -> '.join(', '.join(' '.join((lane, *names)) for names in side)
+                            for side in (inputs, outputs))
+    inner = lambda *arrays: tuple((size, *shape) for shape in shapes(
+        *(jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for array in arrays)))
+    results = operation(name, with_lane, inner, combine, **attributes)(*lanes)
     return results, (True,) * len(results)
 
-  return mapped
+  def checked(*arrays):
+    _check(name, inputs, arrays)
+    return mapped(*arrays)
+
+  return checked
+
+
+def _check(name, inputs, arrays):
+  """Raises TypeError where arrays of unlike dtypes or sizes would be read beyond their ends."""
+  told = f'{name}: {", ".join(f"{array.dtype}{list(array.shape)}" for array in arrays)}'
+  if len({array.dtype for array in arrays}) > 1:
+    raise TypeError(f'{told}: all have to be of one dtype')
+  sizes = {}
+  for names, array in zip(inputs, arrays, strict=True):
+    if len(names) != array.ndim:
+      raise TypeError(f'{told}: the dimensions are {" ".join(names)}')
+    for dimension, size in zip(names, array.shape):
+      same = dimension if dimension.startswith('b') else dimension.rstrip('0123456789')
+      if sizes.setdefault(same, size) != size:
+        raise TypeError(f'{told}: sizes of {same} differ')
 
 
 def _number(value):

@@ -105,7 +105,7 @@ void InParallel(ffi::ThreadPool& pool, int64_t count, const Task& task) {
         OneThread one;
         task(i);
       } catch (const std::exception& e) {
-        error = e.what();
+        error = *e.what() ? e.what() : "unknown";
       }
       std::lock_guard<std::mutex> lock(shared->mutex);
       if (!error.empty()) shared->error = error;

@@ -22,7 +22,12 @@ struct Problem {
       : kind(kind), dtype(dtype), bias(bias), lanes(Lanes(image, 4)), groups(groups),
         image(image.end() - 4, image.end()), kernel(kernel.end() - 4, kernel.end()),
         out(out.end() - 4, out.end()), strides(strides.begin(), strides.end()),
-        before{pads[0], pads[2]}, after{pads[1], pads[3]} {}
+        before{pads[0], pads[2]}, after{pads[1], pads[3]} {
+    if (groups < 1 || this->image[3] != groups * this->kernel[2] || features() % groups ||
+        this->out[3] != features() || this->out[0] != batch()) {
+      throw std::runtime_error("these shapes and groups do not fit each other");
+    }
+  }
 
   int64_t batch() const { return image[0]; }
   int64_t features() const { return kernel[3]; }

@@ -64,20 +64,26 @@ def _status():
     return _open()
   except Missing as missing:
     return missing
+  except (OSError, RuntimeError, importlib.metadata.PackageNotFoundError) as error:
+    return Missing(f'the library of CPU layers cannot be made ({error})')
 
 
 def _open():
   if sys.platform != 'linux' or platform.machine() not in ('x86_64', 'AMD64'):
     raise Missing('oneDNN is used on Linux with an x86-64 processor')
   runtime, headers = (_installed(name) for name in (RUNTIME, HEADERS))
-  digest, onednn = _digest(headers), _file(runtime, SONAME)
+  digest, onednn = _digest(runtime, headers), _file(runtime, SONAME)
   path = _built(digest, headers, onednn)
+  # Found by its name from here on, so that what is compiled does not depend on where it lies.
+  ctypes.CDLL(str(onednn))
   try:
-    # Found by its name from here on, so that what is compiled does not depend on where it lies.
-    ctypes.CDLL(str(onednn))
-    return Library(ctypes.CDLL(str(path)), digest, runtime.version)
-  except OSError as error:
-    raise Missing(f'{path} does not load ({error})') from error
+    functions = ctypes.CDLL(str(path))
+  except OSError:  # it is damaged
+    path.unlink(missing_ok=True)
+    functions = ctypes.CDLL(str(_built(digest, headers, onednn)))
+  version = (ctypes.c_int * 3)()
+  functions.onednn_version(version)
+  return Library(functions, digest, '.'.join(map(str, version)))
 
 
 def _installed(name):
@@ -94,12 +100,13 @@ def _file(distribution, name):
   return pathlib.Path(found[0].locate()).resolve()
 
 
-def _digest(headers):
+def _digest(runtime, headers):
   """Of the C++ files and all that what they are compiled to depends on."""
   digest = hashlib.sha256()
   for file in (*sorted(FOLDER.glob('*.h')), *sorted(FOLDER.glob('*.cc'))):
     digest.update(file.read_bytes())
-  for fact in (importlib.metadata.version('jaxlib'), headers.version, _processor(), *FLAGS):
+  versions = (importlib.metadata.version('jaxlib'), runtime.version, headers.version)
+  for fact in (*versions, os.environ.get('CXX', ''), _processor(), *FLAGS):
     digest.update(fact.encode())
   return digest.hexdigest()[:16]
 
@@ -109,7 +116,8 @@ def _built(digest, headers, onednn):
   path = machine.cache_folder() / 'native' / f'{digest}.so'
   if path.exists():
     return path
-  compiler = os.environ.get('CXX') or shutil.which('g++') or shutil.which('clang++')
+  # Of GNU's compiler: it shares its OpenMP with oneDNN, which is held to one thread by it.
+  compiler = os.environ.get('CXX') or shutil.which('g++')
   if not compiler:
     raise Missing('a C++ compiler would make them faster (apt-get install g++)')
   message = f'compiling the CPU layers for this machine, once, into {path}'
@@ -137,12 +145,20 @@ def _compile(compiler, folder, includes, onednn):
     raise Missing(f'the C++ compiler {compiler} does not start ({error})') from error
   told = [job.communicate()[0] for job in jobs]
   if any(job.returncode for job in jobs):
-    raise Missing(f'{compiler} could not compile them:\n{"".join(told)[-2000:]}')
+    raise _refused(compiler, ''.join(told))
   objects = map(str, folder.glob('*.o'))
   link = [*flags, '-shared', '-o', str(folder / 'library.so'), *objects, str(onednn)]
   done = subprocess.run(link, capture_output=True, text=True)
   if done.returncode:
-    raise Missing(f'{compiler} could not link them:\n{done.stderr[-2000:]}')
+    raise _refused(compiler, done.stderr)
+
+
+def _refused(compiler, told):
+  """A Missing that repeats the compiler's first error; the rest is printed once."""
+  print(told[-4000:], file=sys.stderr, flush=True)
+  lines = [line.strip() for line in told.splitlines() if line.strip()]
+  first = next((line for line in lines if 'error' in line.lower()), lines[0] if lines else '')
+  return Missing(f'{compiler} could not compile them{": " * bool(first)}{first[:200]}')
 
 
 def _start(command):

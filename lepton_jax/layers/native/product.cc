@@ -97,9 +97,17 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(product, Product, TWO_TO_ONE);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(product_transposed, ProductTransposed, TWO_TO_ONE);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(product_summed, ProductSummed, TWO_TO_ONE);
 
-// Whether this processor computes bfloat16 by oneDNN.
+// Whether this processor has instructions for bfloat16; oneDNN would imitate them otherwise.
 extern "C" int has_bfloat16() {
-  return dnnl::get_effective_cpu_isa() >= dnnl::cpu_isa::avx512_core;
+  return dnnl::get_effective_cpu_isa() >= dnnl::cpu_isa::avx512_core_bf16;
+}
+
+// oneDNN's own version: major, minor, patch.
+extern "C" void onednn_version(int* numbers) {
+  const dnnl_version_t* version = dnnl_version();
+  numbers[0] = version->major;
+  numbers[1] = version->minor;
+  numbers[2] = version->patch;
 }
 
 }  // namespace lepton
