@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lepton_jax import layers, linear, training_step, trees
+from lepton_jax import layers, linear, post_training, training_step, trees
 from lepton_jax import network as network_lib
 from lepton_jax import strengths as strengths_lib
 from lepton_jax.compress import methods
@@ -60,6 +60,8 @@ def build(config, dataset, initial=None, ticket=None):
   """
   if config.optimization.solver == 'closed_form':
     linear.check(config)
+  if config.quantize.quantize_after:
+    post_training.check(config)
   network = network_lib.make_network(config, dataset)
   init = network_lib.make_init(network, dataset)
   variables = init(jax.random.key(config.training.seed))
@@ -162,10 +164,11 @@ def initial_state(config, network, optimizer, key, params, model_state, hparams)
   learned, held = network.compression.init(params, hparams)
   trained = dict(params=params, learned=learned)
   averaged = config.optimization.ema_decay or config.optimization.swa_start
+  first = dict(trained, model_state=state_lib.lasting(model_state))
   state = state_lib.TrainState(
       step=jnp.zeros((), jnp.int32), **trained, model_state=model_state,
       opt_state=optimizer.init(trained, hparams), held=held,
-      ema=jax.tree.map(jnp.copy, trained) if averaged else {}, best={},
+      ema=jax.tree.map(jnp.copy, first) if averaged else {}, best={},
       stale=jnp.zeros((), jnp.int32), totals=state_lib.zero_totals(network.objective.measured),
       hparams=hparams, key=jax.random.key_data(jax.random.fold_in(key, 1)))
   if config.training.select == 'best' or config.training.patience:

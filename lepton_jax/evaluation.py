@@ -104,7 +104,8 @@ def full_report(trained, split):
                        trained.hparams)
   report = dict(name=trained.config.name(), split=split, examples=len(label), loss=basic['loss'])
   if trained.network.objective.regression:
-    report.update(metrics.regression_report(trained.predict(inputs), np.asarray(label)))
+    values = trained.answers(inputs, logits)
+    report.update(metrics.regression_report(values, np.asarray(label)))
     if trained.data.targets:
       report['baselines'] = baselines(trained.data, split, trained.config.data.season)
     return report, None

@@ -12,6 +12,7 @@ from lepton_jax import assemble, evaluation, machine, metrics
 from lepton_jax import config as config_lib
 from lepton_jax import strengths as strengths_lib
 from lepton_jax.errors import UserError
+from lepton_jax.files import read_json
 from lepton_jax.train import checkpoint, parallel
 
 RESULT, DATA = 'result.json', 'data.json'
@@ -19,9 +20,8 @@ PARTS = ('params', 'learned', 'held', 'model_state')  # of saved weights
 
 
 def read_result(folder):
-  """The result of a finished run folder, or None."""
-  path = epath.Path(folder) / RESULT
-  return json.loads(path.read_text()) if path.exists() else None
+  """The result of a finished run folder, or None; raises UserError where it is damaged."""
+  return read_json(epath.Path(folder) / RESULT)
 
 
 def begun_on(folder):
@@ -30,9 +30,7 @@ def begun_on(folder):
 
 
 def described_data(folder):
-  """What a run folder says of its data: {'version', 'classes', 'vocabulary'}; empty where no run
-  was begun.
-  """
+  """{'version', 'classes', 'vocabulary'} of the data in a run folder; {} where no run was begun."""
   path = epath.Path(folder).expanduser() / DATA
   return json.loads(path.read_text()) if path.exists() else {}
 
@@ -41,9 +39,8 @@ def check_data(folder, version):
   """Raises UserError if the run in a folder was begun on another version of its data."""
   begun = begun_on(folder)
   if begun not in (None, version):
-    raise UserError(
-        f'{folder} was begun on other data (version {begun}, now {version}); --rerun or another '
-        f'--runs_dir starts over')
+    raise UserError(f'{folder} was begun on other data (version {begun}, now {version}); '
+                    f'--rerun or another --runs_dir starts over')
 
 
 def read_config(folder):
@@ -60,21 +57,20 @@ def read_weights(folder):
   Raises UserError for anything else, damage included.
   """
   read_config(folder)
-  store = checkpoint.Checkpoints(epath.Path(folder).expanduser() / 'weights')
+  path = epath.Path(folder).expanduser()
+  store = checkpoint.Checkpoints(path / 'weights')
   problems = []
   step = store.latest(problems.append)
   if step is None:
-    if (epath.Path(folder).expanduser() / 'fold-0').exists():
-      raise UserError(
-          f'{folder} is a cross-validation; name one of its folds, such as {folder}/fold-0')
+    if (path / 'fold-0').exists():
+      raise UserError(f'{folder} is a cross-validation; '
+                      f'name one of its folds, such as {folder}/fold-0')
     if problems:
-      raise UserError(
-          f'{folder} holds no whole weights: {"; ".join(problems)}; train it with --rerun to write '
-          f'them again')
-    if read_result(epath.Path(folder).expanduser()) is not None:
-      raise UserError(
-          f'{folder} is finished but kept no weights; train it with --save_weights and another '
-          f'--runs_dir')
+      raise UserError(f'{folder} holds no whole weights: {"; ".join(problems)}; '
+                      f'train it with --rerun to write them again')
+    if read_result(path) is not None:
+      raise UserError(f'{folder} is finished but kept no weights; '
+                      f'train it with --save_weights and another --runs_dir')
     raise UserError(f'{folder} holds no finished weights; run it to its end first')
   return dict(dict.fromkeys(PARTS, {}), **store.restore_named(step)), step
 
@@ -89,28 +85,31 @@ class Trained:
   hparams: dict
 
   def outputs(self, inputs):
-    """The network's outputs f32[n, outputs], logits for classes, for raw inputs[n, ...] as the data
-    set gives them.
+    """Outputs f32[n, outputs] of the network, logits for classes.
+
+    `inputs` [n, ...] are raw, as the data set gives them.
     """
     layout = parallel.make_parallel('jit', 1)
-    data = dataclasses.replace(self.data,
-                               splits=dict(given=(inputs, np.zeros(len(inputs), np.int32))))
-    return evaluation.predictions(layout.predict(self.network.predict), self.weights, self.hparams,
-                                  data, 'given', self.config.data.batch_size, layout)[0]
+    labels = np.zeros(len(inputs), np.int32)
+    data = dataclasses.replace(self.data, splits=dict(given=(inputs, labels)))
+    predict = layout.predict(self.network.predict)
+    return evaluation.predictions(predict, self.weights, self.hparams, data, 'given',
+                                  self.config.data.batch_size, layout)[0]
 
   def measure_stream(self, split):
     """Measurements of running text, as after training."""
     layout = parallel.make_parallel('jit', 1)
-    measured = evaluation.evaluate_split(self.network, layout.predict(self.network.predict_stream),
-                                         self.weights, self.hparams, self.data, split,
-                                         self.config.data.batch_size, layout)
+    predict = layout.predict(self.network.predict_stream)
+    measured = evaluation.evaluate_split(self.network, predict, self.weights, self.hparams,
+                                         self.data, split, self.config.data.batch_size, layout)
     return {name: value for name, value in measured.items() if name != 'score'}
 
   def predict(self, inputs):
-    """Class numbers int[n], or in regression values f64[n] or f64[n, targets] in the target's
-    units.
-    """
-    outputs = self.outputs(inputs)
+    """Class numbers int[n]; in regression f64[n] or f64[n, targets] in the target's units."""
+    return self.answers(inputs, self.outputs(inputs))
+
+  def answers(self, inputs, outputs):
+    """The same from the network's outputs for these inputs."""
     if self.network.objective.regression:
       values = self.network.scaling.values(inputs, outputs)
       return values[:, 0] if values.shape[1] == 1 else values
@@ -125,5 +124,5 @@ def load(folder, **overrides):
   machine.start(config.run)
   weights = jax.tree.map(jnp.asarray, read_weights(folder)[0])
   network = assemble.finished(config, data, weights)
-  return Trained(config, data, network, weights,
-                 strengths_lib.strengths(config, network.compression))
+  hparams = strengths_lib.strengths(config, network.compression)
+  return Trained(config, data, network, weights, hparams)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from lepton_jax import assemble, evaluation, linear, machine, speed, trees
+from lepton_jax import assemble, evaluation, linear, machine, post_training, speed, trees
 from lepton_jax import folder as folder_lib
 from lepton_jax import strengths as strengths_lib
 from lepton_jax.compress import report as compress_report
@@ -20,11 +20,11 @@ from lepton_jax.train import record as record_lib
 
 
 def train(config, quiet=False):
-  """Trains what a configuration asks for and returns its result; a finished run folder is only
-  read.
+  """Trains what a configuration asks for and returns its result.
 
   Writes `runs_dir/name/`: config.json, metrics.jsonl, checkpoints/, weights/, pictures, and
-  result.json last. Raises UserError on bad input, train.loop.NotFinite and train.loop.Interrupted.
+  result.json last. Without --rerun, a finished run folder is only read. Raises UserError on bad
+  input, train.loop.NotFinite and train.loop.Interrupted.
   """
   folder = epath.Path(config.run.runs_dir).expanduser() / config.name()
   finished = folder_lib.read_result(folder)
@@ -38,9 +38,7 @@ def train(config, quiet=False):
 
 
 def train_one(config, folder, quiet=False):
-  """Trains one split in `folder`, from its newest whole checkpoint if there is one; returns the
-  result.
-  """
+  """Trains one split in `folder`, from its newest whole checkpoint if any; returns the result."""
   data = assemble.load_data(config)
   machine.start(config.run)
   first = jax.process_index() == 0
@@ -56,17 +54,17 @@ def train_one(config, folder, quiet=False):
   if not quiet:
     print(describe(config, assembly, layout, mode, calls), flush=True)
 
-  state, checkpoints = resume(assembly, layout, folder, config.run.keep_checkpoints,
-                              (lambda text: None) if quiet else print)
-  # the state's own are given up at each step
-  hparams = layout.put_state(strengths_lib.strengths(config, assembly.network.compression))
-  predict = layout.predict(assembly.network.predict_stream if data.stream
-                           else assembly.network.predict)
+  network = assembly.network
+  tell = (lambda text: None) if quiet else print
+  state, checkpoints = resume(assembly, layout, folder, config.run.keep_checkpoints, tell)
+  # A copy for evaluation: each step donates the buffers of the state, strengths included.
+  hparams = layout.put_state(strengths_lib.strengths(config, network.compression))
+  predict = layout.predict(network.predict_stream if data.stream else network.predict)
 
   def measure(weights, split):
     if not data.size(split):
       return {}
-    return evaluation.evaluate_split(assembly.network, predict, weights, hparams, data, split,
+    return evaluation.evaluate_split(network, predict, weights, hparams, data, split,
                                      config.data.batch_size, layout)
 
   record = record_lib.Record(folder, int(state.step), config.run.tensorboard and not quiet,
@@ -76,6 +74,8 @@ def train_one(config, folder, quiet=False):
   try:
     if config.optimization.solver == 'closed_form':
       state = linear.solve(assembly, state)
+    elif config.quantize.quantize_after:
+      state = post_training.quantize(assembly, state, layout.put_examples)
     else:
       state = fit(assembly, layout, calls, state, checkpoints, record, progress,
                   lambda s: measure(s.evaluated, 'validation'))
@@ -89,10 +89,9 @@ def train_one(config, folder, quiet=False):
 
 
 def finish(config, assembly, folder, state, rows, elapsed, hparams, measure, devices):
-  """Keeps the selected weights, measures them on validation and, once, on test, and writes
-  result.json last; returns the result.
+  """Saves the selected weights and measures them on validation and, once, on test.
 
-  `measure` is (weights, split) -> measurements.
+  Writes result.json last and returns the result. `measure` is (weights, split) -> measurements.
   """
   data = assembly.dataset
   use_best = bool(config.training.select == 'best' and state.best and int(state.best['step']))
@@ -105,8 +104,7 @@ def finish(config, assembly, folder, state, rows, elapsed, hparams, measure, dev
       **count_steps(assembly, state, use_best, rows, elapsed),
       **compress_report.facts(assembly.network.compression, weights, hparams),
       **naive_forecasts(config, data),
-      **(linear.coefficients(assembly.network, data, weights) if config.architecture.model
-         == 'linear' and data.task == 'regression' else {}),
+      **linear_coefficients(config, assembly.network, data, weights),
       parameters_sha256=trees.digest(state.trained), seed=config.training.seed,
       dataset_sha256=data.fingerprint, **machine.facts(), devices=devices,
       convolution=platform.describe(config.run.convolution, config.architecture.dtype))
@@ -127,10 +125,9 @@ def other_runs(config, data):
   if training.init_from:
     words = tuple(folder_lib.described_data(training.init_from).get('vocabulary', ()))
     if words and data.vocabulary and words != data.vocabulary:
-      raise UserError(
-          f'--init_from={training.init_from} has another vocabulary ({len(words):,} words or '
-          f'characters, {data.name} has {len(data.vocabulary):,}); its vectors would belong to '
-          f'other words')
+      sizes = f'{len(words):,} words or characters, {data.name} has {len(data.vocabulary):,}'
+      raise UserError(f'--init_from={training.init_from} has another vocabulary ({sizes}); '
+                      f'its vectors would belong to other words')
     found['initial'] = folder_lib.read_weights(training.init_from)[0]
   if config.prune.prune_ticket:
     found['ticket'] = folder_lib.read_weights(config.prune.prune_ticket)[0]
@@ -138,15 +135,17 @@ def other_runs(config, data):
 
 
 def open_folder(config, folder, data):
-  """Makes the run folder with its config.json, or finds it; raises UserError if it was begun on
-  other data.
+  """Makes or finds the run folder, and writes its config.json and data.json.
+
+  With --rerun a folder that is finished, or was begun on other data, is removed first. Raises
+  UserError if the run was begun on other data.
   """
-  if config.run.rerun and folder.exists() and (folder_lib.read_result(folder) is not None
-                                               or folder_lib.begun_on(folder) != data.version):
-    folder.rmtree()
+  if config.run.rerun and folder.exists():
+    finished = folder_lib.read_result(folder) is not None
+    if finished or folder_lib.begun_on(folder) != data.version:
+      folder.rmtree()
   folder.mkdir(parents=True, exist_ok=True)
-  # The order to start over is for now: whoever repeats this configuration means the run, not its
-  # removal.
+  # The file is written without --rerun, so that a later command that reads it keeps the run.
   record_lib.write_atomically(folder / 'config.json', config.replace(rerun=False).to_json())
   folder_lib.check_data(folder, data.version)
   described = dict(version=data.version, classes=data.classes, vocabulary=data.vocabulary)
@@ -154,9 +153,7 @@ def open_folder(config, folder, data):
 
 
 def resume(assembly, layout, folder, keep, tell):
-  """(state, Checkpoints): the initial state, or that of the newest whole checkpoint in the run
-  folder.
-  """
+  """(state, Checkpoints): the initial state, or that of the newest whole checkpoint in `folder`."""
   checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', keep)
   state, at = layout.put_state(assembly.state), checkpoints.latest(tell)
   if jax.process_index() == 0:
@@ -175,6 +172,7 @@ def fit(assembly, layout, calls, state, checkpoints, record, progress, validate)
     found = [assembly.batches.at(step + i, layout.rows) for i in range(count)]
     return layout.put_batch(found[0]) if count == 1 else layout.put_batches(found)
 
+  compression = assembly.network.compression
   try:
     with loop.StopSignal() as stop:
       return loop.fit(
@@ -182,17 +180,18 @@ def fit(assembly, layout, calls, state, checkpoints, record, progress, validate)
           batch_size=config.data.batch_size, total_steps=assembly.total_steps,
           steps_per_epoch=assembly.batches.steps_per_epoch,
           hooks=assembly.make_hooks(layout.put_examples, layout.rows, layout.predict),
-          evaluate=validate,
-          selectable_from=assembly.selectable_from, patience=config.training.patience,
+          evaluate=validate, selectable_from=assembly.selectable_from,
+          patience=config.training.patience,
           save=lambda s: checkpoints.save(int(s.step), s), save_every=config.run.checkpoint_every,
-          record=record, progress=progress, describe=lambda s: describe_state(assembly.network, s),
+          record=record, progress=progress, describe=lambda s: compression.describe(s.params),
           stop=stop)
   except loop.NotFinite as error:
     last = checkpoints.latest(lambda text: None)
-    kept = (f'the last good checkpoint is step {last}' if last is not None
-            else 'no checkpoint had been written yet')
-    raise loop.NotFinite(f'{error}: training stopped; {kept}. A lower --learning_rate or '
-                         f'--clip_norm=1 may help') from None
+    kept = 'no checkpoint had been written yet'
+    if last is not None:
+      kept = f'the last good checkpoint is step {last}'
+    raise loop.NotFinite(f'{error}: training stopped; {kept}. '
+                         f'A lower --learning_rate or --clip_norm=1 may help') from None
 
 
 def named(split, measured):
@@ -201,8 +200,9 @@ def named(split, measured):
 
 
 def count_steps(assembly, state, use_best, rows, elapsed):
-  """How far and how fast a run went; the rate is the median epoch's, without evaluation and
-  compilation.
+  """How far and how fast a run went.
+
+  The rate is the median over its epochs; it leaves out evaluation and compilation.
   """
   rates = [row['examples_per_second'] for row in rows if row.get('examples_per_second')]
   return dict(
@@ -214,9 +214,7 @@ def count_steps(assembly, state, use_best, rows, elapsed):
 
 
 def cross_validate(config, folder, quiet=False):
-  """Trains every fold in a folder of its own and returns mean and standard deviation of their
-  measurements.
-  """
+  """Trains each fold in its own folder; returns means and standard deviations of measurements."""
   folder.mkdir(parents=True, exist_ok=True)
   record_lib.write_atomically(folder / 'config.json', config.replace(rerun=False).to_json())
   results = []
@@ -239,26 +237,28 @@ def cross_validate(config, folder, quiet=False):
 
 
 def naive_forecasts(config, data):
-  """{'baselines': {name: measures}} of a series on its test part, what a forecast has to beat; {}
-  for all other data.
+  """{'baselines': {name: measures}} on the test part of a series; {} for all other data.
+
+  A network is of use where its forecasts are better than these.
   """
   if not data.targets or not data.size('test'):
     return {}
   return dict(baselines=evaluation.baselines(data, 'test', config.data.season))
 
 
-def describe_state(network, state):
-  """More columns for an epoch's row."""
-  return network.compression.describe(state.params)
+def linear_coefficients(config, network, data, weights):
+  """Slopes and intercept of a linear regression on a table; {} for all other runs."""
+  if config.architecture.model != 'linear' or data.task != 'regression':
+    return {}
+  return linear.coefficients(network, data, weights)
 
 
 def describe(config, assembly, layout, mode, calls):
   """The line that opens a run."""
   data = assembly.dataset
   sizes = ' / '.join(f'{data.size(s):,}' for s in ('train', 'validation', 'test'))
-  return (
-      f'{config.name()}: {trees.count(assembly.state.params):,} parameters, {data.name} {sizes} '
-      f'examples, '
-          f'{assembly.total_steps:,} steps, {calls} a call, {mode} on {layout.devices} '
-          f'{jax.default_backend()} device(s), '
-          f'convolutions by {platform.describe(config.run.convolution, config.architecture.dtype)}')
+  convolutions = platform.describe(config.run.convolution, config.architecture.dtype)
+  return (f'{config.name()}: {trees.count(assembly.state.params):,} parameters, '
+          f'{data.name} {sizes} examples, {assembly.total_steps:,} steps, {calls} a call, '
+          f'{mode} on {layout.devices} {jax.default_backend()} device(s), '
+          f'convolutions by {convolutions}')

@@ -9,6 +9,7 @@ import pytest
 from lepton_jax import assemble, trees
 from lepton_jax import network as network_lib
 from lepton_jax.compress import report, size
+from lepton_jax.compress.method import part
 from lepton_jax.compress.quantize import sites
 from tests.test_models import DISTINCT, SHALLOW, SMALL, random_like, tiny_dataset
 from tests.test_train import assert_same, run_steps
@@ -30,7 +31,7 @@ def test_every_model_is_pruned_and_quantised_by_flags(small, model, monkeypatch)
   assembly = assemble.build(config.replace(batch_size=8, sequence_length=8), data)
   compression, state = assembly.network.compression, assembly.state
   kernels = trees.kernels(state.params)
-  assert set(state.held['prune']['masks']) == set(kernels)
+  assert set(part(state.held['prune'], 'masks')) == set(kernels)
   layers_with_inputs = {sites.owner(n) for n in kernels if not n.endswith('embedding')}
   assert layers_with_inputs == compression.sites
   found = report.facts(compression, state.evaluated, state.hparams)

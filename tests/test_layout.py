@@ -15,7 +15,8 @@ LEAVES = STANDARD | {'trees', 'losses', 'metrics', 'precision'}
 ALLOWED = {
     'errors': set(), 'registry': {'errors'}, 'options': {'registry'},
     'config': {'registry', 'options', 'errors'}, 'flags': STANDARD,
-    'precision': set(), 'trees': STANDARD, 'losses': STANDARD, 'metrics': STANDARD | {'losses'},
+    'files': {'errors'}, 'precision': set(), 'trees': STANDARD, 'losses': STANDARD,
+    'metrics': STANDARD | {'losses'},
     'layers': LEAVES | {'machine'}, 'models': LEAVES | {'layers'}, 'data': LEAVES,
     'regularize': LEAVES | {'layers'}, 'compress': LEAVES | {'layers'}, 'train': LEAVES,
     'machine': set(),

@@ -68,6 +68,27 @@ def test_modes_agree_in_double_precision(mode, reference):
     compare(reference, train(mode))
 
 
+def test_a_quantised_lstm_learns_the_same_ranges_however_its_batch_is_split():
+  """By plain descent, which a gradient scaled by a device's share of the batch would change."""
+  lstm = dict(model='lstm_classifier', hidden=8, width=None, quantize_activation_bits=8,
+              optimizer='sgd', clip_norm=0.5, steps=8)
+  with jax.enable_x64(True):
+    one, many = train('jit', **lstm), train('pmap', **lstm)
+  assert any('ranges' in name for name in one)
+  compare(one, many)
+
+
+@pytest.mark.parametrize('mode', ('sharded', 'pmap'))
+def test_modes_agree_in_single_precision_by_the_library_of_a_cpu(mode):
+  """Where oneDNN is there; without it XLA's forms are compared."""
+  small = dict(dtype='float32', model='lenet5', norm='batch', image_size=20, width=0.3, steps=6,
+               quantize_weight_bits=0, augment_crop=0, learning_rate=0.01)
+  one, many = train('jit', **small), train(mode, **small)
+  for name in one:
+    if 'params' in name or name == 'logits':
+      np.testing.assert_allclose(many[name], one[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
 def test_two_processes_agree_with_one(tmp_path):
   """Two real processes of two devices each, connected by jax.distributed on the loopback."""
   with jax.enable_x64(True):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lepton_jax import assemble, registry, run, trees
+from lepton_jax.compress.method import part
 from lepton_jax.compress.prune import allocate, masks, method, schedule, structure
 from lepton_jax.errors import UserError
 from lepton_jax.options import Prune
@@ -19,6 +20,10 @@ SHAPES = dict(conv=(3, 3, 4, 8), dense=(50, 20), head=(20, 5))
 def draw(seed=0, shapes=SHAPES):
   rng = np.random.default_rng(seed)
   return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def masks_of(state):
+  return part(state.held['prune'], 'masks')
 
 
 # masks
@@ -141,7 +146,7 @@ def test_pruned_weights_stay_exactly_zero(small, optimizer):
   for params in (state.params, state.ema['params']):
     named = {n: np.asarray(leaf) for n, leaf in trees.named(params).items()}
     assert sum(int((named[n] == 0).sum()) for n in kernels) == round(0.8 * total)
-    assert all(not named[n][~np.asarray(state.held['prune']['masks'][n])].any() for n in kernels)
+    assert all(not named[n][~np.asarray(masks_of(state)[n])].any() for n in kernels)
 
 
 @pytest.mark.parametrize('name', registry.SCORES.names())
@@ -150,7 +155,7 @@ def test_every_score_prunes_exactly_and_repeats_itself(small, name):
                          prune_begin=0.02, prune_batches=2)
   (one, _, _), (two, _, _) = run_steps(config, 6), run_steps(config, 6)
   assert_same(one, two)
-  kept = one.held['prune']['masks']
+  kept = masks_of(one)
   total = sum(mask.size for mask in kept.values())
   assert sum(int((~np.asarray(mask)).sum()) for mask in kept.values()) == round(0.7 * total)
 
@@ -162,7 +167,7 @@ def scores_of(small, name, activation='tanh'):
   assembly = assemble.build(config, assemble.load_data(config))
   _, batches, make_tools = assembly.make_hooks.args
   tools, state = make_tools(batches, lambda b: b, slice(None), jax.jit), assembly.state
-  ranked = sorted(state.held['prune']['masks'])
+  ranked = sorted(masks_of(state))
   found = method.worth(config, tools, ranked, {}, state, 0)
   gradients = [trees.named(jax.grad(tools.loss)(state.params, state, assembly.batches.at(i)))
                for i in range(2)]
@@ -203,10 +208,10 @@ def test_movement_adds_up_minus_weight_times_gradient(small):
                          prune_end=0.9, optimizer='sgd', learning_rate=0.1, schedule='constant')
   before, _, _ = run_steps(config, 1)
   after, _, _ = run_steps(config, 2)
-  for name, sum_ in after.held['prune']['movement'].items():
+  for name, sum_ in part(after.held['prune'], 'movement').items():
     w, new = trees.named(before.params)[name], trees.named(after.params)[name]
     gradient = (w - new) / 0.1  # what plain descent subtracted
-    step = sum_ - before.held['prune']['movement'][name]
+    step = sum_ - part(before.held['prune'], 'movement')[name]
     np.testing.assert_allclose(step, -w * gradient, rtol=1e-2, atol=1e-6)
 
 
@@ -223,7 +228,7 @@ def test_exchanged_weights_keep_the_sparsity_and_start_at_zero(small, name):
     old = state
     for hook in hooks:
       state = hook(state, i)
-    new, before = state.held['prune']['masks'], old.held['prune']['masks']
+    new, before = masks_of(state), masks_of(old)
     total = sum(mask.size for mask in new.values())
     assert sum(int(mask.sum()) for mask in new.values()) == total - round(0.9 * total)
     for kernel, mask in new.items():
@@ -255,19 +260,19 @@ def test_straight_through_lets_dead_weights_come_back(small):
                          prune_end=0.8, prune_updates=20, learning_rate=0.05)
   early, _, _ = run_steps(config, 8)
   later, _, _ = run_steps(config, 20)
-  back = [np.asarray(later.held['prune']['masks'][n] & ~mask).sum()
-          for n, mask in early.held['prune']['masks'].items()]
+  back = [np.asarray(masks_of(later)[n] & ~mask).sum()
+          for n, mask in masks_of(early).items()]
   assert sum(back) > 0
   network = assemble.build(config, assemble.load_data(config)).network
   counted = network.compression.counted(later.evaluated, later.hparams)
-  for name, mask in later.held['prune']['masks'].items():
+  for name, mask in masks_of(later).items():
     assert not np.asarray(trees.named(counted['params'])[name])[~np.asarray(mask)].any()
 
 
 def test_sparsities_by_layer(small):
   config = small.replace(prune_layers='dense1=0.5;head=0', **PRUNED)
   state, _, _ = run_steps(config, 10)
-  share = {n: 1 - np.mean(np.asarray(mask)) for n, mask in state.held['prune']['masks'].items()}
+  share = {n: 1 - np.mean(np.asarray(mask)) for n, mask in masks_of(state).items()}
   assert share == {'dense1/kernel': pytest.approx(0.5, abs=1e-3), 'head/kernel': 0,
                    'dense2/kernel': pytest.approx(0.8, abs=1e-3)}
   for text, words in (('nothing=0.5', 'matches nothing. Paths: dense1/kernel'),
@@ -292,7 +297,7 @@ def test_two_of_four_by_flags(small):
 
 def test_prune_exclude_keeps_kernels_dense(small):
   state, _, _ = run_steps(small.replace(prune_exclude='^head', **PRUNED), 10)
-  assert set(state.held['prune']['masks']) == {'dense1/kernel', 'dense2/kernel'}
+  assert set(masks_of(state)) == {'dense1/kernel', 'dense2/kernel'}
   assert not np.any(np.asarray(state.params['head']['kernel']) == 0)
   for pattern, words in (('conv', 'matches nothing. Paths: dense1/kernel'),
                          ('(', 'not a regular expression'), ('.', 'leave no kernel')):
@@ -313,10 +318,10 @@ def test_a_ticket_prunes_by_another_run_and_keeps_its_own_weights(small, tmp_pat
     state = hook(state, 0)
   trained = trees.named(run.other_runs(config, data)['ticket']['params'])
   fresh = trees.named(assembly.state.params)
-  magnitude = {n: np.abs(trained[n]) for n in state.held['prune']['masks']}
+  magnitude = {n: np.abs(trained[n]) for n in masks_of(state)}
   total = sum(map(np.size, magnitude.values()))
   counts = allocate.global_(magnitude, {}, round(0.8 * total))
-  for name, mask in state.held['prune']['masks'].items():
+  for name, mask in masks_of(state).items():
     wanted = ~masks.lowest(magnitude[name], counts[name])
     np.testing.assert_array_equal(mask, wanted)
     np.testing.assert_array_equal(trees.named(state.params)[name],

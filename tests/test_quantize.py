@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from lepton_jax import assemble, registry, trees
-from lepton_jax.compress.quantize import inputs, sites, weights
+from lepton_jax.compress.method import part
+from lepton_jax.compress.quantize import inputs, sensitivity, sites, weights
 from lepton_jax.errors import UserError
 from lepton_jax.layers import recurrent, watch
 from tests.test_train import assert_same, run_steps
@@ -232,7 +233,7 @@ def test_ranges_are_trained_or_set_anew_and_exclusions_told(small):
                          quantize_exclude='head')
   first, _, _ = run_steps(config, 1)
   later, _, _ = run_steps(config, 8)
-  ranges = trees.named(first.learned['quantize']['ranges'])
+  ranges = part(first.learned['quantize'], 'ranges')
   assert set(ranges) == {f'dense{i}/{end}' for i in (1, 2) for end in ('low', 'high')}
   assert all(float(r) > 0 for n, r in ranges.items() if n.endswith('high'))
   assert any(a != b for a, b in zip(jax.tree.leaves(first.learned),
@@ -285,7 +286,7 @@ def test_what_is_pruned_stays_zero_under_every_quantizer(small, name):
   assert np.isfinite(measured['loss'])
   network = assemble.build(config, assemble.load_data(config)).network
   counted = trees.named(network.compression.counted(state.evaluated, state.hparams)['params'])
-  for kernel, mask in state.held['prune']['masks'].items():
+  for kernel, mask in part(state.held['prune'], 'masks').items():
     values = np.asarray(counted[kernel])
     assert not values[~np.asarray(mask)].any() and values.any()
 
@@ -334,3 +335,24 @@ def test_statistics_are_of_all_steps_of_a_scan():
                              [min(states.min(), 0), max(states.max(), 0)], rtol=1e-5)
   assert found['recurrent']['values'].size == 2 * 6 * 4
   assert found['input']['high'] == x.max()
+
+
+# sensitivity
+
+def test_bits_are_spent_where_they_save_most_and_never_beyond_the_budget():
+  costs = dict(a={2: 10.0, 4: 1.0, 8: 0.9}, b={2: 2.0, 4: 1.5, 8: 0.0}, c={2: 0.1, 4: 0.0, 8: 0.0})
+  sizes = dict(a=100, b=100, c=100)
+  assert sensitivity.allocate(costs, sizes, 74) is None  # 600 bits are 75 bytes
+  assert sensitivity.allocate(costs, sizes, 75) == dict(a=2, b=2, c=2)
+  assert sensitivity.allocate(costs, sizes, 100) == dict(a=4, b=2, c=2)
+  assert sensitivity.allocate(costs, sizes, 175) == dict(a=4, b=8, c=2)
+  assert sensitivity.allocate(costs, sizes, 10_000) == dict(a=8, b=8, c=4)
+  assert sensitivity.as_flag(dict(a=4, b=8)) == '^a$=4;^b$=8'
+
+
+def test_one_kernel_is_rounded_at_a_time():
+  asked = []
+  found = sensitivity.one_at_a_time(['a', 'b'], [2, 8], lambda bits: asked.append(bits) or bits)
+  whole = sensitivity.WHOLE
+  assert asked == [[2, whole], [8, whole], [whole, 2], [whole, 8]]
+  assert found['b'][8] == [whole, 8]

@@ -147,8 +147,10 @@ def test_recurrent_dropout_keeps_one_mask_a_sequence(kind):
 # So many examples are computed in several parts.
 @example(kind='lstm', activation='tanh', lengths=[0, 3, 5] * 12, masked=True, dropped=True,
          mapped=False, rounded=False)
+@example(kind='lstm', activation='tanh', lengths=[0, 3, 5] * 12, masked=True, dropped=True,
+         mapped=False, rounded=True)
 @example(kind='lstm', activation='tanh', lengths=[2, 5], masked=False, dropped=True, mapped=True,
-         rounded=False)
+         rounded=True)
 def test_own_gradient_of_the_recurrence_is_the_reference_s(kind, activation, lengths, masked,
                                                            dropped, mapped, rounded):
   """Values and every gradient: missing steps, dropout and rounding of the state, vmap."""
@@ -159,14 +161,18 @@ def test_own_gradient_of_the_recurrence_is_the_reference_s(kind, activation, len
   step = lambda z, states: cell.step(z, states, layers.ACTIVATIONS[activation])
   inputs = (normal(0, size, cell.gates * size), normal(1, cell.gates * size),
             normal(2, time, batch, cell.gates * size),
-            tuple(normal(3 + i, batch, size) for i in range(cell.states)), jnp.float32(0.7))
+            tuple(normal(3 + i, batch, size) for i in range(cell.states)), jnp.float32(0.31))
+
+  def read_kept(end):
+    """Three bits, wide of the ends of which some states lie."""
+    if not rounded:
+      return lambda h: h
+    return lambda h: rounding.affine(h, -end, end, jnp.float32(3), size)
 
   def loss(run, kernel, bias, gates, states, end):
-    def read(h):
-      h = h if keep is None else h * keep
-      return rounding.affine(h, -end, end, jnp.float32(3), size) if rounded else h
-
-    last, outputs = run(cell.join, step, read, kernel, bias, gates, valid, states)
+    read = lambda h: read_kept(end)(h if keep is None else h * keep)
+    arguments = (cell.join, step, read, kernel, bias, gates, valid, states)
+    last, outputs = run(*arguments, end) if run.__name__ == 'native' else run(*arguments)
     return jnp.sum(jnp.sin(outputs)) + sum(jnp.sum(jnp.cos(s)) for s in last)
 
   def both(run):
@@ -177,9 +183,10 @@ def test_own_gradient_of_the_recurrence_is_the_reference_s(kind, activation, len
 
   near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
   jax.tree.map(near, both(recur.fused), both(recur.plain))
-  if (kind, activation, rounded) == ('lstm', 'tanh', False) and platform.native(jnp.ones(1)):
-    def native(join, step, read, kernel, bias, gates, valid, states):
-      return lstm.lstm(kernel, bias, gates, valid, keep, states)
+  if (kind, activation) == ('lstm', 'tanh') and platform.native(jnp.ones(1)):
+    def native(join, step, read, kernel, bias, gates, valid, states, end):
+      change = (read_kept(end), rounding.grid(-end, end, jnp.float32(3))) if rounded else ()
+      return lstm.lstm(kernel, bias, gates, valid, keep, states, *change)
 
     jax.tree.map(near, both(native), both(recur.plain))
 

@@ -277,3 +277,9 @@ def test_one_fold_alone_and_its_config(tmp_path, small):
   assert result['parameters_sha256'] == alone['parameters_sha256']
   with pytest.raises(UserError, match='name one of its folds'):
     folder_lib.read_weights(str(tmp_path / whole['name']))
+
+
+def test_a_damaged_result_is_named_not_a_traceback(tmp_path):
+  (tmp_path / 'result.json').write_text('{"name": ')
+  with pytest.raises(UserError, match='result.json is damaged'):
+    folder_lib.read_result(tmp_path)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from lepton_jax import run
 from lepton_jax.config import Config
 from lepton_jax.data import dataset
 from lepton_jax.errors import UserError
@@ -120,3 +121,23 @@ def test_time_is_compared_as_numbers_where_it_is(tmp_path):
   (tmp_path / 's.csv').write_text(content + '40,1\n')
   with pytest.raises(UserError, match='line 42: date must rise'):
     load()
+
+
+@pytest.mark.parametrize('relative', (False, True))
+@pytest.mark.parametrize('solver', ('closed_form', 'gradient'))
+def test_linear_forecasts_of_a_series(tmp_path, small, solver, relative):
+  """Least squares finds the linear rule that made the series, of values or of changes."""
+  values = [1.0, 2.0]
+  for _ in range(398):
+    values.append(1.6 * values[-1] - 0.9 * values[-2] + 3)
+  noisy = np.array(values) + np.random.default_rng(0).normal(0, 1e-3, 400)
+  start = np.datetime64('2020-01-01T00')
+  rows = ''.join(f'{start + t},{value}\n' for t, value in enumerate(noisy))
+  (tmp_path / 's.csv').write_text('date,y\n' + rows)
+  config = small.replace(model='linear', width=None, loss='mse', dataset=f'series:{tmp_path}/s.csv',
+                         target='y', window=6, horizon=2, relative=relative, solver=solver,
+                         epochs=1, runs_dir=str(tmp_path / 'runs'))
+  result = run.train(config, quiet=True)
+  assert 'coefficients' not in result  # a table's alone
+  if solver == 'closed_form':
+    assert result['test_rmse'] < 0.1 * noisy.std()

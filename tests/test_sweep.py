@@ -17,8 +17,8 @@ from lepton_jax import assemble, run, trees
 from lepton_jax.config import Config, differing
 from lepton_jax.errors import UserError
 from lepton_jax.report import sweeps
-from lepton_jax.sweep import claims, cohort, engine, grid, trials
-from lepton_jax.train import parallel
+from lepton_jax.sweep import claims, cohort, engine, grid, session, trials
+from lepton_jax.train import loop, parallel
 
 
 def results(configs):
@@ -185,6 +185,48 @@ def test_patience_stops_a_trial_alone(base, tmp_path):
   for trial in lanes:
     trial.close()
   assert lanes[1].result['steps'] < lanes[0].result['steps'] == lanes[0].assembly.total_steps
+
+
+class StopAtSecondLook:
+  """A stop that arrives between the check of an epoch and that of its first step."""
+
+  looks = 0
+
+  @property
+  def arrived(self):
+    self.looks += 1
+    return 'SIGTERM' if self.looks > 1 else None
+
+
+def test_a_stop_before_the_first_step_of_an_epoch_saves(base):
+  program, (trial,) = open_trials([base], 1)
+  with pytest.raises(loop.Interrupted):
+    cohort.train(program, [trial], StopAtSecondLook())
+  trial.close()
+  assert trial.failed is None and (trials.folder_of(base) / 'checkpoints' / '0').exists()
+  assert engine.sweep([base], tell=lambda text: None).trials == 1
+
+
+def test_an_error_in_a_cohort_spares_the_trials_that_are_finished(base, monkeypatch):
+  configs = grid.product(base.replace(epochs=2, patience=1), dict(learning_rate=[1e-9, 1e-3]))
+  with session.Session(base.run, False, lambda text: None) as opened:
+    worker = opened.workers[0]
+    together = worker._open(configs)
+    real = cohort.train_epoch
+
+    def breaks_later(program, live, *arguments):
+      if any(trial.over for trial in together):
+        raise RuntimeError('out of memory')
+      left = real(program, live, *arguments)
+      together[0].given_up = False
+      monkeypatch.setattr(type(together[0]), 'over', property(
+          lambda trial: trial is together[0] or trial.failed is not None))
+      return left
+
+    monkeypatch.setattr(cohort, 'train_epoch', breaks_later)
+    worker._train(together, None)
+  assert together[0].failed is None and together[0].result is not None
+  assert 'out of memory' in together[1].failed.error
 
 
 def hold(folder, ready):

@@ -184,6 +184,20 @@ def test_moving_average_lies_between_start_and_end(small):
   assert 0 < np.abs(kernel - average).max() < np.abs(kernel).max()
 
 
+def test_batch_statistics_are_averaged_with_the_weights(small):
+  config = small.replace(model='lenet5', norm='batch', image_size=20, width=0.2, ema_decay=0.5,
+                         train_limit=300)
+  states = [run_steps(config, count)[0] for count in (3, 4)]
+  share = min(0.5, (1 + 3) / (10 + 3))  # of the average that a fourth step keeps
+  for name, new in trees.named(states[1].model_state).items():
+    before, after = (np.asarray(trees.named(s.ema['model_state'])[name]) for s in states)
+    wanted = share * before + (1 - share) * np.asarray(new)
+    np.testing.assert_allclose(after, wanted, rtol=1e-5, atol=1e-7)
+    assert np.abs(after - new).max() > 0
+  assert trees.digest(states[1].evaluated['model_state']) == trees.digest(
+      states[1].ema['model_state'])
+
+
 def test_bfloat16_computes_and_keeps_float32_weights(small):
   state, _, measured = run_steps(small.replace(dtype='bfloat16', model='resnet8'), 3)
   assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype('float32')}

@@ -9,6 +9,7 @@ import typing
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lepton_jax import trees
 from lepton_jax.layers import watch
@@ -17,9 +18,8 @@ from lepton_jax.layers import watch
 class Method(typing.NamedTuple):
   """One way of compressing: pure functions, built once from options and a Setting.
 
-  `params`, `learned` and `held` below are {leaf name: array} of the whole network, the arrays that
-  the method trains with the weights, and those that it keeps beside them. `hparams` are the
-  traced strengths.
+  `params`, `learned` and `held` below are {name: array} of the whole network, of what the method
+  trains with the weights, and of what it keeps beside them. `hparams` are the traced strengths.
 
   Attributes:
     name: where its arrays stand in the state, and its facts in result.json.
@@ -31,6 +31,8 @@ class Method(typing.NamedTuple):
     strengths: options of a run -> {name: value} for hparams.
     sites: paths of the layers whose inputs it changes.
     inputs: (site, x, entries of x an example has, learned, held, hparams) -> x.
+    grid: (site, learned, held, hparams) -> (scale, level of zero, highest level) that `inputs`
+      rounds to; None where it does something else.
     finish: (params, held) -> params without what an update may not change.
     after: (params, gradients of them, held) -> held after an update; None where it keeps none.
     hooks: (options, Tools) -> [(due, change)]: `change(state, step)` gives the state before the
@@ -46,6 +48,7 @@ class Method(typing.NamedTuple):
   strengths: typing.Callable = lambda options: {}
   sites: frozenset = frozenset()
   inputs: typing.Callable | None = None
+  grid: typing.Callable | None = None
   finish: typing.Callable = lambda params, held: params
   after: typing.Callable | None = None
   hooks: typing.Callable = lambda options, tools: []
@@ -133,8 +136,8 @@ class Compression:
     with contextlib.ExitStack() as stack:
       for method in self.methods:
         if method.sites:
-          stack.enter_context(watch.inputs(
-              method.sites, _reader(method, weights, hparams), pure=True))
+          read, grid = _reader(method, weights, hparams)
+          stack.enter_context(watch.inputs(method.sites, read, pure=True, grid=grid))
       yield
 
   @property
@@ -187,8 +190,20 @@ class Compression:
 
 
 def arrays_of(method, weights):
-  """(learned, held) of a method."""
-  return weights['learned'].get(method.name, {}), weights['held'].get(method.name, {})
+  """(learned, held) of a method, {name: array} each, however deep a checkpoint nests them."""
+  return tuple(trees.named(weights[kind].get(method.name, {})) for kind in ('learned', 'held'))
+
+
+def part(arrays, prefix):
+  """{'b': array} of all {'prefix/b': array}."""
+  start = f'{prefix}/'
+  return {name.removeprefix(start): array for name, array in arrays.items()
+          if name.startswith(start)}
+
+
+def under(prefix, arrays):
+  """{'prefix/b': array} of {'b': array}."""
+  return {f'{prefix}/{name}': array for name, array in arrays.items()}
 
 
 def _reader(method, weights, hparams):
@@ -198,7 +213,14 @@ def _reader(method, weights, hparams):
     entries = x.size // max(x.shape[getattr(module, 'batch_axis', 0)], 1)
     return method.inputs(path, x, entries, learned, held, hparams)
 
-  return read
+  grid = method.grid and (lambda path: method.grid(path, learned, held, hparams))
+  return read, grid
+
+
+def placed(value, like):
+  """A host's value as an array of the dtype of another and where that lies, on all its devices."""
+  host = np.asarray(value, like.dtype)
+  return jax.make_array_from_callback(host.shape, like.sharding, host.__getitem__)
 
 
 def replaced(state, name, learned=None, held=None):

@@ -22,7 +22,8 @@ class Embed(nn.Module):
     return table[tokens].astype(self.dtype)
 
   def attend(self, x):
-    """f32[batch, time, features] -> f32[batch, time, entries]: the table as an output layer
-    (arXiv:1608.05859).
+    """Uses the table as an output layer (arXiv:1608.05859).
+
+    x is f32[batch, time, features]; the logits are f32[batch, time, entries].
     """
     return x @ self.variables['params']['embedding'].T.astype(x.dtype)

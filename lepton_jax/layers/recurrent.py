@@ -1,6 +1,4 @@
-"""Recurrent layers: each cell is two dense projections, of which the input's runs for all steps at
-once.
-"""
+"""Recurrent layers: each cell has two dense projections; the input's covers all steps at once."""
 
 import contextlib
 import functools
@@ -40,18 +38,17 @@ def _elman(z, states, activation):
 
 
 def _gru_join(x, h):
-  """The reset gate multiplies the recurrent part of the new value alone, so that part stays
-  apart.
+  """Sums the gates reset and update; keeps the two parts of the new value apart.
+
+  The reset gate multiplies the recurrent part alone.
   """
   size = x.shape[-1] // 3
-  return jnp.concatenate([x[..., :2 * size] + h[..., :2 * size], x[..., 2 * size:],
-                          h[..., 2 * size:]], -1)
+  reset_and_update = x[..., :2 * size] + h[..., :2 * size]
+  return jnp.concatenate([reset_and_update, x[..., 2 * size:], h[..., 2 * size:]], -1)
 
 
 def _gru(z, states, activation):
-  """Gates reset, update, new, in the form of arXiv:1406.1078 version 3, the reset gate after the
-  product.
-  """
+  """Gates reset, update, new; the reset gate acts after the product (arXiv:1406.1078 version 3)."""
   reset, update, new, recurrent = jnp.split(z, 4, -1)
   update = nn.sigmoid(update)
   return ((1 - update) * activation(new + nn.sigmoid(reset) * recurrent) + update * states[0],)
@@ -64,8 +61,10 @@ def _lstm(z, states, activation):
   return nn.sigmoid(o) * activation(cell), cell
 
 
-KINDS = dict(elman=Kind(1, 1, False, jnp.add, _elman), gru=Kind(3, 1, True, _gru_join, _gru),
-             lstm=Kind(4, 2, False, jnp.add, _lstm))
+KINDS = dict(
+    elman=Kind(1, 1, False, jnp.add, _elman),
+    gru=Kind(3, 1, True, _gru_join, _gru),
+    lstm=Kind(4, 2, False, jnp.add, _lstm))
 
 
 def _step(kind, activation, z, states):
@@ -73,9 +72,7 @@ def _step(kind, activation, z, states):
 
 
 def _bias_init(kind):
-  """Zeros, but 1 for an LSTM's forget gate, so that it starts by remembering (Jozefowicz et al.
-  2015).
-  """
+  """Zeros, but 1 for an LSTM's forget gate, to keep the state at first (Jozefowicz et al. 2015)."""
   def init(key, shape, dtype):
     del key
     bias = jnp.zeros(shape, dtype)
@@ -88,8 +85,8 @@ def _orthogonal_gates(gates):
   """Each gate's recurrent kernel orthogonal (arXiv:1312.6120)."""
   def init(key, shape, dtype):
     one = nn.initializers.orthogonal()
-    return jnp.concatenate([one(k, (shape[0], shape[1] // gates), dtype)
-                            for k in jax.random.split(key, gates)], -1)
+    of_gate = (shape[0], shape[1] // gates)
+    return jnp.concatenate([one(k, of_gate, dtype) for k in jax.random.split(key, gates)], -1)
   return init
 
 
@@ -119,13 +116,13 @@ class Recurrent(nn.Module):
     kind = KINDS[self.kind]
     width = kind.gates * self.features
     # Time leads from here on: what a step reads then lies together.
-    gates = Dense(width, use_bias=kind.input_bias, kernel_init=nn.initializers.lecun_normal(),
-                  batch_axis=1, name='input')(x.swapaxes(0, 1))
+    project = Dense(width, use_bias=kind.input_bias, kernel_init=nn.initializers.lecun_normal(),
+                    batch_axis=1, name='input')
+    gates = project(x.swapaxes(0, 1))
     if self.layer_norm:
-      gates = nn.LayerNorm(dtype=x.dtype, param_dtype=at_least_single(x.dtype),
-                           name='input_norm')(gates)
-      scale = self.param('recurrent_norm_scale', nn.initializers.ones_init(), (width,),
-                         at_least_single(x.dtype))
+      dtype = at_least_single(x.dtype)
+      gates = nn.LayerNorm(dtype=x.dtype, param_dtype=dtype, name='input_norm')(gates)
+      scale = self.param('recurrent_norm_scale', nn.initializers.ones_init(), (width,), dtype)
     recurrent = Dense(width, bias_init=_bias_init(self.kind),
                       kernel_init=_orthogonal_gates(kind.gates), name='recurrent')
     if carry is None:
@@ -158,13 +155,14 @@ class Recurrent(nn.Module):
     """(outputs[time, ...], carry) without a call for each step; `changed` is watch.changes'."""
     params = {name: leaf.astype(gates.dtype)
               for name, leaf in recurrent.variables['params'].items()}
-    if changed is None and self._is_native(gates):
-      carry, outputs = lstm.lstm(params['kernel'], params['bias'], gates, valid, keep, carry)
+    if self._is_native(gates) and (changed is None or changed.grid is not None):
+      carry, outputs = lstm.lstm(params['kernel'], params['bias'], gates, valid, keep, carry,
+                                 *(changed or ()))
       return outputs, carry
 
     def read(h):
       h = h if keep is None else h * keep
-      return h if changed is None else changed(h)
+      return h if changed is None else changed.read(h)
 
     step = functools.partial(_step, self.kind, self.activation)
     carry, outputs = recur.fused(KINDS[self.kind].join, step, read, params['kernel'],
@@ -186,8 +184,9 @@ class Recurrent(nn.Module):
 
 
 def reverse(x, valid):
-  """x[batch, time, ...] with each example's valid steps in reverse order, the others where they
-  are; its own inverse.
+  """x[batch, time, ...] with the valid steps of each example reversed; its own inverse.
+
+  Steps that are not valid stay where they are.
   """
   time = jnp.arange(x.shape[1])[None]
   length = valid.sum(-1, keepdims=True)
@@ -202,6 +201,6 @@ def pool_steps(x, valid, how):
     return jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
   mask = valid[..., None]
   if how == 'mean':
-    return jnp.sum(jnp.where(mask, x, jnp.zeros_like(x)),
-                   1) / jnp.maximum(valid.sum(-1, keepdims=True), 1).astype(x.dtype)
+    total = jnp.sum(jnp.where(mask, x, jnp.zeros_like(x)), 1)
+    return total / jnp.maximum(valid.sum(-1, keepdims=True), 1).astype(x.dtype)
   return jnp.max(jnp.where(mask, x, jnp.full_like(x, jnp.finfo(x.dtype).min)), 1)

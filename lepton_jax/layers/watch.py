@@ -6,6 +6,7 @@ asks here for what would have happened to the input.
 
 import contextlib
 import contextvars
+import typing
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -14,12 +15,13 @@ _CHANGES = contextvars.ContextVar('changes', default=())
 
 
 @contextlib.contextmanager
-def inputs(sites, change, pure=False):
+def inputs(sites, change, pure=False, grid=None):
   """A context in which `change(module, path, x)` replaces what layers read where it is a float.
 
   Sites are paths such as 'block1/conv1'. A `pure` change does not use the module, which is None
-  where no call is intercepted. A table of vectors reads words when called, but states when it
-  serves as the output layer.
+  where no call is intercepted. `grid(path)` tells the levels of a change that rounds: their scale,
+  the level of zero and the highest one. A table of vectors reads words when called, but states when
+  it serves as the output layer.
   """
   def interceptor(next_function, args, kwargs, context):
     path = '/'.join(context.module.path)
@@ -28,7 +30,7 @@ def inputs(sites, change, pure=False):
       args = (change(context.module, path, args[0]), *args[1:])
     return next_function(*args, **kwargs)
 
-  token = _CHANGES.set((*_CHANGES.get(), (frozenset(sites), change, pure)))
+  token = _CHANGES.set((*_CHANGES.get(), (frozenset(sites), change, pure, grid)))
   try:
     with nn.intercept_methods(interceptor):
       yield
@@ -36,19 +38,26 @@ def inputs(sites, change, pure=False):
     _CHANGES.reset(token)
 
 
+class Change(typing.NamedTuple):
+  """What happens to a layer's inputs: x -> x, and the levels of one that rounds, or None."""
+  read: typing.Callable
+  grid: tuple | None
+
+
 def changes(path):
-  """What happens to inputs of the layer at `path`, a tuple of names: None, or x -> x.
+  """The Change of inputs of the layer at `path`, a tuple of names; None where there is none.
 
   Raises LookupError where a change needs the module: then the layer has to be called.
   """
   name = '/'.join(path)
-  found = [(change, pure) for sites, change, pure in _CHANGES.get() if name in sites]
-  if not all(pure for _, pure in found):
+  found = [entry[1:] for entry in _CHANGES.get() if name in entry[0]]
+  if not all(pure for _, pure, _ in found):
     raise LookupError(name)
 
-  def changed(x):
-    for change, _ in reversed(found):  # the last context is the innermost: it sees x first
+  def read(x):
+    for change, _, _ in reversed(found):  # the last context is the innermost: it sees x first
       x = change(None, name, x)
     return x
 
-  return changed if found else None
+  known = len(found) == 1 and found[0][2] is not None
+  return Change(read, found[0][2](name) if known else None) if found else None

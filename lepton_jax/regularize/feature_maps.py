@@ -7,8 +7,9 @@ from lepton_jax.layers import dropout
 
 
 def spatial_dropout(training, rate):
-  """A context in which each convolution's maps are zeroed at the rate, per example, the rest scaled
-  to keep the mean (arXiv:1411.4280).
+  """A context that zeroes feature maps of each convolution at the rate, example by example.
+
+  The maps that are left are scaled to keep the mean (arXiv:1411.4280).
   """
   def intercept(call, arguments, named, context):
     y = call(*arguments, **named)

@@ -1,7 +1,7 @@
-"""Terms on a network's answers, one value an example; binary logits [batch, 1] count as two
-classes.
+"""Terms on a network's answers, one value an example.
 
-As in the losses, answers at every step are averaged over the steps whose label exists.
+Binary logits [batch, 1] count as two classes. As in the losses, answers at every step are averaged
+over the steps whose label exists.
 """
 
 import jax
@@ -17,12 +17,13 @@ def confidence_penalty(logits, label):
 
 
 def r_drop(logits, other, label):
-  """Mean of both divergences between two predictions of one example under different dropout, nats,
-  f32[batch] (arXiv:2106.14448).
+  """Mean of both divergences between two predictions of one example, nats, f32[batch].
+
+  The predictions differ in their dropout (arXiv:2106.14448).
   """
   p, q = log_probabilities(logits), log_probabilities(other)
-  return losses.over_steps(jnp.sum((jnp.exp(p) - jnp.exp(q)) * (p - q), -1) / 2,
-                           losses.exists(label))
+  divergence = jnp.sum((jnp.exp(p) - jnp.exp(q)) * (p - q), -1) / 2
+  return losses.over_steps(divergence, losses.exists(label))
 
 
 def log_probabilities(logits):

@@ -19,10 +19,10 @@ def l2(kernels):
 
 @PENALTIES.register
 def group_lasso(kernels):
-  """Sum over filters and hidden units of sqrt(weights into it) * their norm (J. R. Stat. Soc. B 68,
-  2006; for filters arXiv:1608.03665).
+  """Sum of sqrt(number of weights) * their norm, over the weights into each filter or hidden unit.
 
-  The gradient of a group of zeros is zero.
+  J. R. Stat. Soc. B 68, 2006; for filters arXiv:1608.03665. The gradient of a group of zeros is
+  zero.
   """
   return sum(jnp.sqrt(flat.shape[0]).astype(flat.dtype) * jnp.sum(safe_norm(flat))
              for flat in map(by_output, kernels.values()))
@@ -30,9 +30,7 @@ def group_lasso(kernels):
 
 @PENALTIES.register
 def orthogonality(kernels):
-  """Squared distance of each kernel's Gram matrix from the identity, of the smaller side
-  (arXiv:1609.07093).
-  """
+  """Squared distance of each kernel's smaller Gram matrix from the identity (arXiv:1609.07093)."""
   total = 0
   for flat in map(by_output, kernels.values()):
     tall = flat if flat.shape[0] >= flat.shape[1] else flat.T

@@ -33,7 +33,7 @@ def draw_all(rows, curves, folder):
   if len({row['num_parameters'] for row in rows}) > 1:
     keep('parameters', against_size(rows, 'num_parameters', 'parameters'))
   if len({row['estimated_bytes'] for row in rows}) > 1:
-    keep('size', against_size(rows, 'estimated_bytes', 'estimated size (bytes)'))
+    keep('size', against_size(rows, 'estimated_bytes', 'estimated size (kB)', 1000))
   return drawn
 
 
@@ -131,24 +131,62 @@ def heat_map(rows, across, down):
   return figure
 
 
-def against_size(rows, size, title):
-  """The measurement against a size, with the front of settings that no other beats in both."""
-  figure, axis = new_axes(7, 4.2)
+def against_size(rows, size, title, unit=1):
+  """The measurement against a size in units of `unit`, and the front of the best settings.
+
+  Nothing beats a setting of the front in both. Colours tell methods apart, markers the bits of
+  weights, and settings of the front carry their other values.
+  """
+  figure, axis = new_axes(7.5, 4.6)
   measure = sweeps.measure(rows)
   sign = 1 if measure.endswith('accuracy') else -1
-  bars = [row[f'{measure}_sd'] or 0 for row in rows]
-  label = 'settings (mean, standard deviation)' if any(bars) else 'settings'
-  axis.errorbar([row[size] for row in rows], [row[measure] for row in rows],
-                yerr=bars if any(bars) else None, fmt='o', markersize=4, capsize=2, alpha=0.7,
-                label=label)
+  methods = sorted({method_of(row) for row in rows})
+  bits = sorted({row.get(BITS, 0) for row in rows})
+  for row in rows:
+    marker = MARKERS[bits.index(row.get(BITS, 0)) % len(MARKERS)]
+    color = f'C{methods.index(method_of(row)) % 10}'
+    axis.errorbar(row[size] / unit, row[measure], yerr=row[f'{measure}_sd'] or None, capsize=2,
+                  fmt=marker, markersize=5, alpha=0.75, color=color)
   best = sweeps.front([(row[size], sign * row[measure]) for row in rows])
-  axis.plot([s for s, _ in best], [sign * v for _, v in best], color='#d1605e',
-            drawstyle='steps-post', label='Pareto front')
+  axis.plot([s / unit for s, _ in best], [sign * v for _, v in best], color='0.4', linewidth=0.8,
+            drawstyle='steps-post', zorder=0)
+  for row in rows:
+    point = row[size], sign * row[measure]
+    if point in best:
+      above = 4 if best.index(point) % 2 else -9  # so that neighbours do not cover each other
+      axis.annotate(rest_of(row), (row[size] / unit, row[measure]), (4, above), fontsize=6,
+                    textcoords='offset points')
   axis.set(xlabel=title, ylabel=label_of(rows), xscale='log')
-  from matplotlib import ticker
+  from matplotlib import lines, ticker
   axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-  axis.xaxis.set_major_formatter(ticker.StrMethodFormatter('{x:,.0f}'))
+  axis.xaxis.set_major_formatter(ticker.StrMethodFormatter('{x:,g}'))
   axis.xaxis.set_minor_formatter(ticker.NullFormatter())
   axis.grid(alpha=0.3, which='both')
-  axis.legend(frameon=False)
+  entry = lambda label, **look: lines.Line2D([], [], linestyle='', label=label, **look)
+  entries = [entry(name, color=f'C{i % 10}', marker='o') for i, name in enumerate(methods)]
+  if len(bits) > 1:
+    entries += [entry(f'{n or 32} bits', color='0.4', marker=MARKERS[i % len(MARKERS)])
+                for i, n in enumerate(bits)]
+  entries.append(lines.Line2D([], [], color='0.4', linewidth=0.8, label='Pareto front'))
+  axis.legend(handles=entries, frameon=False, fontsize=7)
   return figure
+
+
+BITS, MARKERS = 'quantize_weight_bits', 'osD^vPX<>*'
+
+
+def method_of(row):
+  """What tells a setting's kind: its swept names, and what is on of pruning and rounding."""
+  words = [row[field] for field in sweeps.swept([row])
+           if isinstance(row[field], str) and row[field] not in ('', 'none')]
+  switches = dict(prune_sparsity='pruned', quantize_weight_bits='quantised')
+  on = [word for field, word in switches.items() if row.get(field)]
+  known = any(field in row for field in switches)
+  return ', '.join([*(on or (['dense'] if known else [])), *words]) or 'settings'
+
+
+def rest_of(row):
+  """The values of a setting that neither its colour nor its marker shows."""
+  return ', '.join(f'{field.removeprefix("prune_").replace("_", " ")} {short(row[field])}'
+                   for field in sweeps.swept([row])
+                   if not isinstance(row[field], str) and field != BITS and row[field])

@@ -7,6 +7,7 @@ import statistics
 
 from lepton_jax import config as config_lib
 from lepton_jax.errors import UserError
+from lepton_jax.files import read_json
 from lepton_jax.sweep import trials as trials_lib
 
 REPEATS = ('seed', 'fold')  # what a setting is repeated over
@@ -21,7 +22,7 @@ def read(runs_dir):
   """
   inside = pathlib.Path(runs_dir).expanduser()
   folders = sorted(path.parent for path in inside.glob('*/result.json'))
-  results = {folder: trials_lib.read_json(folder / 'result.json') for folder in folders}
+  results = {folder: read_json(folder / 'result.json') for folder in folders}
   ranked = [f for f, result in results.items()
             if {'measure', 'estimated_bytes'} <= result.keys()
             and f'validation_{result["measure"]}' in result]

@@ -1,5 +1,6 @@
-"""Trials of one program, trained side by side in the lanes of one device: one on a CPU, several on
-an accelerator.
+"""Trials of one program, trained side by side in the lanes of one device.
+
+A CPU has one lane, an accelerator several.
 """
 
 import collections
@@ -19,15 +20,13 @@ from lepton_jax.train import record as record_lib
 
 
 def freezing(step):
-  """A step of ((state, active), batch) that leaves the state of a lane alone once it is not
-  `active`, as after a NaN.
-  """
+  """A step of ((state, active), batch): a lane that is not `active`, as after a NaN, stays."""
   def advance(lane, batch):
     state, active = lane
     new, measured = step(state, batch)
     active &= jnp.all(jnp.stack([jnp.isfinite(m) for m in jax.tree.leaves(measured)]))
-    return (jax.tree.map(lambda mine, old: jnp.where(active, mine, old), new, state),
-            active), measured
+    kept = jax.tree.map(lambda mine, old: jnp.where(active, mine, old), new, state)
+    return (kept, active), measured
 
   return advance
 
@@ -42,9 +41,7 @@ def carrying(step):
 
 
 class Failed(typing.NamedTuple):
-  """A trial that came to no result: what went wrong, and the traceback where it was not the
-  training itself.
-  """
+  """Why a trial came to no result; it has a traceback where that was not the training itself."""
   error: str
   traceback: str
 
@@ -69,8 +66,8 @@ class Program:
     self.steps = {count: jax.jit(spread(parallel.repeated(step, count)), donate_argnums=0)
                   for count in {1, calls}}
     network = assembly.network
-    self.predict = self.layout.predict(network.predict_stream if assembly.dataset.stream
-                                       else network.predict)
+    stream = assembly.dataset.stream
+    self.predict = self.layout.predict(network.predict_stream if stream else network.predict)
 
   def stack(self, trees):
     """One tree of the lanes' `trees`, for `steps`; lanes that are left over repeat the first."""
@@ -104,17 +101,18 @@ class Trial:
     self._hparams = strengths_lib.strengths(config, self.assembly.network.compression)
     self.hooks = self.assembly.make_hooks(program.layout.put_examples, slice(None), jax.jit)
     self._record = record_lib.Record(self.folder, int(self.state.step), config.run.tensorboard)
-    self._earlier, self._began = (self._record.rows[-1]['seconds'] if self._record.rows else 0.0,
-                                  time.monotonic())
+    self._earlier = self._record.rows[-1]['seconds'] if self._record.rows else 0.0
+    self._began = time.monotonic()
     self.result = self.failed = None
 
   @property
   def over(self):
     """Whether nothing is left to train."""
     patience = self.config.training.patience
-    return (self.failed is not None or self.given_up
-            or int(self.state.step) >= self.assembly.total_steps or bool(patience)
-            and int(self.state.stale) >= patience)
+    if patience and int(self.state.stale) >= patience:
+      return True
+    ended = int(self.state.step) >= self.assembly.total_steps
+    return ended or self.failed is not None or self.given_up
 
   def measure(self, weights, split):
     """{measurement: float} of weights on a split; {} where it has no examples."""
@@ -127,12 +125,12 @@ class Trial:
 
   def end_epoch(self, began):
     """What a single run does after an epoch, which began at the time `began`."""
-    steps, step, took = self.assembly.batches.steps_per_epoch, int(
-        self.state.step), time.monotonic() - began
-    self.state, row = loop.end_epoch(self.state, step - 1, step // steps,
-                                     lambda s: self.measure(s.evaluated, 'validation'),
-                                     step >= self.assembly.selectable_from,
-                                     lambda s: run.describe_state(self.assembly.network, s))
+    steps, step = self.assembly.batches.steps_per_epoch, int(self.state.step)
+    took = time.monotonic() - began
+    self.state, row = loop.end_epoch(
+        self.state, step - 1, step // steps, lambda s: self.measure(s.evaluated, 'validation'),
+        step >= self.assembly.selectable_from,
+        lambda s: self.assembly.network.compression.describe(s.params))
     row.update(examples_per_second=steps * self.config.data.batch_size / took,
                seconds=self._earlier + time.monotonic() - self._began)
     self._record.add(row)
@@ -157,11 +155,47 @@ class Trial:
         (self.folder / 'checkpoints').rmtree()  # of a stop; nobody asked for them
 
 
-def train(program, trials, stop=None):
-  """Trains the trials, which stand at the same step, to their ends; each then has a `result` or has
-  `failed`.
+class Lanes:
+  """The states of trials that stand at one step, side by side on the device while they train.
 
-  Raises loop.Interrupted, after saving, when `stop` was asked for.
+  Between `advance` and `settle` the states of the trials themselves are out of date.
+  """
+
+  def __init__(self, program, live):
+    self._program, self._live, self._stacked = program, live, None
+
+  def change(self, step):
+    """Runs the hooks that are due before a step."""
+    if any(hook.due(step) for trial in self._live for hook in trial.hooks):
+      self.settle()
+      for trial in self._live:
+        for hook in trial.hooks:
+          trial.state = hook(trial.state, step)
+
+  def advance(self, step, count):
+    """Trains `count` steps in one call; returns their measurements, on the device."""
+    if self._stacked is None:
+      lanes = [(trial.state, np.ones((), bool)) for trial in self._live]
+      self._stacked = self._program.stack(lanes)
+    batch = self._program.stack([batches(trial, step, count) for trial in self._live])
+    batch = self._program.layout.put_batch(batch)
+    self._stacked, measured = self._program.steps[count](self._stacked, batch)
+    return measured
+
+  def settle(self):
+    """Brings the states back into their trials."""
+    if self._stacked is not None:
+      states = self._program.unstack(self._stacked[0], len(self._live))
+      for trial, state in zip(self._live, states):
+        trial.state = state
+    self._stacked = None
+
+
+def train(program, trials, stop=None):
+  """Trains the trials, which stand at the same step, to their ends.
+
+  Each then has a `result` or has `failed`. Raises loop.Interrupted, after saving, when `stop` was
+  asked for.
   """
   live = [t for t in trials if not t.over]
   steps_per_epoch = trials[0].assembly.batches.steps_per_epoch
@@ -174,43 +208,30 @@ def train(program, trials, stop=None):
 
 
 def train_epoch(program, live, steps_per_epoch, stop):
-  """Takes the trials to the end of their epoch, or to where `stop` was asked for; returns those
-  that have more to do.
-  """
+  """Takes trials to the end of their epoch, or to a stop; returns those that have more to do."""
   step = int(live[0].state.step)
   end, total = (step // steps_per_epoch + 1) * steps_per_epoch, live[0].assembly.total_steps
   began, pending, faults = time.monotonic(), collections.deque(), {}
 
   def look(limit):
-    """Notes where measurements of all but the last `limit` calls ceased to be numbers."""
+    """Notes the first fault of each lane in all but the last `limit` calls."""
     while len(pending) > limit:
       first, measured = pending.popleft()
       for i, values in enumerate(program.unstack(jax.device_get(measured), len(live))):
-        found = loop.fault(first, {name: np.atleast_1d(value) for name, value in values.items()},
-                           steps_per_epoch)
-        if found:
+        values = {name: np.atleast_1d(value) for name, value in values.items()}
+        if found := loop.fault(first, values, steps_per_epoch):
           faults.setdefault(i, found)
 
-  lanes = None
+  lanes = Lanes(program, live)
   while step < end and not (stop and stop.arrived):
-    if any(hook.due(step) for trial in live for hook in trial.hooks):
-      if lanes is not None:
-        update(program, live, lanes)
-      for trial in live:
-        for hook in trial.hooks:
-          trial.state = hook(trial.state, step)
-      lanes = None
-    if lanes is None:
-      lanes = program.stack([(t.state, np.ones((), bool)) for t in live])
+    lanes.change(step)
     count = min(loop.steps_at_once(step, program.calls, total, steps_per_epoch, trial.hooks)
                 for trial in live)
-    batch = program.layout.put_batch(program.stack([batches(trial, step, count) for trial in live]))
-    lanes, measured = program.steps[count](lanes, batch)
-    pending.append((step, measured))
+    pending.append((step, lanes.advance(step, count)))
     step += count
     look(loop.LAG)
   look(0)
-  update(program, live, lanes)
+  lanes.settle()
   for i, trial in enumerate(live):
     try:
       if i in faults:
@@ -222,12 +243,6 @@ def train_epoch(program, live, steps_per_epoch, stop):
   return [t for t in live if not t.over]
 
 
-def update(program, live, lanes):
-  """Brings the states of the lanes back into their trials."""
-  for trial, state in zip(live, program.unstack(lanes[0], len(live))):
-    trial.state = state
-
-
 def batches(trial, step, count):
   """A lane's batch of a step, or the batches of several along a new leading axis."""
   found = [trial.assembly.batches.at(step + i) for i in range(count)]
@@ -237,5 +252,5 @@ def batches(trial, step, count):
 def failure(error):
   """The Failed of an exception; training that diverged needs no traceback."""
   expected = isinstance(error, (loop.NotFinite, run.UserError))
-  return Failed(str(error) or type(error).__name__,
-                '' if expected else ''.join(traceback.format_exception(error)))
+  told = '' if expected else ''.join(traceback.format_exception(error))
+  return Failed(str(error) or type(error).__name__, told)

@@ -1,6 +1,4 @@
-"""Random and TPE search: settings drawn from ranges, each judged by the mean of its seeds on
-validation.
-"""
+"""Random and TPE search: draws settings, judges each by its mean on validation over its seeds."""
 
 import collections
 import contextlib
@@ -17,11 +15,10 @@ METHODS = ('grid', 'random', 'tpe')
 
 
 def space(lists):
-  """{field: Optuna distribution} of the flags that list values: two numbers are the ends of a
-  range, all else is chosen among.
+  """{field: Optuna distribution} of the flags that list values.
 
-  Raises UserError for a range that descends, or on a log scale that begins at 0, and where nothing
-  is left to draw.
+  Two numbers are the ends of a range; any other list is a choice among its values. Raises UserError
+  for a range that descends or, on a log scale, begins at 0, and where nothing is left to draw.
   """
   from optuna import distributions
   found = {}
@@ -35,11 +32,10 @@ def space(lists):
       raise UserError(f'{given}: the ends of a range ascend')
     log = config_lib.FIELDS[name][1].metadata['log']
     if log and values[0] <= 0:
-      raise UserError(
-          f'{given}: a search draws it on a log scale; begin above 0, or list three or more values '
-          f'to choose among')
-    found[name] = (distributions.FloatDistribution if kind is float
-                   else distributions.IntDistribution)(*values, log=log)
+      raise UserError(f'{given}: a search draws it on a log scale; '
+                      f'begin above 0, or list three or more values to choose among')
+    make = distributions.FloatDistribution if kind is float else distributions.IntDistribution
+    found[name] = make(*values, log=log)
   if not found:
     raise UserError('a search needs a flag with two or more values to draw from')
   return found
@@ -48,8 +44,8 @@ def space(lists):
 def check_executor(method, executor):
   """Raises UserError for an executor that a search cannot use."""
   if executor == 'processes':
-    raise UserError(
-        f'--search={method} draws settings as results come in: pass --executor=inline or devices')
+    raise UserError(f'--search={method} draws settings as results come in: '
+                    f'pass --executor=inline or devices')
 
 
 @contextlib.contextmanager
@@ -57,9 +53,8 @@ def alone(runs_dir):
   """Keeps other searches out of a folder; raises UserError if one is in it."""
   claim = claims.take(pathlib.Path(runs_dir).expanduser())
   if claim is None:
-    raise UserError(
-        f'another search draws its settings in {runs_dir}: wait for its end, or name another '
-        f'--runs_dir')
+    raise UserError(f'another search draws its settings in {runs_dir}: '
+                    f'wait for its end, or name another --runs_dir')
   try:
     yield
   finally:
@@ -67,14 +62,14 @@ def alone(runs_dir):
 
 
 def search(base, lists, method, count, executor, tell):
-  """Trains `count` settings drawn from `space(lists)`, every listed seed of each; returns (their
-  configurations, Costs).
+  """Trains `count` settings drawn from `space(lists)`, each with every listed seed.
 
   After the first ones, 'tpe' draws near the settings that did well (Bergstra et al., NIPS 2011). A
   trial whose validation lies below the median of the earlier ones at its epoch is given up, and its
   other seeds with it. The draws follow from the sampler's seed, the results and how many trials
-  train at once, so a search that is repeated on as many devices finds its trials finished. Settings
-  that were given up are there with one trial.
+  train at once, so a search that is repeated on as many devices finds its trials finished.
+
+  Returns (configurations of the trials, Costs); of a setting that was given up, one trial alone.
   """
   import optuna
 
@@ -85,17 +80,16 @@ def search(base, lists, method, count, executor, tell):
   drawn_from = space({name: values for name, values in lists.items() if name != 'seed'})
   measure = load_data(base.data, base.optimization.loss).measure
   direction, measure = 'maximize' if measure == 'accuracy' else 'minimize', f'validation_{measure}'
-  sampler = (optuna.samplers.RandomSampler(seed=0) if method == 'random'
-             else optuna.samplers.TPESampler(seed=0, constant_liar=True))
-  study = optuna.create_study(sampler=sampler, direction=direction,
-                              pruner=optuna.pruners.MedianPruner(n_startup_trials=5,
-                                  n_warmup_steps=1))
+  if method == 'random':
+    sampler = optuna.samplers.RandomSampler(seed=0)
+  else:
+    sampler = optuna.samplers.TPESampler(seed=0, constant_liar=True)
+  pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1)
+  study = optuna.create_study(sampler=sampler, direction=direction, pruner=pruner)
   running, told, configs, began = {}, collections.Counter(), {}, time.monotonic()
 
   def report(config):
-    """Tells the pruner the epochs of a trial that it does not know, those before a stop
-    included.
-    """
+    """Tells the pruner the epochs of a trial that are new to it, those before a stop included."""
     name = config.name()
     for row in record.read_rows(trials.folder_of(config))[told[name]:]:
       running[name].report(row[measure], row['epoch'])
@@ -130,26 +124,32 @@ def search(base, lists, method, count, executor, tell):
     configs.update({config.name(): config for config in (group[:1] if given_up else group)})
     if given_up:
       tell(f'{group[0].name()}  given up')
-    state = (optuna.trial.TrialState.COMPLETE if all(results) else optuna.trial.TrialState.FAIL
-             if failed else optuna.trial.TrialState.PRUNED)
+    value = None
+    if all(results):
+      state = optuna.trial.TrialState.COMPLETE
+      value = statistics.mean(result[measure] for result in results)
+    elif failed:
+      state = optuna.trial.TrialState.FAIL
+    else:
+      state = optuna.trial.TrialState.PRUNED
     for trial in draws:
-      study.tell(trial, statistics.mean(result[measure] for result in results) if all(results)
-                 else None, state)
+      study.tell(trial, value, state)
 
-  # What is drawn follows from all results before it, so a second search would draw, and give up,
-  # differently.
-  with alone(base.run.runs_dir), Session(base.run, executor == 'devices', tell,
-                                         hopeless) as session:
+  # Draws follow from all earlier results, so a second search at the same time would change what
+  # is drawn and given up.
+  with (alone(base.run.runs_dir),
+        Session(base.run, executor == 'devices', tell, hopeless) as session):
     while len(study.trials) < count:
       drawn = draw(min(len(session.workers) * session.lanes, count - len(study.trials)))
       running, told = {name: draws[0] for name, (_, draws) in drawn.items()}, collections.Counter()
-      for group, _ in drawn.values():
-        # by an earlier call: the pruner learns of it as it did then
+      groups = [group for group, _ in drawn.values()]
+      for group in groups:
+        # An earlier call trained this one: the pruner gets the same reports as it did then.
         if trials.finished(group[0]) or trials.given_up(group[0]):
           report(group[0])
-      session.train([group[0] for group, _ in drawn.values() if not trials.given_up(group[0])])
-      session.train([config for group, _ in drawn.values() if trials.finished(group[0])
-                     for config in group[1:]])
+      session.train([group[0] for group in groups if not trials.given_up(group[0])])
+      finished = [group for group in groups if trials.finished(group[0])]
+      session.train([config for group in finished for config in group[1:]])
       for group, draws in drawn.values():
         judge(group, draws)
     costs = session.costs

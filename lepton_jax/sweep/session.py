@@ -187,7 +187,9 @@ class Worker:
     from lepton_jax import assemble, run, speed
     from lepton_jax.sweep import cohort
     key = config.program()
-    if key not in self._kept:
+    if key in self._kept:
+      self._kept[key] = self._kept.pop(key)  # the least used one is the first
+    else:
       import jax
       data = load_data(config.data, config.optimization.loss)
       if not data.size('validation'):
@@ -213,7 +215,8 @@ class Worker:
         cohort.train(together[0].program, together, stop)
     except Exception as error:
       for trial in together:
-        trial.failed = trial.failed or cohort.failure(error)
+        if not trial.over:  # what came to its end before has its result
+          trial.failed = cohort.failure(error)
     for trial in together:
       try:
         trial.close()

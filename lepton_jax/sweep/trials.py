@@ -1,9 +1,9 @@
 """The trials of a sweep: their folders, what came of them, and which of them share programs."""
 
-import json
 import pathlib
 
 from lepton_jax.errors import UserError
+from lepton_jax.files import read_json
 
 FAILURE, GIVEN_UP = 'failure.json', 'given_up'
 
@@ -14,17 +14,6 @@ def folder_of(config):
     raise UserError(
         f'--runs_dir={config.run.runs_dir}: a sweep needs a local folder, whose files it can lock')
   return pathlib.Path(config.run.runs_dir).expanduser() / config.name()
-
-
-def read_json(path):
-  """What a JSON file holds, None where there is none; raises UserError where it is damaged."""
-  try:
-    return json.loads(path.read_text())
-  except FileNotFoundError:
-    return None
-  except ValueError:
-    raise UserError(
-        f'{path} is damaged; the run that made it writes it again after its removal') from None
 
 
 def finished(config):

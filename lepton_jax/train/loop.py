@@ -1,6 +1,4 @@
-"""The training loop: steps, and at each epoch's end evaluation, the best weights, a row, a
-checkpoint.
-"""
+"""The training loop: steps, and after each epoch evaluation, best weights, a row, a checkpoint."""
 
 import collections
 import math
@@ -26,9 +24,7 @@ class Interrupted(Exception):
 
 
 class StopSignal:
-  """A context in which SIGTERM and SIGINT only set `arrived`; a second SIGINT interrupts at
-  once.
-  """
+  """A context where SIGTERM and SIGINT only set `arrived`; a second SIGINT interrupts at once."""
 
   def __init__(self):
     self.arrived = None
@@ -51,9 +47,7 @@ class StopSignal:
 
 
 class Hook(typing.NamedTuple):
-  """What happens to the state before some steps: `change(state, step) -> state` where
-  `due(step)`.
-  """
+  """A change of the state before some steps: `change(state, step) -> state` where `due(step)`."""
   due: typing.Callable
   change: typing.Callable
 
@@ -69,25 +63,28 @@ def steps_at_once(step, count, total_steps, steps_per_epoch, hooks):
   """
   place = step % steps_per_epoch
   fits = place % count == 0 and place + count <= steps_per_epoch and step + count <= total_steps
-  return (count if fits and not any(hook.due(step + i) for hook in hooks for i in range(1, count))
-          else 1)
+  if fits and not any(hook.due(step + i) for hook in hooks for i in range(1, count)):
+    return count
+  return 1
 
 
 def fault(first, measured, steps_per_epoch):
-  """Which measurements {name: f32[steps]} ceased to be numbers, and at which of the steps from
-  `first` on; None where none did.
+  """Says which measurements are NaN or infinite at the first step where any is, or returns None.
+
+  `measured` is {name: f32[steps]}, of the steps from `first` on.
   """
   for i in range(len(measured['loss'])):
-    bad = ', '.join(f'{name} = {float(values[i])}' for name, values in measured.items()
-                    if not np.isfinite(values[i]))
+    bad = [f'{name} = {float(values[i])}' for name, values in measured.items()
+           if not np.isfinite(values[i])]
     if bad:
-      return f'{bad} at step {first + i} (epoch {(first + i) // steps_per_epoch + 1})'
+      epoch = (first + i) // steps_per_epoch + 1
+      return f'{", ".join(bad)} at step {first + i} (epoch {epoch})'
   return None
 
 
 def fit(state, *, step_fns, batch_at, batch_size, total_steps, steps_per_epoch, hooks, evaluate,
-        selectable_from, patience,
-        save, save_every, record, progress, describe=lambda state: {}, stop=None):
+        selectable_from, patience, save, save_every, record, progress, describe=lambda state: {},
+        stop=None):
   """Trains to `total_steps` or until patience runs out; returns the last state.
 
   Everything that decides what happens next is in `state`, so continuing from any saved state gives
@@ -167,35 +164,32 @@ def fit(state, *, step_fns, batch_at, batch_size, total_steps, steps_per_epoch, 
 
 
 def end_epoch(state, step, epoch, evaluate, selectable, describe):
-  """(state, row) after the last `step` of an epoch: evaluated, with the best weights kept and the
-  totals at zero.
+  """Evaluates the state after the last `step` of an epoch; returns (state, row).
 
-  Raises NotFinite if the validation loss is NaN or infinite.
+  The returned state has the best weights so far, and its totals are zero. Raises NotFinite if the
+  validation loss is NaN or infinite.
   """
   totals = {name: float(total) for name, total in jax.device_get(state.totals).items()}
   validation = evaluate(state)
   if validation and not math.isfinite(validation['loss']):
     raise NotFinite(f'validation loss = {validation["loss"]} after step {step} (epoch {epoch})')
   state = track_best(state, validation, selectable)
-  row = dict(epoch=epoch, step=step + 1,
-             **{f'train_{name}': total / totals['steps'] for name, total in totals.items()
-                if name != 'steps'},
-             **{f'validation_{name}': value for name, value in validation.items()
-                if name != 'score'}, **describe(state))
+  steps = totals.pop('steps')
+  means = {f'train_{name}': total / steps for name, total in totals.items()}
+  measured = {f'validation_{name}': value for name, value in validation.items() if name != 'score'}
+  row = dict(epoch=epoch, step=step + 1, **means, **measured, **describe(state))
   return state.replace(totals=jax.tree.map(jnp.zeros_like, state.totals)), row
 
 
 def track_best(state, validation, selectable):
-  """The state with `best` and `stale` brought up to date after an epoch's validation ({}: nothing
-  to rank).
-  """
+  """The state with `best` and `stale` updated after an epoch's validation ({}: nothing to rank)."""
   if not validation or not selectable or not state.best:
     return state
   best = jax.device_get({k: state.best[k] for k in ('score', 'loss')})
   new = {k: np.float32(validation[k]) for k in ('score', 'loss')}
   if (new['score'], -new['loss']) > (best['score'], -best['loss']):
-    fresh = dict({k: jnp.full_like(state.best[k], new[k]) for k in new}, step=jnp.copy(state.step),
-                 weights=jax.tree.map(jnp.copy, state.evaluated))
+    fresh = {k: jnp.full_like(state.best[k], new[k]) for k in new}
+    fresh.update(step=jnp.copy(state.step), weights=jax.tree.map(jnp.copy, state.evaluated))
     return state.replace(best=fresh, stale=jnp.zeros_like(state.stale))
   return state.replace(stale=state.stale + 1)
 

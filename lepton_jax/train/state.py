@@ -16,7 +16,7 @@ class TrainState:
     model_state: batch statistics; for running text the carried state of recurrent layers.
     opt_state: the optimizer's.
     held: {method: arrays} that they keep beside them: masks, calibrated ranges.
-    ema: moving average of `trained`; empty when off.
+    ema: moving average of `trained` and of batch statistics; empty when off.
     best: what was evaluated at the best validation, and its measurements; empty until there is one.
     stale: int32[], epochs since the best.
     totals: sums of this epoch's measurements and their count.
@@ -43,12 +43,14 @@ class TrainState:
 
   @property
   def evaluated(self):
-    """What is evaluated and kept: the moving average where there is one, with the batch statistics.
+    """What is evaluated and kept: the moving average where there is one, else what is trained."""
+    now = self.ema or dict(self.trained, model_state=lasting(self.model_state))
+    return dict(now, held=self.held)
 
-    A carry is left out: it belongs to the text being read, not to the network.
-    """
-    lasting = {name: value for name, value in self.model_state.items() if name != 'carry'}
-    return dict(self.ema or self.trained, held=self.held, model_state=lasting)
+
+def lasting(model_state):
+  """A model_state without the carry, which belongs to the text being read."""
+  return {name: value for name, value in model_state.items() if name != 'carry'}
 
 
 def zero_totals(measurements):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lepton_jax import trees
+from lepton_jax.train.state import lasting
 
 
 def as_it_is(value, *_):
@@ -107,7 +108,9 @@ def make_train_step(parts, axis=None):
     totals = {name: total + measurements.get(name, 1.0) for name, total in state.totals.items()}
     ema = state.ema
     if ema:
-      ema = blend(ema, trained, parts.average(state.step, state.hparams))
+      # Averaged weights see other activations than those of the moment: so do their statistics.
+      now = dict(trained, model_state=lasting(model_state))
+      ema = blend(ema, now, parts.average(state.step, state.hparams))
       ema = dict(ema, params=parts.finish(ema['params'], held, state.hparams))
     return state.replace(step=state.step + 1, **trained, model_state=model_state,
                          opt_state=opt_state, held=held, ema=ema, totals=totals), measurements

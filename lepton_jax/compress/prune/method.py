@@ -8,12 +8,12 @@ import numpy as np
 
 from lepton_jax import registry, trees
 from lepton_jax.compress import rules
-from lepton_jax.compress.method import Method, replaced
+from lepton_jax.compress.method import Method, part, placed, replaced, under
 from lepton_jax.compress.prune import masks, scores
 from lepton_jax.compress.prune import structure as structures
 from lepton_jax.errors import UserError
 
-NAME = 'prune'
+NAME, MASKS, MOVEMENT = 'prune', 'masks', 'movement'
 
 
 def make(config, setting):
@@ -34,21 +34,21 @@ def make(config, setting):
     del hparams
     start = {n: params[n] != 0 if n in setting.zeros else jnp.ones(params[n].shape, bool)
              for n in masked}
-    held = dict(masks=start)
+    held = under(MASKS, start)
     if ranked and options.prune_score == 'movement':
-      held['movement'] = {name: jnp.zeros_like(params[name]) for name in ranked}
+      held |= under(MOVEMENT, {name: jnp.zeros_like(params[name]) for name in ranked})
     return {}, held
 
   def after(params, gradients, held):
-    moved = {name: sum_ - params[name] * gradients[name]
-             for name, sum_ in held['movement'].items()}
-    return dict(held, movement=moved)
+    moved = {name: total - params[name] * gradients[name]
+             for name, total in part(held, MOVEMENT).items()}
+    return held | under(MOVEMENT, moved)
 
   change = masks.apply_straight_through if straight else masks.apply
   return Method(
       name=NAME, reaches=reaches, init=init,
-      weights=lambda params, learned, held, hparams: change(params, held['masks']),
-      finish=lambda params, held: params if straight else masks.apply(params, held['masks']),
+      weights=lambda params, learned, held, hparams: change(params, part(held, MASKS)),
+      finish=lambda params, held: params if straight else masks.apply(params, part(held, MASKS)),
       after=after if options.prune_score == 'movement' and ranked else None,
       hooks=(functools.partial(hooks, structure, plan, ranked, fixed, setting.ticket) if ranked
              else lambda *_: []),
@@ -106,8 +106,8 @@ def hooks(structure, plan, ranked, fixed, ticket, config, tools):
   straight = config.prune.prune_gradient == 'straight_through'
 
   def update(state, step):
-    arrays = state.held[NAME]
-    before = {name: np.asarray(arrays['masks'][name]) for name in ranked}
+    present = part(state.held[NAME], MASKS)
+    before = {name: np.asarray(present[name]) for name in ranked}
     scores_of = worth(config, tools, ranked, ticket, state, step)
     if not straight:  # what is gone ranks below all
       scores_of = {name: np.where(before[name], np.asarray(score), -np.inf)
@@ -129,7 +129,7 @@ def worth(config, tools, ranked, ticket, state, step):
   evidence = scores.Evidence(
       {name: named[name] for name in ranked}, state, tools, step, config.prune.prune_batches,
       jax.random.fold_in(jax.random.key(config.training.seed), step),
-      state.held[NAME].get('movement', {}))
+      part(state.held[NAME], MOVEMENT))
   return registry.SCORES.get(config.prune.prune_score)(evidence)
 
 
@@ -174,8 +174,8 @@ def growth(plan, tools, before, state, step, seed):
 def with_masks(state, kept, grown, straight):
   """The state under new masks; weights that come back start at 0, and so do their moments."""
   held = state.held[NAME]
-  all_masks = {**held['masks'], **{name: jnp.asarray(mask) for name, mask in kept.items()}}
-  state = replaced(state, NAME, held=dict(held, masks=all_masks))
+  held = held | {name: placed(mask, held[name]) for name, mask in under(MASKS, kept).items()}
+  state, all_masks = replaced(state, NAME, held=held), part(held, MASKS)
   if not straight:
     state = state.replace(params=masks.applied(state.params, all_masks))
     if state.ema:

@@ -59,6 +59,14 @@ def affine(x, low, high, bits, entries):
   return ((place - zero) * scale).astype(x.dtype)
 
 
+def grid(low, high, bits):
+  """(scale, level of zero, highest level) of the levels of `affine` and of all functions here."""
+  levels = 2.0 ** bits - 1
+  low, high = jnp.where(low <= 0, low, 0), jnp.where(high >= 0, high, 0)
+  scale = jnp.maximum(high - low, jnp.finfo(low.dtype).eps) / levels
+  return scale, jnp.round(-low / scale), levels
+
+
 def clipped(x, low, high, bits, entries):
   """The same levels, but the range gets the whole gradient of what it clips and nothing else.
 

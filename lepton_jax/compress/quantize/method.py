@@ -6,12 +6,12 @@ import jax.numpy as jnp
 
 from lepton_jax import registry, trees
 from lepton_jax.compress import rules
-from lepton_jax.compress.method import Method, replaced
+from lepton_jax.compress.method import Method, part, placed, replaced, under
 from lepton_jax.compress.quantize import inputs, sites
 from lepton_jax.errors import UserError
 from lepton_jax.precision import at_least_single
 
-NAME = 'quantize'
+NAME, KERNELS, RANGES = 'quantize', 'kernels', 'ranges'
 
 
 def make(config, setting):
@@ -29,31 +29,37 @@ def make(config, setting):
   site_place = {site: i for i, site in enumerate(input_bits)}
 
   def init(params, hparams):
-    learned = {name: quantizer.init(params[name], hparams['weight_bits'][i], shared[name])
-               for name, i in kernel_place.items()}
-    learned = dict(kernels={name: arrays for name, arrays in learned.items() if arrays})
-    zero = lambda: jnp.zeros((), dtype)
-    ranges = {site: dict(low=zero(), high=zero()) for site in input_bits}
-    learned, held = (learned | dict(ranges=ranges), {}) if reader.learned else (learned, ranges)
-    return {name: part for name, part in learned.items() if part}, held
+    learned = {}
+    for name, i in kernel_place.items():
+      own = quantizer.init(params[name], hparams['weight_bits'][i], shared[name])
+      learned |= under(f'{KERNELS}/{name}', own)
+    ends = [f'{site}/{end}' for site in input_bits for end in ('low', 'high')]
+    ranges = under(RANGES, {end: jnp.zeros((), dtype) for end in ends})
+    return (learned | ranges, {}) if reader.learned else (learned, ranges)
 
   def weights(params, learned, held, hparams):
     changed = {}
     for name, i in kernel_place.items():
-      kernel, own = params[name], learned.get('kernels', {}).get(name)
+      kernel, own = params[name], part(learned, f'{KERNELS}/{name}')
       new = quantizer.apply(kernel, hparams['weight_bits'][i], shared[name], own)
       # What was pruned stays zero where zero is not a level.
       changed[name] = new if quantizer.keeps_zero else jnp.where(kernel == 0, 0, new)
     return params | changed
 
-  def read(site, x, entries, learned, held, hparams):
-    ends = (learned['ranges'] if reader.learned else held)[site]
-    return reader.apply(x, ends['low'], ends['high'], hparams['input_bits'][site_place[site]],
-                        entries)
+  def range_of(site, learned, held, hparams):
+    ends = part(learned if reader.learned else held, f'{RANGES}/{site}')
+    return ends['low'], ends['high'], hparams['input_bits'][site_place[site]]
+
+  def read(site, x, entries, *arrays):
+    return reader.apply(x, *range_of(site, *arrays), entries)
+
+  def grid(site, *arrays):
+    return inputs.grid(*range_of(site, *arrays))
 
   return Method(
       name=NAME, reaches=reached(options, setting, weight_bits, input_bits), init=init,
       weights=weights, rounds=True, sites=frozenset(input_bits), inputs=read,
+      grid=grid,
       strengths=functools.partial(strengths, setting),
       hooks=functools.partial(hooks, reader, setting) if input_bits else lambda *_: [])
 
@@ -148,18 +154,17 @@ def hooks(reader, setting, config, tools):
   def calibrate(state, step):
     seen = inputs.observed([tools.observe(state, tools.batch(step + i))
                             for i in range(options.quantize_calibration)])
-    arrays = state.learned[NAME]['ranges'] if reader.learned else state.held[NAME]
-    ranges = {}
-    for site, old in arrays.items():
+    arrays = (state.learned if reader.learned else state.held)[NAME]
+    new = dict(arrays)
+    for site in input_bits:
+      old = part(arrays, f'{RANGES}/{site}')
       before = (float(old['low']), float(old['high'])) if step else None
       low, high = reader.calibrate(seen[site], input_bits[site], before)
       if options.quantize_zero == 'symmetric':
         low, high = inputs.symmetric(low, high)
-      ranges[site] = dict(low=jnp.asarray(low, old['low'].dtype),
-                          high=jnp.asarray(high, old['high'].dtype))
-    if reader.learned:
-      return replaced(state, NAME, learned=dict(state.learned[NAME], ranges=ranges))
-    return replaced(state, NAME, held=ranges)
+      ends = dict(low=placed(low, old['low']), high=placed(high, old['high']))
+      new |= under(f'{RANGES}/{site}', ends)
+    return replaced(state, NAME, **{'learned' if reader.learned else 'held': new})
 
   def due(step):
     return step == 0 if reader.learned else step % setting.steps_per_epoch == 0

@@ -4,7 +4,8 @@
 // once at the end.
 // Arrays: gates [lanes..., time, batch, 4 features] in the order input, forget, cell, output;
 // kernel [lanes..., features, 4 features]; states [lanes..., batch, features];
-// valid [lanes..., time, batch], 1 or 0.
+// valid [lanes..., time, batch], 1 or 0; grid [lanes..., 3]: scale, zero and highest level of what
+// the states are rounded to before they are projected, a scale of 0 where they are not.
 
 #include <cmath>
 #include <cstdint>
@@ -125,6 +126,30 @@ class Ordered {
   bool transposed_;
 };
 
+// What the projection reads of a state: scale * (level - zero), levels from 0 to `highest`.
+struct Grid {
+  explicit Grid(const float* numbers)
+      : scale(numbers[0]), zero(numbers[1]), highest(numbers[2]), on(scale > 0.0f) {}
+
+  // The level of x before it is clipped; halves go to even numbers. What is far outside is cut
+  // first, so that adding 1.5 * 2 ** 23, which leaves no fraction, stays exact.
+  float Level(float x) const {
+    const float place = x / scale, low = -zero - 1.0f, high = highest - zero + 1.0f;
+    const float near = place < low ? low : place > high ? high : place;
+    return (near + 12582912.0f) - 12582912.0f + zero;
+  }
+
+  void Read(int64_t count, const float* x, float* result) const {
+    for (int64_t k = 0; k < count; ++k) {
+      const float level = Level(x[k]);
+      result[k] = ((level < 0.0f ? 0.0f : level > highest ? highest : level) - zero) * scale;
+    }
+  }
+
+  float scale, zero, highest;
+  bool on;
+};
+
 // One row of one step. `z` holds the joined gates and becomes the activated ones.
 void Step(int64_t features, float exists, float* __restrict z, float* __restrict h,
           float* __restrict c, float* __restrict output, float* __restrict cell) {
@@ -143,7 +168,7 @@ void Step(int64_t features, float exists, float* __restrict z, float* __restrict
 
 // `activated` and `cells`, which only a gradient needs, may be null.
 struct Forward {
-  float *gates, *kernel, *bias, *valid, *keep, *h, *c, *outputs, *activated, *cells, *last_h,
+  float *gates, *kernel, *bias, *valid, *keep, *grid, *h, *c, *outputs, *activated, *cells, *last_h,
       *last_c;
 };
 
@@ -154,6 +179,7 @@ void RunForward(const Sizes& s, ffi::ThreadPool& pool, const Forward& a) {
                   n = s.begin(i % s.parts + 1) - begin;
     const int64_t f = s.features, w = s.wide(), first = (lane * s.batch + begin) * f;
     const Multiplier multiply(n, f, w, true);
+    const Grid grid(a.grid + lane * 3);
     char* kernel = ordered.Get(lane, multiply);
     thread_local Scratch scratch;
     float* kept = reinterpret_cast<float*>(scratch.Get(n * (w + 2 * f) * sizeof(float)));
@@ -170,6 +196,7 @@ void RunForward(const Sizes& s, ffi::ThreadPool& pool, const Forward& a) {
         for (int64_t k = 0; k < w; ++k) z[r * w + k] = gates[r * w + k] + bias[k];
       }
       for (int64_t k = 0; k < n * f; ++k) kept[k] = h[k] * a.keep[first + k];
+      if (grid.on) grid.Read(n * f, kept, kept);
       multiply(kept, kernel, z);
       for (int64_t r = 0; r < n; ++r) {
         Step(f, a.valid[row + r], z + r * w, h + r * f, c + r * f, a.outputs + (row + r) * f,
@@ -195,9 +222,10 @@ void StepBack(int64_t features, const float* __restrict z, const float* __restri
   }
 }
 
+// `outputs`, `h` and `dread`, the gradient of what was read, may be null where nothing is rounded.
 struct Backward {
-  float *activated, *cells, *kernel, *valid, *keep, *c, *doutputs, *dlast_h, *dlast_c, *dgates, *dh,
-      *dc;
+  float *activated, *cells, *outputs, *kernel, *valid, *keep, *grid, *h, *c, *doutputs, *dlast_h,
+      *dlast_c, *dgates, *dread, *dh, *dc;
 };
 
 void RunBackward(const Sizes& s, ffi::ThreadPool& pool, const Backward& a) {
@@ -207,6 +235,7 @@ void RunBackward(const Sizes& s, ffi::ThreadPool& pool, const Backward& a) {
                   n = s.begin(i % s.parts + 1) - begin;
     const int64_t f = s.features, w = s.wide(), first = (lane * s.batch + begin) * f;
     const Multiplier multiply(n, w, f, false);
+    const Grid grid(a.grid + lane * 3);
     char* kernel = ordered.Get(lane, multiply);
     thread_local Scratch scratch;
     float* back = reinterpret_cast<float*>(scratch.Get(n * f * sizeof(float)));
@@ -228,32 +257,41 @@ void RunBackward(const Sizes& s, ffi::ThreadPool& pool, const Backward& a) {
                  dc + r * f, dz);
       }
       multiply(a.dgates + row * w, kernel, back);
+      if (a.dread) std::copy(back, back + n * f, a.dread + row * f);
+      const float* states = !grid.on ? nullptr : t ? a.outputs + (row - s.batch) * f : a.h + first;
       for (int64_t r = 0; r < n; ++r) {
         if (a.valid[row + r] == 0.0f) continue;  // the state passed this step as it was
-        for (int64_t k = r * f; k < (r + 1) * f; ++k) dh[k] = back[k] * a.keep[first + k];
+        for (int64_t k = r * f; k < (r + 1) * f; ++k) {
+          dh[k] = back[k] * a.keep[first + k];
+          if (!grid.on) continue;
+          const float level = grid.Level(states[k] * a.keep[first + k]);
+          if (level < 0.0f || level > grid.highest) dh[k] = 0.0f;  // clipped
+        }
       }
     }
   });
 }
 
 ffi::Error ForwardCall(ffi::ThreadPool pool, AnyBuffer gates, AnyBuffer kernel, AnyBuffer bias,
-                       AnyBuffer valid, AnyBuffer keep, AnyBuffer h, AnyBuffer c, Result outputs,
-                       Result activated, Result cells, Result last_h, Result last_c) {
+                       AnyBuffer valid, AnyBuffer keep, AnyBuffer grid, AnyBuffer h, AnyBuffer c,
+                       Result outputs, Result activated, Result cells, Result last_h,
+                       Result last_c) {
   return Guarded("LSTM: gates, kernel, state", {Shape(gates), Shape(kernel), Shape(h)}, [&] {
     RunForward(Sizes(Shape(gates)), pool,
-               {Floats(gates), Floats(kernel), Floats(bias), Floats(valid), Floats(keep), Floats(h),
-                Floats(c), Floats(*outputs), Floats(*activated), Floats(*cells), Floats(*last_h),
-                Floats(*last_c)});
+               {Floats(gates), Floats(kernel), Floats(bias), Floats(valid), Floats(keep),
+                Floats(grid), Floats(h), Floats(c), Floats(*outputs), Floats(*activated),
+                Floats(*cells), Floats(*last_h), Floats(*last_c)});
   });
 }
 
 ffi::Error InferenceCall(ffi::ThreadPool pool, AnyBuffer gates, AnyBuffer kernel, AnyBuffer bias,
-                         AnyBuffer valid, AnyBuffer keep, AnyBuffer h, AnyBuffer c, Result outputs,
-                         Result last_h, Result last_c) {
+                         AnyBuffer valid, AnyBuffer keep, AnyBuffer grid, AnyBuffer h, AnyBuffer c,
+                         Result outputs, Result last_h, Result last_c) {
   return Guarded("LSTM: gates, kernel, state", {Shape(gates), Shape(kernel), Shape(h)}, [&] {
     RunForward(Sizes(Shape(gates)), pool,
-               {Floats(gates), Floats(kernel), Floats(bias), Floats(valid), Floats(keep), Floats(h),
-                Floats(c), Floats(*outputs), nullptr, nullptr, Floats(*last_h), Floats(*last_c)});
+               {Floats(gates), Floats(kernel), Floats(bias), Floats(valid), Floats(keep),
+                Floats(grid), Floats(h), Floats(c), Floats(*outputs), nullptr, nullptr,
+                Floats(*last_h), Floats(*last_c)});
   });
 }
 
@@ -263,10 +301,28 @@ ffi::Error BackwardCall(ffi::ThreadPool pool, AnyBuffer activated, AnyBuffer cel
                         Result dh, Result dc) {
   return Guarded("LSTM backwards: gates, kernel, state",
                  {Shape(activated), Shape(kernel), Shape(c)}, [&] {
+                   const Sizes sizes(Shape(activated));
+                   std::vector<float> none(3 * sizes.lanes, 0.0f);
+                   RunBackward(sizes, pool,
+                               {Floats(activated), Floats(cells), nullptr, Floats(kernel),
+                                Floats(valid), Floats(keep), none.data(), nullptr, Floats(c),
+                                Floats(doutputs), Floats(dlast_h), Floats(dlast_c),
+                                Floats(*dgates), nullptr, Floats(*dh), Floats(*dc)});
+                 });
+}
+
+ffi::Error BackwardReadCall(ffi::ThreadPool pool, AnyBuffer activated, AnyBuffer cells,
+                            AnyBuffer outputs, AnyBuffer kernel, AnyBuffer valid, AnyBuffer keep,
+                            AnyBuffer grid, AnyBuffer h, AnyBuffer c, AnyBuffer doutputs,
+                            AnyBuffer dlast_h, AnyBuffer dlast_c, Result dgates, Result dread,
+                            Result dh, Result dc) {
+  return Guarded("LSTM backwards: gates, kernel, state",
+                 {Shape(activated), Shape(kernel), Shape(c)}, [&] {
                    RunBackward(Sizes(Shape(activated)), pool,
-                               {Floats(activated), Floats(cells), Floats(kernel), Floats(valid),
-                                Floats(keep), Floats(c), Floats(doutputs), Floats(dlast_h),
-                                Floats(dlast_c), Floats(*dgates), Floats(*dh), Floats(*dc)});
+                               {Floats(activated), Floats(cells), Floats(outputs), Floats(kernel),
+                                Floats(valid), Floats(keep), Floats(grid), Floats(h), Floats(c),
+                                Floats(doutputs), Floats(dlast_h), Floats(dlast_c),
+                                Floats(*dgates), Floats(*dread), Floats(*dh), Floats(*dc)});
                  });
 }
 
@@ -276,10 +332,13 @@ ffi::Error BackwardCall(ffi::ThreadPool pool, AnyBuffer activated, AnyBuffer cel
 #define R .Ret<AnyBuffer>()
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm, ForwardCall,
-                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>() A A A A A A A R R R R R);
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>() A A A A A A A A R R R R R);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_inference, InferenceCall,
-                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>() A A A A A A A R R R);
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>() A A A A A A A A R R R);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_back, BackwardCall,
                               ffi::Ffi::Bind().Ctx<ffi::ThreadPool>() A A A A A A A A A R R R);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    lstm_back_read, BackwardReadCall,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>() A A A A A A A A A A A A R R R R);
 
 }  // namespace lepton

@@ -1,0 +1,200 @@
+"""Quantisation after training: from the weights of another run and a few training batches.
+
+Ranges of inputs are calibrated, steps of kernels are those of least squared error. Then layer by
+layer, in the order in which they are called, kernels are rounded and biases corrected, so that a
+layer makes up for what the layers before it changed. Last, batch statistics are estimated anew.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lepton_jax import layers, trees
+from lepton_jax.compress.method import Compression, part
+from lepton_jax.compress.quantize import method, sites, weights
+from lepton_jax.errors import UserError
+from lepton_jax.layers import norm, watch
+
+STRETCH, LOWEST = 1.2, -0.1  # of AdaRound's sigmoid, so that it reaches 0 and 1
+
+
+def check(config):
+  """Raises UserError for options that do not go with --quantize_after."""
+  if not config.training.init_from:
+    raise UserError('--quantize_after needs --init_from=RUN, whose weights it rounds')
+  if config.quantize.quantize_weights != 'lsq':
+    raise UserError('--quantize_after keeps a step for each channel; it takes '
+                    '--quantize_weights=lsq')
+  if config.optimization.ema_decay or config.optimization.swa_start:
+    raise UserError('--quantize_after trains nothing that could be averaged: no --ema_decay, no '
+                    '--swa_start')
+  if config.prune.prune_sparsity:
+    raise UserError('--quantize_after does not prune; start it from a pruned run')
+
+
+def quantize(assembly, state, put):
+  """The state with rounded kernels; reads --quantize_calibration training batches, no others."""
+  network, options = assembly.network, assembly.config.quantize
+  batches = [put(assembly.batches.at(i)) for i in range(options.quantize_calibration)]
+  for hook in assembly.make_hooks(put, slice(None), jax.jit):
+    state = hook(state, 0)
+  state = with_best_steps(state)
+  exact = dict(state.trained, held=state.held)
+  plain = dataclasses.replace(network, compression=Compression())
+  reached = [name for name in trees.kernels(state.params) if not name.endswith('embedding')]
+  owners = frozenset(map(sites.owner, reached))
+  called = modules(plain, exact, state.model_state, batches[0], owners)
+  read = [jax.device_get(inputs_of(plain, owners)(exact, state, batch)) for batch in batches]
+  read_rounded = inputs_of(network, owners)
+  for site in called:
+    if f'{site}/kernel' in reached and site in read[0]:
+      now = dict(state.trained, held=state.held)
+      changed = [np.asarray(read_rounded(now, state, batch)[site]) for batch in batches]
+      state = with_layer(state, site, called[site], exact['params'], options,
+                         np.concatenate([one[site] for one in read]), np.concatenate(changed))
+  if 'batch_stats' in state.model_state:
+    state = with_statistics(network, state, batches)
+  return state
+
+
+def with_best_steps(state):
+  """The state with steps of least squared error for all kernels."""
+  learned = dict(state.learned[method.NAME])
+  params = trees.named(state.params)
+  places = {name: i for i, name in enumerate(
+      name for name in params if f'{method.KERNELS}/{name}/step' in learned)}
+  for name, i in places.items():
+    key = f'{method.KERNELS}/{name}/step'
+    axes = tuple(axis for axis, size in enumerate(learned[key].shape) if size == 1)
+    largest = weights.largest_level(state.hparams['weight_bits'][i])
+    learned[key] = weights.mse_scale(params[name], largest, axes)
+  return state.replace(learned=dict(state.learned, **{method.NAME: learned}))
+
+
+def inputs_of(network, owners):
+  """A compiled (weights, state, batch) -> {site: what its layer reads, [examples, ...]}."""
+  def sow(module, path, x):
+    module.sow('intermediates', 'read', jnp.moveaxis(x, getattr(module, 'batch_axis', 0), 0))
+    return x
+
+  @jax.jit
+  def read(given, state, batch):
+    counted = network.compression.counted(given, state.hparams)
+    batch = network.scaling.batch(batch, network.objective.regression)
+    with watch.inputs(owners, sow):
+      _, seen = network.forward(counted, state.model_state, batch['inputs'], state.hparams,
+                                collect=('intermediates',))
+    found = trees.named(seen['intermediates'])
+    # A layer inside a scan sowed [time, examples, ...], as one array.
+    return {name.removesuffix('/read/0'): leaf for name, leaf in found.items()
+            if name.endswith('/read/0')}
+
+  return read
+
+
+def modules(network, given, model_state, batch, owners):
+  """{site: the layer, on its own}, in the order in which they are called."""
+  found = {}
+
+  def note(module, path, x):
+    found.setdefault(path, module.clone(parent=None, name=None))
+    return x
+
+  batch = network.scaling.batch(batch, network.objective.regression)
+  with watch.inputs(owners, note):
+    jax.eval_shape(lambda: network.forward(given, model_state, batch['inputs'], {})[0])
+  return found
+
+
+def with_layer(state, site, module, exact, options, read, changed):
+  """The state with one layer's kernel on its levels and its bias corrected.
+
+  `read` and `changed` are what the layer reads without and with rounding before it.
+  """
+  own = layer_of(exact, site)
+  place = [name for name in trees.named(state.params)
+           if f'{method.KERNELS}/{name}/step' in state.learned[method.NAME]]
+  if f'{site}/kernel' not in place:
+    return state
+  arrays = part(state.learned[method.NAME], f'{method.KERNELS}/{site}/kernel')
+  bits = state.hparams['weight_bits'][place.index(f'{site}/kernel')]
+  largest, step = weights.largest_level(bits), arrays['step']
+  kernel = jnp.clip(jnp.round(own['kernel'] / step), -largest, largest) * step
+  if options.quantize_rounding == 'adaround':
+    wanted = jax.jit(lambda x: module.apply({'params': own}, x))
+    kernel = adaround(module, own, step, largest, read, changed, wanted,
+                      options.quantize_rounding_steps)
+  new = dict(own, kernel=kernel)
+  if 'bias' in own:
+    mean = jax.jit(lambda own, x: jnp.mean(module.apply({'params': own}, x).reshape(
+        -1, own['bias'].size), 0))
+    new['bias'] = own['bias'] + mean(own, read) - mean(new, changed)
+  params = trees.map_named(
+      lambda name, leaf: new[name.rpartition('/')[2]] if sites.owner(name) == site else leaf,
+      state.params)
+  return state.replace(params=params)
+
+
+def layer_of(params, site):
+  """The parameters of the layer at a path."""
+  return {name.rpartition('/')[2]: leaf for name, leaf in trees.named(params).items()
+          if sites.owner(name) == site}
+
+
+def adaround(module, own, step, largest, read, changed, wanted, steps, batch=32):
+  """A kernel with entries rounded up or down as keeps the layer's answers (arXiv:2004.10568).
+
+  Minimises the squared error of the answers to `changed` against those to `read`, after a fifth of
+  the steps plus a term that drives every entry's share of the way up to 0 or 1; Adam at 1e-2 on
+  random batches.
+  """
+  below = jnp.floor(own['kernel'] / step)
+  share = jnp.clip(own['kernel'] / step - below, 1e-3, 1 - 1e-3)
+  start = jax.scipy.special.logit((share - LOWEST) / STRETCH)
+  upward = lambda v: jnp.clip(jax.nn.sigmoid(v) * STRETCH + LOWEST, 0, 1)
+  on_levels = lambda up: jnp.clip(below + up, -largest, largest) * step
+  optimizer = optax.adam(1e-2)
+  scale = 1 / jnp.maximum(jnp.mean(jnp.square(wanted(read[:batch]))), 1e-12)
+
+  def loss(v, x, y, sharpness, pressure):
+    answer = module.apply({'params': dict(own, kernel=on_levels(upward(v)))}, x)
+    undecided = jnp.mean(1 - jnp.abs(2 * upward(v) - 1) ** sharpness)
+    return scale * jnp.mean(jnp.square(answer - y)) + pressure * undecided
+
+  @jax.jit
+  def update(v, opt_state, x, y, *schedule):
+    gradient = jax.grad(loss)(v, x, y, *schedule)
+    with jax.numpy_dtype_promotion('standard'):  # optax raises floats to integer step counts
+      updates, opt_state = optimizer.update(gradient, opt_state)
+    return optax.apply_updates(v, updates), opt_state
+
+  v, opt_state, rng = start, optimizer.init(start), np.random.default_rng(0)
+  for i in range(steps):
+    chosen = rng.integers(0, len(read), min(batch, len(read)))
+    schedule = np.float32(20 - 18 * i / steps), np.float32(0.01 * (5 * i >= steps))
+    v, opt_state = update(v, opt_state, changed[chosen], wanted(read[chosen]), *schedule)
+  return on_levels(jnp.round(upward(v)))
+
+
+def with_statistics(network, state, batches):
+  """The state with the batches' own mean and variance, averaged, in every batch norm."""
+  momentum = norm.BatchNorm.momentum
+
+  @jax.jit
+  def own(state, batch):
+    counted = network.compression.counted(dict(state.trained, held=state.held), state.hparams)
+    batch = network.scaling.batch(batch, network.objective.regression)
+    empty = dict(state.model_state, batch_stats=jax.tree.map(jnp.zeros_like,
+                                                             state.model_state['batch_stats']))
+    _, changed = network.forward(counted, empty, batch['inputs'], state.hparams,
+                                 layers.Training(example=batch['example']))
+    # A running average that began at nothing holds this share of the batch.
+    return jax.tree.map(lambda leaf: leaf / (1 - momentum), changed['batch_stats'])
+
+  found = [own(state, batch) for batch in batches]
+  mean = jax.tree.map(lambda *leaves: functools.reduce(jnp.add, leaves) / len(leaves), *found)
+  return state.replace(model_state=dict(state.model_state, batch_stats=mean))

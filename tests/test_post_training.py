@@ -1,0 +1,97 @@
+"""Quantisation after training: what it reads, what it leaves alone, and that it helps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lepton_jax import assemble, folder, layers, post_training, run, trees
+from lepton_jax.compress.quantize import weights
+from lepton_jax.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  from lepton_jax.config import Config
+  config = Config().replace(model='lenet5', norm='batch', image_size=16, width=0.5, epochs=4,
+                            dataset='digits', batch_size=32, tensorboard=False, pictures=False,
+                            runs_dir=str(tmp_path_factory.mktemp('float')), learning_rate=3e-3)
+  return config, run.train(config, quiet=True), f'{config.run.runs_dir}/{config.name()}'
+
+
+AFTER = dict(quantize_after=True, quantize_weights='lsq', quantize_inputs='mse_range',
+             quantize_calibration=4, quantize_rounding_steps=100)
+
+
+def quantised(trained, tmp_path, **options):
+  config, _, place = trained
+  config = config.replace(init_from=place, runs_dir=str(tmp_path), **AFTER | options)
+  return config, run.train(config, quiet=True)
+
+
+def test_eight_bits_cost_nothing_and_fewer_cost_more(trained, tmp_path):
+  _, exact, _ = trained
+  accuracy = {}
+  for bits in (8, 3, 2):
+    config, result = quantised(trained, tmp_path, quantize_weight_bits=bits,
+                               quantize_activation_bits=8)
+    accuracy[bits] = result['test_loss']
+    assert result['steps'] == 0 and result['quantized_kernels'] == 4
+    again = folder.load(f'{tmp_path}/{config.name()}')
+    counted = trees.named(again.network.compression.counted(again.weights, again.hparams)['params'])
+    for name, kernel in counted.items():
+      if trees.is_kernel(name):
+        channels = np.asarray(kernel).reshape(-1, kernel.shape[-1]).T
+        assert max(len(np.unique(channel)) for channel in channels) <= 2 ** bits - 1
+        # What is stored is what counts.
+        np.testing.assert_allclose(trees.named(again.weights['params'])[name], kernel, atol=1e-6)
+  assert accuracy[8] == pytest.approx(exact['test_loss'], abs=0.03)
+  assert accuracy[8] < accuracy[2]
+
+
+def test_rounding_by_answers_beats_the_nearest_level(trained, tmp_path):
+  loss = {how: quantised(trained, tmp_path, quantize_rounding=how, quantize_weight_bits=2)[1]
+          for how in ('nearest', 'adaround')}
+  assert loss['adaround']['validation_loss'] < loss['nearest']['validation_loss']
+
+
+def test_adaround_keeps_a_layers_answers_where_the_nearest_level_does_not():
+  """Inputs that move together: errors of the nearest levels add up, others' cancel."""
+  rng = np.random.default_rng(0)
+  read = (rng.normal(size=(256, 1)) + 0.05 * rng.normal(size=(256, 16))).astype(np.float32)
+  kernel = jnp.linspace(0.1, 0.45, 16)[:, None] * jnp.ones(3)  # of which the nearest level is 0
+  own = dict(kernel=kernel, bias=jnp.zeros(3))
+  module, step = layers.Dense(3), jnp.ones((1, 3))
+  wanted = jax.jit(lambda x: module.apply({'params': own}, x))
+  kernel = post_training.adaround(module, own, step, jnp.float32(3), read, read, wanted, 800)
+  assert set(np.unique(kernel)) == {0.0, 1.0}
+  error = lambda k: float(jnp.square(module.apply({'params': dict(own, kernel=k)}, read)
+                                     - wanted(read)).mean())
+  assert error(kernel) < 0.1 * error(jnp.round(own['kernel']))
+
+
+def test_only_the_calibration_batches_are_read(trained):
+  config, _, place = trained
+  config = config.replace(init_from=place, quantize_weight_bits=8, **AFTER)
+  data = assemble.load_data(config)
+  assembly = assemble.build(config, data, **run.other_runs(config, data))
+  read, at = [], assembly.batches.at
+  assembly.batches.at = lambda step, rows=slice(None): read.append(step) or at(step, rows)
+  state = post_training.quantize(assembly, assembly.state, lambda batch: batch)
+  assert set(read) == {0, 1, 2, 3}
+  steps = trees.named(state.learned['quantize'])
+  kernel = trees.named(assembly.state.params)['conv1/kernel']
+  wanted = weights.mse_scale(kernel, 127.0, (0, 1, 2))
+  np.testing.assert_allclose(steps['kernels/conv1/kernel/step'], wanted, rtol=1e-6)
+
+
+def test_options_that_do_not_fit_say_so(trained):
+  config, _, place = trained
+  whole = config.replace(init_from=place, quantize_weight_bits=8, **AFTER)
+  data = assemble.load_data(config)
+  for options, words in ((dict(init_from=''), 'needs --init_from'),
+                         (dict(quantize_weights='max'), 'takes --quantize_weights=lsq'),
+                         (dict(ema_decay=0.9), 'no --ema_decay'),
+                         (dict(prune_sparsity=0.5), 'does not prune')):
+    with pytest.raises(UserError, match=words):
+      assemble.build(whole.replace(**options), data)
