@@ -8,6 +8,9 @@ Command: ./launch.sh sst2_held_out --data_dir=DIR --output=sst2
 Expected: sst2/train.tsv and test.tsv, for --dataset=csv:sst2 --text_column=sentence --target=label
 Cost: half a minute.
 
+With --whole the training part has whole sentences alone: a small CSV of sentences, on which
+compression of a network with a large word table is tried.
+
 experiments/results/sst2_settings.csv has what 15 settings scored on these sentences, each trained
 once by ./launch.sh train --dataset=csv:sst2 --text_column=sentence --target=label --select=last and
 its flags.
@@ -21,7 +24,7 @@ from absl import flags as absl_flags
 from lepton_jax import flags
 
 FLAGS = absl_flags.FLAGS
-OWN = ('data_dir', 'output', 'sentences', 'seed')
+OWN = ('data_dir', 'output', 'sentences', 'seed', 'whole')
 
 
 def main(config):
@@ -37,7 +40,7 @@ def main(config):
   whole = np.array([i for i, w in enumerate(words) if w not in inside])
   held = np.random.default_rng(FLAGS.seed).choice(whole, FLAGS.sentences, replace=False)
   seen = set().union(*(phrases(words[i]) for i in held))
-  kept = [i for i, w in enumerate(words) if w not in seen]
+  kept = [i for i in (whole if FLAGS.whole else range(len(words))) if words[i] not in seen]
   folder = pathlib.Path(FLAGS.output)
   folder.mkdir(parents=True, exist_ok=True)
   for name, rows in (('train', kept), ('test', held)):
@@ -58,4 +61,5 @@ if __name__ == '__main__':
   absl_flags.DEFINE_string('output', 'sst2', 'folder to write train.tsv and test.tsv to')
   absl_flags.DEFINE_integer('sentences', 1500, 'sentences held out')
   absl_flags.DEFINE_integer('seed', 0, 'which ones')
+  absl_flags.DEFINE_bool('whole', False, 'train on whole sentences only, not on their phrases')
   sys.exit(flags.run(main, __doc__, OWN))

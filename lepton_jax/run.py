@@ -183,8 +183,8 @@ def fit(assembly, layout, calls, state, checkpoints, record, progress, validate)
           evaluate=validate, selectable_from=assembly.selectable_from,
           patience=config.training.patience,
           save=lambda s: checkpoints.save(int(s.step), s), save_every=config.run.checkpoint_every,
-          record=record, progress=progress, describe=lambda s: compression.describe(s.params),
-          stop=stop)
+          record=record, progress=progress,
+          describe=lambda s: compression.describe(s.params, s.held), stop=stop)
   except loop.NotFinite as error:
     last = checkpoints.latest(lambda text: None)
     kept = 'no checkpoint had been written yet'

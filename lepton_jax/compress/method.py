@@ -38,7 +38,7 @@ class Method(typing.NamedTuple):
     hooks: (options, Tools) -> [(due, change)]: `change(state, step)` gives the state before the
       steps for which `due(step)` is true.
     settled: the first step whose weights may be chosen as the best.
-    describe: params -> {name: number}, for the row of an epoch and for result.json.
+    describe: (params, held) -> {name: number}, for the row of an epoch and for result.json.
   """
   name: str
   reaches: dict
@@ -53,7 +53,7 @@ class Method(typing.NamedTuple):
   after: typing.Callable | None = None
   hooks: typing.Callable = lambda options, tools: []
   settled: int = 0
-  describe: typing.Callable = lambda params: {}
+  describe: typing.Callable = lambda params, held: {}
 
 
 class Setting(typing.NamedTuple):
@@ -174,11 +174,13 @@ class Compression:
     """The first step whose weights may be chosen as the best."""
     return max((method.settled for method in self.methods), default=0)
 
-  def describe(self, params):
+  def describe(self, params, held):
     """Numbers for the row of an epoch and for result.json."""
     named = trees.named(params)
-    return {name: value for method in self.methods
-            for name, value in method.describe(named).items()}
+    found = {}
+    for method in self.methods:
+      found |= method.describe(named, trees.named(held.get(method.name, {})))
+    return found
 
   def kernels(self, names):
     """One dictionary a kernel: what every method does with it, or why it does nothing."""

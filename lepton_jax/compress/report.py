@@ -26,7 +26,7 @@ def facts(compression, weights, hparams):
   bits = {row['kernel']: row['weight_bits'] for row in rows if 'weight_bits' in row}
   others = trees.count((weights['params'], weights['model_state'])) - trees.count(counted)
   return dict(
-      compression.describe(weights['params']), kernels=rows,
+      compression.describe(weights['params'], weights['held']), kernels=rows,
       estimated_bytes=size.estimate(counted, bits, others, len(compression.sites)),
       sparsity=masks.sparsity({name: kept[name] for name in ranked}),
       rounded_sparsity=masks.sparsity({name: counted[name] for name in ranked}),

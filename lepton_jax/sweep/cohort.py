@@ -130,7 +130,7 @@ class Trial:
     self.state, row = loop.end_epoch(
         self.state, step - 1, step // steps, lambda s: self.measure(s.evaluated, 'validation'),
         step >= self.assembly.selectable_from,
-        lambda s: self.assembly.network.compression.describe(s.params))
+        lambda s: self.assembly.network.compression.describe(s.params, s.held))
     row.update(examples_per_second=steps * self.config.data.batch_size / took,
                seconds=self._earlier + time.monotonic() - self._began)
     self._record.add(row)

@@ -20,7 +20,8 @@ def make(config, setting):
   """The Method of a configuration; None where nothing is pruned and no zeros have to stay."""
   options = config.prune
   structure = structures.structure(options.prune_structure)
-  reaches = reached(options, config.training.freeze, setting, structure)
+  fixed = rules.parse(options.prune_layers, tuple(setting.kernels), 'prune_layers', share)
+  reaches = reached(options, config.training.freeze, setting, structure, fixed)
   ranked = [name for name, row in reaches.items() if 'pruned' in row]
   masked = [name for name in setting.kernels if name in ranked or name in setting.zeros]
   if not masked:
@@ -28,7 +29,6 @@ def make(config, setting):
   check(options)
   straight = options.prune_gradient == 'straight_through'
   plan = registry.PRUNE_SCHEDULES.get(options.prune_schedule)(options, setting.total_steps)
-  fixed = rules.parse(options.prune_layers, ranked, 'prune_layers', share)
 
   def init(params, hparams):
     del hparams
@@ -53,8 +53,13 @@ def make(config, setting):
       hooks=(functools.partial(hooks, structure, plan, ranked, fixed, setting.ticket) if ranked
              else lambda *_: []),
       settled=plan.steps[-1] + 1 if ranked else 0,
-      describe=lambda params: dict(
-          sparsity=masks.sparsity({name: params[name] for name in ranked})) if ranked else {})
+      describe=functools.partial(describe, ranked) if ranked else lambda *_: {})
+
+
+def describe(ranked, params, held):
+  """The share of zeros in the pruned kernels."""
+  kept = masks.apply(params, part(held, MASKS))
+  return dict(sparsity=masks.sparsity({name: kept[name] for name in ranked}))
 
 
 def check(options):
@@ -79,9 +84,9 @@ def share(text):
   return value
 
 
-def reached(options, freeze, setting, structure):
+def reached(options, freeze, setting, structure, fixed):
   """{kernel: what pruning does with it}; raises UserError where it is on and reaches none."""
-  if not options.prune_sparsity:
+  if not options.prune_sparsity and not fixed:
     return {}
   dense = trees.matching(options.prune_exclude, setting.kernels, 'prune_exclude')
   found = {}
@@ -91,13 +96,16 @@ def reached(options, freeze, setting, structure):
       why = f'excluded by --prune_exclude={options.prune_exclude}'
     elif name in setting.frozen:
       why = f'frozen by --freeze={freeze}'
+    elif not options.prune_sparsity and name not in fixed:
+      why = 'no rule of --prune_layers matches'
     found[name] = dict(prune_reason=why) if why else dict(pruned=options.prune_structure)
   if not any('pruned' in row for row in found.values()):
     raise UserError(f'--prune_exclude={options.prune_exclude!r} --freeze={freeze!r} leave no '
                     f'kernel to prune')
-  if options.prune_sparsity > structure.share:
-    raise UserError(f'--prune_sparsity={options.prune_sparsity}: --prune_structure='
-                    f'{options.prune_structure} leaves out {structure.share:g} at most')
+  if max(options.prune_sparsity, *fixed.values(), 0) > structure.share:
+    raise UserError(f'--prune_sparsity={options.prune_sparsity} --prune_layers='
+                    f'{options.prune_layers!r}: --prune_structure={options.prune_structure} leaves '
+                    f'out {structure.share:g} at most')
   return found
 
 
