@@ -104,6 +104,9 @@ class Config:
       raise UserError(
           f'--folds={self.data.folds} --fold={self.data.fold}: folds is 0 or at least 2, and fold '
           f'is below it')
+    if self.quantize.quantize_weight_bits == 1 and self.quantize.quantize_weights != 'binary':
+      raise UserError('--quantize_weight_bits=1: allowed are 0 (off) and 2 to 16; 1 with '
+                      '--quantize_weights=binary')
     if self.quantize.quantize_activation_bits == 1:
       raise UserError('--quantize_activation_bits=1: allowed are 0 (off) and 2 to 16')
     return self

@@ -47,8 +47,7 @@ def train_one(config, folder, quiet=False):
   mode, devices = speed.devices(config.run.parallel, config.run.devices, config.data.batch_size,
                                 jax.default_backend())
   layout = parallel_lib.make_parallel(mode, config.data.batch_size, devices)
-  calls = speed.steps_per_call(config.run.steps_per_call, assembly.state.params, assembly.batches,
-                               jax.default_backend())
+  calls = speed.calls_of(config, assembly)
   if first:
     open_folder(config, folder, data)
   if not quiet:
@@ -102,7 +101,7 @@ def finish(config, assembly, folder, state, rows, elapsed, hparams, measure, dev
       name=config.name(), measure=data.measure, **named('test', measure(weights, 'test')),
       **named('validation', measure(weights, 'validation')),
       **count_steps(assembly, state, use_best, rows, elapsed),
-      **compress_report.facts(assembly.network.compression, weights, hparams),
+      **compress_report.facts(assembly.network.compression, weights, hparams, config),
       **naive_forecasts(config, data),
       **linear_coefficients(config, assembly.network, data, weights),
       parameters_sha256=trees.digest(state.trained), seed=config.training.seed,

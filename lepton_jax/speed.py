@@ -7,6 +7,7 @@ import jax
 
 from lepton_jax import trees
 from lepton_jax.errors import UserError
+from lepton_jax.layers import platform
 
 AUTO = 'auto'
 
@@ -30,17 +31,24 @@ def devices(mode, asked, batch_size, backend):
   return (split, count) if count > 1 else ('jit', 0)
 
 
+def calls_of(config, assembly):
+  """How many train steps one compiled call of a run makes."""
+  library = platform.by_library(config.run.convolution, config.architecture.dtype)
+  return steps_per_call(config.run.steps_per_call, assembly.state.params, assembly.batches,
+                        jax.default_backend(), library)
+
+
 def recurrent(params):
   """Whether a layer takes its own output of the step before."""
   return any(name.endswith('recurrent/kernel') for name in trees.named(params))
 
 
-def steps_per_call(asked, params, batches, backend):
+def steps_per_call(asked, params, batches, backend, by_library=False):
   """How many train steps one compiled call makes.
 
-  A small network's step is shorter than the handing over of its arrays, so several share a call. On
-  a CPU that holds for dense layers alone: convolutions inside a scan run 5 to 40 times slower there
-  (jax issue 12868), and a recurrent step is long. Batches whose shapes change cannot be stacked. Of
+  A small network's step is shorter than the handing over of its arrays, so several share a call.
+  XLA's own convolutions run 5 to 40 times slower inside a scan on a CPU (jax issue 12868), those
+  `by_library` do not. A recurrent step is long. Batches whose shapes change cannot be stacked. Of
   the numbers up to 32, 16 on accelerators, it is the one that makes an epoch of the fewest calls.
   Raises UserError if `asked` is neither 'auto' nor a positive number.
   """
@@ -54,7 +62,8 @@ def steps_per_call(asked, params, batches, backend):
   if not batches.same_shapes:
     return 1
   kernels = {name: leaf for name, leaf in trees.named(params).items() if trees.is_kernel(name)}
-  if backend == 'cpu' and (recurrent(params) or any(leaf.ndim != 2 for leaf in kernels.values())):
+  convolutions = any(leaf.ndim != 2 for leaf in kernels.values())
+  if backend == 'cpu' and (recurrent(params) or convolutions and not by_library):
     return 1
   calls = lambda count: batches.steps_per_epoch // count + batches.steps_per_epoch % count
   most = min(32 if backend == 'cpu' else 16, batches.steps_per_epoch)

@@ -34,7 +34,7 @@ def test_every_model_is_pruned_and_quantised_by_flags(small, model, monkeypatch)
   assert set(part(state.held['prune'], 'masks')) == set(kernels)
   layers_with_inputs = {sites.owner(n) for n in kernels if not n.endswith('embedding')}
   assert layers_with_inputs == compression.sites
-  found = report.facts(compression, state.evaluated, state.hparams)
+  found = report.facts(compression, state.evaluated, state.hparams, config)
   assert found['quantized_kernels'] == len(kernels) == len(found['kernels'])
   for row in found['kernels']:
     assert row['weight_bits'] == 4 and row['pruned'] == 'none'

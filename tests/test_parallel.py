@@ -209,6 +209,7 @@ def test_steps_a_call_by_backend_and_model():
   epoch = lambda steps, same=True: types.SimpleNamespace(same_shapes=same, steps_per_epoch=steps)
   choose = lambda params, epoch, backend='cpu': speed.steps_per_call('auto', params, epoch, backend)
   assert [choose(p, epoch(96)) for p in (dense, conv, recurrent)] == [32, 1, 1]
+  assert speed.steps_per_call('auto', conv, epoch(96), 'cpu', by_library=True) == 32
   assert choose(conv, epoch(96), 'tpu') == 16 and choose(dense, epoch(96, False), 'tpu') == 1
   # No step is left over.
   assert [choose(dense, epoch(steps)) for steps in (54, 10, 31, 1)] == [27, 10, 31, 1]

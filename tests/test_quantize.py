@@ -243,7 +243,8 @@ def test_ranges_are_trained_or_set_anew_and_exclusions_told(small):
   assert fixed.held and not fixed.learned
   assert_same(fixed.held, fixed_later.held)
   network = assemble.build(config, assemble.load_data(config)).network
-  rows = {row['kernel']: row for row in network.compression.kernels(trees.kernels(first.params))}
+  rows = {row['kernel']: row for row in network.compression.kernels(
+      trees.kernels(first.params), config)}
   assert rows['dense1/kernel'] == dict(
       kernel='dense1/kernel', weight_bits=4, quantizer='max', granularity='channel',
       activation_bits=4, activation_quantizer='lsq_plus')
@@ -254,7 +255,7 @@ def test_bits_by_layer(small):
   config = small.replace(quantize_layers='dense1=8/6;head=3', quantize_weight_bits=2)
   network = assemble.build(config, assemble.load_data(config)).network
   rows = {row['kernel']: row for row in network.compression.kernels(
-      ['dense1/kernel', 'dense2/kernel', 'head/kernel'])}
+      ['dense1/kernel', 'dense2/kernel', 'head/kernel'], config)}
   assert [row['weight_bits'] for row in rows.values()] == [8, 2, 3]
   assert rows['dense1/kernel']['activation_bits'] == 6
   assert 'activation_bits' not in rows['head/kernel']

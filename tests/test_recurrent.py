@@ -198,5 +198,5 @@ def test_a_watched_recurrence_is_the_same_and_each_of_its_steps_is_seen():
   seen = []
   with watch.inputs({'recurrent'}, lambda module, path, h: (seen.append(path), h)[1]):
     watched = layer.apply(variables, x)[0]
-  assert set(seen) == {'recurrent'} and not watch.is_watched(('recurrent',))
+  assert set(seen) == {'recurrent'} and watch.changes(('recurrent',)) is None
   np.testing.assert_allclose(layer.apply(variables, x)[0], watched, atol=1e-6)

@@ -1,5 +1,6 @@
 """Whole runs, as a user starts them."""
 
+import functools
 import json
 import os
 import pathlib
@@ -164,10 +165,9 @@ def test_fine_tuning_replaces_a_head_of_another_size_and_freezes(tmp_path, small
 
 
 def test_head_is_replaced_whole():
-  mine = dict(body=dict(kernel=np.zeros((2, 2))),
-              head=dict(kernel=np.zeros((2, 3)), bias=np.zeros(3)))
-  theirs = dict(body=dict(kernel=np.ones((2, 2))),
-                head=dict(kernel=np.ones((2, 5)), bias=np.ones(5)))
+  zeros, ones = (functools.partial(make, dtype=np.float32) for make in (np.zeros, np.ones))
+  mine = dict(body=dict(kernel=zeros((2, 2))), head=dict(kernel=zeros((2, 3)), bias=zeros(3)))
+  theirs = dict(body=dict(kernel=ones((2, 2))), head=dict(kernel=ones((2, 5)), bias=ones(5)))
   params, _ = network_lib.transplant(mine, {}, dict(params=theirs, model_state={}))
   assert np.all(params['body']['kernel'] == 1) and np.all(params['head']['kernel'] == 0)
   assert params['head']['bias'].shape == (3,)

@@ -208,25 +208,20 @@ def test_a_stop_before_the_first_step_of_an_epoch_saves(base):
 
 
 def test_an_error_in_a_cohort_spares_the_trials_that_are_finished(base, monkeypatch):
-  configs = grid.product(base.replace(epochs=2, patience=1), dict(learning_rate=[1e-9, 1e-3]))
+  configs = grid.product(base, dict(learning_rate=[1e-3, 1e-2]))
   with session.Session(base.run, False, lambda text: None) as opened:
     worker = opened.workers[0]
-    together = worker._open(configs)
-    real = cohort.train_epoch
+    done, other = worker._open(configs)
+    cohort.train(done.program, [done])
 
-    def breaks_later(program, live, *arguments):
-      if any(trial.over for trial in together):
-        raise RuntimeError('out of memory')
-      left = real(program, live, *arguments)
-      together[0].given_up = False
-      monkeypatch.setattr(type(together[0]), 'over', property(
-          lambda trial: trial is together[0] or trial.failed is not None))
-      return left
+    def fail(*_):
+      raise RuntimeError('out of memory')
 
-    monkeypatch.setattr(cohort, 'train_epoch', breaks_later)
-    worker._train(together, None)
-  assert together[0].failed is None and together[0].result is not None
-  assert 'out of memory' in together[1].failed.error
+    monkeypatch.setattr(cohort, 'train', fail)
+    worker._train([done, other], None)
+  assert done.failed is None and trials.finished(configs[0])['steps'] == done.assembly.total_steps
+  assert 'out of memory' in other.failed.error and 'out of memory' in str(
+      trials.failure(configs[1]))
 
 
 def hold(folder, ready):

@@ -13,6 +13,7 @@ from experiments.peers import race
 from lepton_jax import assemble, machine, speed
 from lepton_jax.config import Config
 from lepton_jax.data.dataset import Dataset
+from lepton_jax.layers import platform
 from lepton_jax.layers.product import product
 from lepton_jax.train import loop, parallel
 
@@ -45,7 +46,9 @@ class Contestant:
     self.parameters = sum(p.size for p in jax.tree.leaves(assembly.state.params))
     # These data are one batch; what auto takes is asked for an epoch of usual length.
     long = types.SimpleNamespace(same_shapes=assembly.batches.same_shapes, steps_per_epoch=960)
-    self._auto_calls = speed.steps_per_call(speed.AUTO, assembly.state.params, long, backend)
+    library = platform.by_library(config.run.convolution, dtype)
+    self._auto_calls = speed.steps_per_call(speed.AUTO, assembly.state.params, long, backend,
+                                            library)
     state, step = assembly.state, assembly.train_step(layout.axis)
     batch = dict(inputs=inputs, label=label, example=np.arange(len(inputs), dtype=np.int32))
     if trials > 1:

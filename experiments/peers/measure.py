@@ -37,8 +37,7 @@ def row(name, batch, dtype, gpu, rounds, seconds):
                               calls=choice[1], dtype=dtype))
     first = ours_on((1, 1))
     chosen = tuple(first.facts['auto'])
-    # What auto takes and could have taken. Convolutions in a scan are known to be many times slower
-    # on a CPU.
+    # What auto takes and could have taken.
     choices = {(d, c) for d in (1, first.facts['devices']) for c in (1, chosen[1])} | {chosen}
     ours = [first, *map(ours_on, sorted(choices - {(1, 1)}))]
     torch = [enter(r) for r in rivals(name, batch, dtype, gpu)]

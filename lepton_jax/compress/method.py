@@ -23,7 +23,8 @@ class Method(typing.NamedTuple):
 
   Attributes:
     name: where its arrays stand in the state, and its facts in result.json.
-    reaches: {kernel: facts}, what happens to each kernel, or the reason why nothing does.
+    reaches: options of a run -> {kernel: facts}, what happens to each kernel, or the reason why
+      nothing does.
     weights: (params, learned, held, hparams) -> params that count.
     rounds: whether `weights` puts kernels on levels. Noise comes before such methods, and
       penalties see the kernels without them.
@@ -41,7 +42,7 @@ class Method(typing.NamedTuple):
     describe: (params, held) -> {name: number}, for the row of an epoch and for result.json.
   """
   name: str
-  reaches: dict
+  reaches: typing.Callable
   weights: typing.Callable
   rounds: bool = False
   init: typing.Callable = lambda params, hparams: ({}, {})
@@ -182,11 +183,11 @@ class Compression:
       found |= method.describe(named, trees.named(held.get(method.name, {})))
     return found
 
-  def kernels(self, names):
+  def kernels(self, names, options):
     """One dictionary a kernel: what every method does with it, or why it does nothing."""
     rows = {name: dict(kernel=name) for name in names}
     for method in self.methods:
-      for name, row in method.reaches.items():
+      for name, row in method.reaches(options).items():
         rows[name] |= row
     return list(rows.values())
 
@@ -222,6 +223,8 @@ def _reader(method, weights, hparams):
 def placed(value, like):
   """A host's value as an array of the dtype of another and where that lies, on all its devices."""
   host = np.asarray(value, like.dtype)
+  if not like.committed:  # to a device; JAX would tell programs of such arrays apart
+    return jnp.asarray(host)
   return jax.make_array_from_callback(host.shape, like.sharding, host.__getitem__)
 
 

@@ -8,14 +8,14 @@ from lepton_jax.compress import size
 from lepton_jax.compress.prune import masks
 
 
-def facts(compression, weights, hparams):
+def facts(compression, weights, hparams, config):
   """Sparsity and bits of final weights, and what each kernel got or why it got nothing.
 
   `sparsity` counts zeros of the kernels that were pruned, or of all; `rounded_sparsity` after
   rounding, which makes zeros of small weights as well. `estimated_bytes` is what size.py says of a
   file.
   """
-  rows = compression.kernels(trees.kernels(weights['params']))
+  rows = compression.kernels(trees.kernels(weights['params']), config)
   kept = counted = kernels_of(weights['params'])
   if compression.methods:
     kept, counted = (kernels_of(jax.jit(change)(weights, hparams)['params'])

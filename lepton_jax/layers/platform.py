@@ -76,6 +76,12 @@ def describe(choice, dtype):
   found = library.status()
   if isinstance(found, library.Missing):
     return f'XLA; {found}'
-  with _choice('auto'):
-    fits = native(jax.ShapeDtypeStruct((1,), dtype))
-  return f'oneDNN {found.version}' if fits else f'XLA; oneDNN has no {dtype} on this processor'
+  if by_library(choice, dtype):
+    return f'oneDNN {found.version}'
+  return f'XLA; oneDNN has no {dtype} on this processor'
+
+
+def by_library(choice, dtype):
+  """Whether the library computes convolutions and products of such numbers, by --convolution."""
+  with _choice(choice):
+    return native(jax.ShapeDtypeStruct((1,), dtype))

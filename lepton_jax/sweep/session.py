@@ -190,15 +190,13 @@ class Worker:
     if key in self._kept:
       self._kept[key] = self._kept.pop(key)  # the least used one is the first
     else:
-      import jax
       data = load_data(config.data, config.optimization.loss)
       if not data.size('validation'):
         raise UserError(
             f'{data.name} has no validation part to rank trials by; pass a --validation_fraction '
             f'above 0')
       assembly = assemble.build(config, data, **run.other_runs(config, data))
-      calls = speed.steps_per_call(config.run.steps_per_call, assembly.state.params,
-                                   assembly.batches, jax.default_backend())
+      calls = speed.calls_of(config, assembly)
       self._kept[key] = cohort.Program(assembly, self._lanes, calls)
       self.compiled.add(key)
       if len(self._kept) > KEPT:

@@ -46,7 +46,7 @@ def make(config, setting):
 
   change = masks.apply_straight_through if straight else masks.apply
   return Method(
-      name=NAME, reaches=reaches, init=init,
+      name=NAME, reaches=lambda options: reaches, init=init,
       weights=lambda params, learned, held, hparams: change(params, part(held, MASKS)),
       finish=lambda params, held: params if straight else masks.apply(params, part(held, MASKS)),
       after=after if options.prune_score == 'movement' and ranked else None,

@@ -57,7 +57,7 @@ def make(config, setting):
     return inputs.grid(*range_of(site, *arrays))
 
   return Method(
-      name=NAME, reaches=reached(options, setting, weight_bits, input_bits), init=init,
+      name=NAME, reaches=functools.partial(reached, setting), init=init,
       weights=weights, rounds=True, sites=frozenset(input_bits), inputs=read,
       grid=grid,
       strengths=functools.partial(strengths, setting),
@@ -116,8 +116,10 @@ def axes(name, rank, granularity, reading):
   return tuple(range(rank - 1))
 
 
-def reached(options, setting, weight_bits, input_bits):
+def reached(setting, config):
   """{kernel: the bits of its weights and of its layer's inputs, or the reason it has none}."""
+  options = config.quantize
+  weight_bits, input_bits = bits(options, setting)
   excluded = trees.matching(options.quantize_exclude, setting.kernels, 'quantize_exclude')
   found = {}
   for name in setting.kernels:
