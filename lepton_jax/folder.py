@@ -11,6 +11,7 @@ from etils import epath
 from lepton_jax import assemble, evaluation, machine, metrics
 from lepton_jax import config as config_lib
 from lepton_jax import strengths as strengths_lib
+from lepton_jax.data import dataset
 from lepton_jax.errors import UserError
 from lepton_jax.files import read_json
 from lepton_jax.train import checkpoint, parallel
@@ -30,7 +31,7 @@ def begun_on(folder):
 
 
 def described_data(folder):
-  """{'version', 'classes', 'vocabulary'} of the data in a run folder; {} where no run was begun."""
+  """The `Dataset.facts` of the data in a run folder; {} where no run was begun."""
   path = epath.Path(folder).expanduser() / DATA
   return json.loads(path.read_text()) if path.exists() else {}
 
@@ -116,11 +117,17 @@ class Trained:
     return metrics.probabilities(outputs).argmax(-1)
 
 
-def load(folder, **overrides):
-  """The Trained run in a folder; `overrides` replace configuration fields such as data_dir."""
+def load(folder, examples=True, **overrides):
+  """The Trained run in a folder; `overrides` replace configuration fields such as data_dir.
+
+  Without `examples` the data set is not read: its splits are empty, and the network predicts.
+  """
   config = read_config(folder).replace(**overrides).check()
-  data = assemble.load_data(config)
-  check_data(folder, data.version)
+  if examples:
+    data = assemble.load_data(config)
+    check_data(folder, data.version)
+  else:
+    data = dataset.without_examples(described_data(folder))
   machine.start(config.run)
   weights = jax.tree.map(jnp.asarray, read_weights(folder)[0])
   network = assemble.finished(config, data, weights)

@@ -108,9 +108,8 @@ def make_network(config, dataset):
     chosen['vocabulary'] = len(dataset.vocabulary)
   if 'dtype' in parameters:  # numbers of words have none that layers could follow
     chosen['dtype'] = architecture.dtype
-  label_size = dataset.splits['train'][1][0].size
-  module = function(outputs=losses.outputs_for(goal.loss, len(dataset.classes), label_size),
-                    **chosen)
+  outputs = losses.outputs_for(goal.loss, len(dataset.classes), dataset.label_size)
+  module = function(outputs=outputs, **chosen)
   scaling = Scaling(dataset.mean, dataset.std, (dataset.target_mean, dataset.target_std),
                     dataset.targets if config.data.relative else (), architecture.dtype)
   return Network(config, module, goal, scaling)

@@ -229,7 +229,7 @@ class Prune:
   prune_structure: str = option(
       'none', "what goes at once: 'none', single weights; "
               "'N:M', all but N of every M neighbours along the input axis")
-  prune_allocation: str = option('global', 'how much of it each kernel gives up',
+  prune_allocation: str = option('lamp', 'how much of it each kernel gives up',
                                  choices=registry.ALLOCATIONS)
   prune_layers: str = option(
       '', "sparsities of their own, 'conv1=0.5;.*=0.9'; the first rule that matches a path counts",

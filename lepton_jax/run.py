@@ -147,8 +147,7 @@ def open_folder(config, folder, data):
   # The file is written without --rerun, so that a later command that reads it keeps the run.
   record_lib.write_atomically(folder / 'config.json', config.replace(rerun=False).to_json())
   folder_lib.check_data(folder, data.version)
-  described = dict(version=data.version, classes=data.classes, vocabulary=data.vocabulary)
-  record_lib.write_atomically(folder / folder_lib.DATA, json.dumps(described) + '\n')
+  record_lib.write_atomically(folder / folder_lib.DATA, json.dumps(data.facts()) + '\n')
 
 
 def resume(assembly, layout, folder, keep, tell):

@@ -233,7 +233,7 @@ def test_ranges_are_trained_or_set_anew_and_exclusions_told(small):
                          quantize_exclude='head')
   first, _, _ = run_steps(config, 1)
   later, _, _ = run_steps(config, 8)
-  ranges = part(first.learned['quantize'], 'ranges')
+  ranges = part(first.held['quantize'], 'ranges')
   assert set(ranges) == {f'dense{i}/{end}' for i in (1, 2) for end in ('low', 'high')}
   assert all(float(r) > 0 for n, r in ranges.items() if n.endswith('high'))
   assert any(a != b for a, b in zip(jax.tree.leaves(first.learned),

@@ -283,3 +283,19 @@ def test_a_damaged_result_is_named_not_a_traceback(tmp_path):
   (tmp_path / 'result.json').write_text('{"name": ')
   with pytest.raises(UserError, match='result.json is damaged'):
     folder_lib.read_result(tmp_path)
+
+
+def test_a_network_predicts_without_its_data_set(tmp_path, small, monkeypatch):
+  config = small.replace(runs_dir=str(tmp_path), epochs=1, prune_sparsity=0.5,
+                         quantize_weight_bits=4, quantize_activation_bits=8)
+  run.train(config, quiet=True)
+  whole = folder_lib.load(str(tmp_path / config.name()))
+  inputs = whole.data.splits['test'][0][:9]
+
+  def refuse(_):
+    raise AssertionError('the data set was read')
+
+  monkeypatch.setattr(folder_lib.assemble, 'load_data', refuse)
+  alone = folder_lib.load(str(tmp_path / config.name()), examples=False)
+  np.testing.assert_array_equal(alone.outputs(inputs), whole.outputs(inputs))
+  assert alone.data.classes == whole.data.classes and alone.data.size('test') == 0

@@ -224,6 +224,18 @@ def test_an_error_in_a_cohort_spares_the_trials_that_are_finished(base, monkeypa
       trials.failure(configs[1]))
 
 
+def test_the_program_that_was_not_used_longest_makes_room(base, monkeypatch):
+  monkeypatch.setattr(session, 'KEPT', 2)
+  one, two, three = grid.product(base, dict(width=[0.1, 0.2, 0.3]))
+  with session.Session(base.run, False, lambda text: None) as opened:
+    worker = opened.workers[0]
+    first = worker.program(one)
+    for config in (two, one, three):
+      worker.program(config)
+    assert list(worker._kept) == [one.program(), three.program()]
+    assert worker.program(one) is first
+
+
 def hold(folder, ready):
   claim = claims.take(folder)
   ready.set()

@@ -58,8 +58,21 @@ class Dataset:
   def input_shape(self):
     return self.splits['train'][0].shape[1:]
 
+  @property
+  def label_size(self):
+    """How many numbers a label is."""
+    return int(np.prod(self.splits['train'][1].shape[1:]))
+
   def size(self, split):
     return len(self.splits[split][1])
+
+  def facts(self):
+    """All but the examples, for a JSON file; `without_examples` reads it."""
+    inputs, label = self.splits['train']
+    found = {name: getattr(self, name) for name in FACTS}
+    found |= {name: np.asarray(getattr(self, name)).tolist() for name in NUMBERS}
+    return dict(found, inputs=[str(inputs.dtype), *inputs.shape[1:]],
+                label=[str(label.dtype), *label.shape[1:]])
 
   @functools.cached_property
   def fingerprint(self):
@@ -70,6 +83,20 @@ class Dataset:
         sha.update(f'{split} {array.dtype} {array.shape} '.encode())
         sha.update(np.ascontiguousarray(array))
     return sha.hexdigest()
+
+
+FACTS = ('name', 'version', 'classes', 'columns', 'vocabulary', 'stream', 'targets')
+NUMBERS = ('mean', 'std', 'target_mean', 'target_std')
+
+
+def without_examples(facts):
+  """The Dataset that `Dataset.facts` describes, its splits empty."""
+  values = {name: tuple(value) if isinstance(value, list) else value
+            for name, value in facts.items() if name in FACTS}
+  values |= {name: np.asarray(facts[name], np.float32) for name in NUMBERS}
+  empty = tuple(np.zeros((0, *shape), dtype)
+                for dtype, *shape in (facts['inputs'], facts['label']))
+  return Dataset(splits=dict.fromkeys(('train', 'validation', 'test'), empty), **values)
 
 
 def load(options, loss=None):

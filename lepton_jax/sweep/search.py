@@ -61,6 +61,84 @@ def alone(runs_dir):
     claim.release()
 
 
+class Study:
+  """Optuna's side of a search: what it draws, what it hears, and the trials that came of it.
+
+  Attributes:
+    configs: {name: configuration} of the trials whose settings are judged; of a setting that was
+      given up, one trial alone.
+  """
+
+  def __init__(self, base, lists, method, tell):
+    import optuna
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    self._base, self._tell, self.configs = base, tell, {}
+    self._seeds = list(dict.fromkeys(lists.get('seed', [base.training.seed])))
+    self._space = space({name: values for name, values in lists.items() if name != 'seed'})
+    measure = load_data(base.data, base.optimization.loss).measure
+    self._measure = f'validation_{measure}'
+    if method == 'random':
+      sampler = optuna.samplers.RandomSampler(seed=0)
+    else:
+      sampler = optuna.samplers.TPESampler(seed=0, constant_liar=True)
+    self._study = optuna.create_study(
+        sampler=sampler, direction='maximize' if measure == 'accuracy' else 'minimize',
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1))
+    self._state = optuna.trial.TrialState
+    self._running, self._told = {}, collections.Counter()
+
+  def __len__(self):
+    return len(self._study.trials)
+
+  def draw(self, places):
+    """[(the trials of a setting, Optuna's draws that came to it)] of so many draws."""
+    drawn = {}
+    for _ in range(places):
+      trial = self._study.ask(self._space)
+      try:
+        group = [self._base.replace(**trial.params, seed=seed).check() for seed in self._seeds]
+      except UserError as error:
+        self._tell(f'drawn and left out: {error}')
+        self._study.tell(trial, state=self._state.FAIL)
+      else:
+        drawn.setdefault(group[0].name(), (group, []))[1].append(trial)
+    self._running = {name: draws[0] for name, (_, draws) in drawn.items()}
+    self._told = collections.Counter()
+    return list(drawn.values())
+
+  def report(self, config):
+    """Tells the pruner the epochs of a trial that are new to it, those before a stop included."""
+    from lepton_jax.train import record
+    name = config.name()
+    for row in record.read_rows(trials.folder_of(config))[self._told[name]:]:
+      self._running[name].report(row[self._measure], row['epoch'])
+      self._told[name] += 1
+
+  def hopeless(self, config, row):
+    """Whether a trial, after the epoch of `row`, is to be given up."""
+    del row
+    if config.name() not in self._running:
+      return False
+    self.report(config)
+    return self._running[config.name()].should_prune()
+
+  def judge(self, group, draws):
+    """Tells Optuna what came of a setting."""
+    results = [trials.finished(config) for config in group]
+    failed = any(trials.failure(config) for config, result in zip(group, results) if result is None)
+    given_up = not all(results) and not failed
+    kept = group[:1] if given_up else group
+    self.configs.update({config.name(): config for config in kept})
+    if given_up:
+      self._tell(f'{group[0].name()}  given up')
+    value, state = None, self._state.FAIL if failed else self._state.PRUNED
+    if all(results):
+      state = self._state.COMPLETE
+      value = statistics.mean(result[self._measure] for result in results)
+    for trial in draws:
+      self._study.tell(trial, value, state)
+
+
 def search(base, lists, method, count, executor, tell):
   """Trains `count` settings drawn from `space(lists)`, each with every listed seed.
 
@@ -69,88 +147,25 @@ def search(base, lists, method, count, executor, tell):
   other seeds with it. The draws follow from the sampler's seed, the results and how many trials
   train at once, so a search that is repeated on as many devices finds its trials finished.
 
-  Returns (configurations of the trials, Costs); of a setting that was given up, one trial alone.
+  Returns (configurations of the trials, Costs).
   """
-  import optuna
-
-  from lepton_jax.train import record
   check_executor(method, executor)
-  optuna.logging.set_verbosity(optuna.logging.WARNING)
-  seeds = list(dict.fromkeys(lists.get('seed', [base.training.seed])))
-  drawn_from = space({name: values for name, values in lists.items() if name != 'seed'})
-  measure = load_data(base.data, base.optimization.loss).measure
-  direction, measure = 'maximize' if measure == 'accuracy' else 'minimize', f'validation_{measure}'
-  if method == 'random':
-    sampler = optuna.samplers.RandomSampler(seed=0)
-  else:
-    sampler = optuna.samplers.TPESampler(seed=0, constant_liar=True)
-  pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1)
-  study = optuna.create_study(sampler=sampler, direction=direction, pruner=pruner)
-  running, told, configs, began = {}, collections.Counter(), {}, time.monotonic()
-
-  def report(config):
-    """Tells the pruner the epochs of a trial that are new to it, those before a stop included."""
-    name = config.name()
-    for row in record.read_rows(trials.folder_of(config))[told[name]:]:
-      running[name].report(row[measure], row['epoch'])
-      told[name] += 1
-
-  def hopeless(config, row):
-    del row
-    if config.name() not in running:
-      return False
-    report(config)
-    return running[config.name()].should_prune()
-
-  def draw(places):
-    """{name of its first trial: (the trials of a setting, Optuna's draws that came to it)}."""
-    drawn = {}
-    for _ in range(places):
-      trial = study.ask(drawn_from)
-      try:
-        group = [base.replace(**trial.params, seed=seed).check() for seed in seeds]
-      except UserError as error:
-        tell(f'drawn and left out: {error}')
-        study.tell(trial, state=optuna.trial.TrialState.FAIL)
-      else:
-        drawn.setdefault(group[0].name(), (group, []))[1].append(trial)
-    return drawn
-
-  def judge(group, draws):
-    """Tells Optuna what came of a setting."""
-    results = [trials.finished(config) for config in group]
-    failed = any(trials.failure(config) for config, result in zip(group, results) if result is None)
-    given_up = not all(results) and not failed
-    configs.update({config.name(): config for config in (group[:1] if given_up else group)})
-    if given_up:
-      tell(f'{group[0].name()}  given up')
-    value = None
-    if all(results):
-      state = optuna.trial.TrialState.COMPLETE
-      value = statistics.mean(result[measure] for result in results)
-    elif failed:
-      state = optuna.trial.TrialState.FAIL
-    else:
-      state = optuna.trial.TrialState.PRUNED
-    for trial in draws:
-      study.tell(trial, value, state)
-
+  study, began = Study(base, lists, method, tell), time.monotonic()
   # Draws follow from all earlier results, so a second search at the same time would change what
   # is drawn and given up.
   with (alone(base.run.runs_dir),
-        Session(base.run, executor == 'devices', tell, hopeless) as session):
-    while len(study.trials) < count:
-      drawn = draw(min(len(session.workers) * session.lanes, count - len(study.trials)))
-      running, told = {name: draws[0] for name, (_, draws) in drawn.items()}, collections.Counter()
-      groups = [group for group, _ in drawn.values()]
+        Session(base.run, executor == 'devices', tell, study.hopeless) as session):
+    while len(study) < count:
+      drawn = study.draw(min(len(session.workers) * session.lanes, count - len(study)))
+      groups = [group for group, _ in drawn]
       for group in groups:
         # An earlier call trained this one: the pruner gets the same reports as it did then.
         if trials.finished(group[0]) or trials.given_up(group[0]):
-          report(group[0])
+          study.report(group[0])
       session.train([group[0] for group in groups if not trials.given_up(group[0])])
       finished = [group for group in groups if trials.finished(group[0])]
       session.train([config for group in finished for config in group[1:]])
-      for group, draws in drawn.values():
-        judge(group, draws)
+      for group, draws in drawn:
+        study.judge(group, draws)
     costs = session.costs
-  return list(configs.values()), costs._replace(seconds=time.monotonic() - began)
+  return list(study.configs.values()), costs._replace(seconds=time.monotonic() - began)

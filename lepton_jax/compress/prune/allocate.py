@@ -59,19 +59,18 @@ def lamp(scores, shapes, count):
 
   Layer-adaptive magnitude pruning (arXiv:2010.07611); each kernel's largest score becomes 1.
   """
+  # Within a kernel the order stays, so that only counts are asked for and sorted scores will do.
   return global_({name: lamp_scores(score) for name, score in scores.items()}, shapes, count)
 
 
 def lamp_scores(score):
-  """f64[units], in the order of score[...]; entries that are gone (-inf) stay the lowest."""
-  flat = np.asarray(score, np.float64).ravel()
-  gone = np.isneginf(flat)
-  square = np.where(gone, 0, flat) ** 2
-  order = np.argsort(flat, kind='stable')
-  remaining = np.cumsum(square[order][::-1])[::-1]
-  ranked = np.empty_like(flat)
-  ranked[order] = square[order] / np.maximum(remaining, np.finfo(np.float64).tiny)
-  return np.where(gone, -np.inf, ranked)
+  """f64[units], rising; entries that are gone (-inf) stay the lowest."""
+  rising = np.sort(np.asarray(score, np.float32), axis=None)
+  gone = int(np.searchsorted(rising, -np.inf, 'right'))
+  square = np.square(rising[gone:], dtype=np.float64)
+  remaining = np.cumsum(square[::-1])[::-1]
+  ranked = square / np.maximum(remaining, np.finfo(np.float64).tiny)
+  return np.concatenate([np.full(gone, -np.inf), ranked])
 
 
 def sizes_of(scores):

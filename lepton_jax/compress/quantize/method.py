@@ -34,8 +34,9 @@ def make(config, setting):
       own = quantizer.init(params[name], hparams['weight_bits'][i], shared[name])
       learned |= under(f'{KERNELS}/{name}', own)
     ends = [f'{site}/{end}' for site in input_bits for end in ('low', 'high')]
-    ranges = under(RANGES, {end: jnp.zeros((), dtype) for end in ends})
-    return (learned | ranges, {}) if reader.learned else (learned, ranges)
+    if reader.learned:
+      learned |= under(RANGES, {end: jnp.ones((), dtype) for end in ends})
+    return learned, under(RANGES, {end: jnp.zeros((), dtype) for end in ends})
 
   def weights(params, learned, held, hparams):
     changed = {}
@@ -47,7 +48,12 @@ def make(config, setting):
     return params | changed
 
   def range_of(site, learned, held, hparams):
-    ends = part(learned if reader.learned else held, f'{RANGES}/{site}')
+    ends = part(held, f'{RANGES}/{site}')
+    if reader.learned:
+      # What is trained is a factor of each calibrated end. Adaptive optimizers move all parameters
+      # by about the learning rate, which is much for a narrow range and little for a wide one.
+      factors = part(learned, f'{RANGES}/{site}')
+      ends = {end: value * factors[end] for end, value in ends.items()}
     return ends['low'], ends['high'], hparams['input_bits'][site_place[site]]
 
   def read(site, x, entries, *arrays):
@@ -149,14 +155,21 @@ def strengths(setting, config):
 
 
 def hooks(reader, setting, config, tools):
-  """The setting of ranges: before the first step, and where they are not trained at each epoch."""
+  """The setting of ranges.
+
+  Ranges that are not trained are set anew at each epoch. The others are at the first step, and
+  while weights that began at random still grow a few times more, or they would clip what they were
+  set for; from weights of another run they begin where they belong.
+  """
   options = config.quantize
+  often = (0,) if config.training.init_from else (0, 0.05, 0.1, 0.25, 0.5)  # shares of the run
+  settings = {round(share * setting.total_steps) for share in often}
   _, input_bits = bits(options, setting)
 
   def calibrate(state, step):
     seen = inputs.observed([tools.observe(state, tools.batch(step + i))
                             for i in range(options.quantize_calibration)])
-    arrays = (state.learned if reader.learned else state.held)[NAME]
+    arrays = state.held[NAME]
     new = dict(arrays)
     for site in input_bits:
       old = part(arrays, f'{RANGES}/{site}')
@@ -166,9 +179,15 @@ def hooks(reader, setting, config, tools):
         low, high = inputs.symmetric(low, high)
       ends = dict(low=placed(low, old['low']), high=placed(high, old['high']))
       new |= under(f'{RANGES}/{site}', ends)
-    return replaced(state, NAME, **{'learned' if reader.learned else 'held': new})
+    state = replaced(state, NAME, held=new)
+    if not reader.learned:
+      return state
+    learned = state.learned[NAME]
+    whole = {name: placed(1, array) for name, array in learned.items()
+             if name.startswith(f'{RANGES}/')}
+    return replaced(state, NAME, learned=learned | whole)
 
   def due(step):
-    return step == 0 if reader.learned else step % setting.steps_per_epoch == 0
+    return step in settings if reader.learned else step % setting.steps_per_epoch == 0
 
   return [(due, calibrate)]
