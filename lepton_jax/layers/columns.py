@@ -27,6 +27,14 @@ def scale_and_shift(x, factor, offset):
   return x * factor + offset
 
 
+def products_and_sums(a, b):
+  """(sum of a * b, sum of a)[columns] of a and b[..., columns]."""
+  if platform.native(a, b, half=False):
+    return _sums(a, b)
+  axes = tuple(range(a.ndim - 1))
+  return jnp.sum(a * b, axes), jnp.sum(a, axes)
+
+
 def total(x):
   """The sum [columns] of x[..., columns] by the library of a CPU."""
   return _sums(x, x)[1]
