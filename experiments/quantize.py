@@ -22,7 +22,8 @@ from lepton_jax.errors import UserError
 
 FLAGS = absl_flags.FLAGS
 DEFAULTS = dict(quantize_weight_bits=8, quantize_activation_bits=8, quantize_inputs='mse_range')
-TRAINED = ('ema_decay', 'swa_start', 'prune_sparsity', 'patience')  # belong to the run in float
+# What belongs to the run in float alone.
+TRAINED = dict(ema_decay=0.0, swa_start=0.0, prune_sparsity=0.0, prune_layers='', patience=0)
 
 
 def main(config):
@@ -32,14 +33,15 @@ def main(config):
     raise UserError('--run=FOLDER names the finished run to quantise')
   given = {name for name in config_lib.FIELDS if FLAGS[name].present}
   own = {name: value for name, value in config.flat().items() if name in given}
-  unset = dict.fromkeys(TRAINED, 0)
-  base = folder.read_config(FLAGS.run).replace(**unset)
-  config = base.replace(**{**DEFAULTS, **own}, init_from=FLAGS.run, quantize_after=True,
-                        quantize_weights='lsq', runs_dir=config.run.runs_dir)
+  fixed = dict(init_from=FLAGS.run, quantize_after=True, quantize_weights='lsq',
+               runs_dir=config.run.runs_dir)
+  base = folder.read_config(FLAGS.run)
+  config = base.replace(**{**TRAINED, **DEFAULTS, **own, **fixed})
   before, after = folder.read_result(FLAGS.run), run.train(config.check())
   tables.print_table(f'{config.run.runs_dir}/{config.name()}', tables.result_rows(after))
   name = f'validation_{after["measure"]}'
-  print(f'{name}: {before[name]:.4f} in float, {after[name]:.4f} quantised')
+  if before and name in after:
+    print(f'{name}: {before[name]:.4f} in float, {after[name]:.4f} quantised')
   return 0
 
 

@@ -28,7 +28,9 @@ def main(config):
   from lepton_jax.report import tables
   if not FLAGS.run:
     raise UserError('--run=FOLDER names the finished run to look at')
-  widths = sorted(int(text) for text in FLAGS.bits)
+  if not all(text.isdecimal() and 2 <= int(text) <= 16 for text in FLAGS.bits):
+    raise UserError(f'--bits={",".join(FLAGS.bits)}: allowed are whole numbers from 2 to 16')
+  widths = sorted(map(int, FLAGS.bits))
   trained = folder.load(FLAGS.run, **(dict(data_dir=FLAGS.data_dir) if FLAGS.data_dir else {}))
   names, sizes, measure = measurement(trained)
   whole = measure([sensitivity.WHOLE] * len(names))
@@ -65,7 +67,8 @@ def measurement(trained):
   from lepton_jax.train import parallel
   if trained.network.compression.methods:
     raise UserError(f'{FLAGS.run} is compressed already; name a run in float')
-  config = trained.config.replace(quantize_weight_bits=8)
+  config = trained.config.replace(quantize_weight_bits=8, quantize_exclude='',
+                                  quantize_weights='max')
   network = assemble.finished(config, trained.data, trained.weights)
   kernels = {n: leaf for n, leaf in trees.named(trained.weights['params']).items()
              if trees.is_kernel(n)}

@@ -13,6 +13,7 @@ from lepton_jax import network as network_lib
 from lepton_jax import strengths as strengths_lib
 from lepton_jax.compress import methods
 from lepton_jax.compress.method import Setting, Tools
+from lepton_jax.compress.prune import method as prune
 from lepton_jax.data import batches as batches_lib
 from lepton_jax.data import dataset as dataset_lib
 from lepton_jax.errors import UserError
@@ -117,7 +118,8 @@ def compressed(network, dataset, params, model_state, **facts):
 def finished(config, dataset, weights):
   """The Network of a finished run, for its weights."""
   network = network_lib.make_network(config, dataset)
-  return compressed(network, dataset, weights['params'], weights['model_state'])
+  return compressed(network, dataset, weights['params'], weights['model_state'],
+                    zeros=prune.masked_names(weights))
 
 
 def weights_of(variables, initial):
@@ -126,7 +128,7 @@ def weights_of(variables, initial):
   model_state = {k: v for k, v in variables.items() if k not in ('params', 'carry')}
   if initial is None:
     return params, model_state
-  return network_lib.transplant(params, model_state, initial)
+  return network_lib.transplant(params, model_state, prune.without_dead(initial))
 
 
 def zeros_to_keep(config, params):

@@ -32,17 +32,24 @@ def check(config):
   if config.optimization.ema_decay or config.optimization.swa_start:
     raise UserError('--quantize_after trains nothing that could be averaged: no --ema_decay, no '
                     '--swa_start')
-  if config.prune.prune_sparsity:
+  quantize = config.quantize
+  if not quantize.quantize_weight_bits and not quantize.quantize_layers:
+    raise UserError('--quantize_after rounds kernels: --quantize_weight_bits or --quantize_layers '
+                    'says to how many bits')
+  if config.prune.prune_sparsity or config.prune.prune_layers:
     raise UserError('--quantize_after does not prune; start it from a pruned run')
 
 
 def quantize(assembly, state, put):
   """The state with rounded kernels; reads --quantize_calibration training batches, no others."""
   network, options = assembly.network, assembly.config.quantize
+  if not assembly.batches.same_shapes or jax.process_count() > 1:
+    raise UserError('--quantize_after reads batches of one shape in one process; for text pass '
+                    '--buckets=1')
   batches = [put(assembly.batches.at(i)) for i in range(options.quantize_calibration)]
+  state = with_best_steps(state)
   for hook in assembly.make_hooks(put, slice(None), jax.jit):
     state = hook(state, 0)
-  state = with_best_steps(state)
   exact = dict(state.trained, held=state.held)
   plain = dataclasses.replace(network, compression=Compression())
   reached = [name for name in trees.kernels(state.params) if not name.endswith('embedding')]
@@ -66,12 +73,12 @@ def with_best_steps(state):
   learned = dict(state.learned[method.NAME])
   params = trees.named(state.params)
   places = {name: i for i, name in enumerate(
-      name for name in params if f'{method.KERNELS}/{name}/step' in learned)}
+      name for name in params if f'{method.KERNELS}/{name}/log_step' in learned)}
   for name, i in places.items():
-    key = f'{method.KERNELS}/{name}/step'
+    key = f'{method.KERNELS}/{name}/log_step'
     axes = tuple(axis for axis, size in enumerate(learned[key].shape) if size == 1)
     largest = weights.largest_level(state.hparams['weight_bits'][i])
-    learned[key] = weights.mse_scale(params[name], largest, axes)
+    learned[key] = jnp.log(weights.mse_scale(params[name], largest, axes))
   return state.replace(learned=dict(state.learned, **{method.NAME: learned}))
 
 
@@ -117,12 +124,12 @@ def with_layer(state, site, module, exact, options, read, changed):
   """
   own = layer_of(exact, site)
   place = [name for name in trees.named(state.params)
-           if f'{method.KERNELS}/{name}/step' in state.learned[method.NAME]]
+           if f'{method.KERNELS}/{name}/log_step' in state.learned[method.NAME]]
   if f'{site}/kernel' not in place:
     return state
   arrays = part(state.learned[method.NAME], f'{method.KERNELS}/{site}/kernel')
   bits = state.hparams['weight_bits'][place.index(f'{site}/kernel')]
-  largest, step = weights.largest_level(bits), arrays['step']
+  largest, step = weights.largest_level(bits), jnp.exp(arrays['log_step'])
   kernel = jnp.clip(jnp.round(own['kernel'] / step), -largest, largest) * step
   if options.quantize_rounding == 'adaround':
     wanted = jax.jit(lambda x: module.apply({'params': own}, x))

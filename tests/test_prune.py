@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lepton_jax import assemble, registry, run, trees
+from lepton_jax import assemble, folder, registry, run, trees
 from lepton_jax.compress.method import part
 from lepton_jax.compress.prune import allocate, masks, method, schedule, structure
 from lepton_jax.errors import UserError
@@ -85,6 +85,9 @@ def test_lamp_is_the_published_score_worked_by_hand():
   scores = dict(small=np.array([0.1, 0.2, 0.3]), large=np.array([10.0, 20.0, 30.0]))
   assert allocate.lamp(scores, {}, 4) == dict(small=2, large=2)
   assert allocate.global_(scores, {}, 3) == dict(small=3, large=0)
+  # Scores with signs count from the lowest: here 0, 2, 4 and 6 of 56.
+  signed = allocate.lamp_scores(np.array([3.0, -3.0, -1.0, 1.0]))
+  np.testing.assert_allclose(signed, [0, 4 / 56, 16 / 52, 1])
 
 
 # structures
@@ -215,6 +218,43 @@ def test_movement_adds_up_minus_weight_times_gradient(small):
     np.testing.assert_allclose(step, -w * gradient, rtol=1e-2, atol=1e-6)
 
 
+@pytest.mark.parametrize('options', [
+    dict(), dict(prune_gradient='straight_through'), dict(prune_structure='2:4'),
+    dict(prune_allocation='uniform'), dict(prune_layers='.*=0.45')])
+def test_zeros_of_another_run_stay_and_a_loaded_network_is_the_measured_one(small, tmp_path,
+                                                                            options):
+  base = small.replace(runs_dir=str(tmp_path), epochs=1, prune_begin=0.0, prune_end=0.3)
+  first = base.replace(prune_sparsity=0.7, **{k: v for k, v in options.items()
+                                              if k == 'prune_gradient'})
+  run.train(first, quiet=True)
+  place = f'{tmp_path}/{first.name()}'
+  before = {n: np.asarray(leaf) for n, leaf in trees.named(counted(place)).items()
+            if trees.is_kernel(n)}
+  sparsity = 0.45 if 'prune_structure' in options else 0.8
+  if 'prune_gradient' in options:  # dead weights were stored beside the masks; now they stay dead
+    options, sparsity = {}, 0.0
+  again = base.replace(init_from=place, prune_sparsity=sparsity, **options)
+  result = run.train(again, quiet=True)
+  after = {n: np.asarray(leaf) for n, leaf in
+           trees.named(counted(f'{tmp_path}/{again.name()}')).items()}
+  for name, kernel in before.items():
+    assert 0 < (kernel == 0).mean() < 1 and not after[name][kernel == 0].any()
+  zeros = sum(int((after[n] == 0).sum()) for n in before) / sum(k.size for k in before.values())
+  assert zeros == pytest.approx(result['sparsity'], abs=1e-6) and zeros > 0.69
+
+
+def counted(place):
+  trained = folder.load(place)
+  compression = trained.network.compression
+  return compression.counted(trained.weights, trained.hparams)['params']
+
+
+def test_movement_needs_updates_to_sum_up(small):
+  for options in (dict(prune_schedule='rigl'), dict(prune_begin=0.0)):
+    with pytest.raises(UserError, match='takes a --prune_begin above 0'):
+      run_steps(small.replace(prune_score='movement', prune_sparsity=0.5, **options), 1)
+
+
 @pytest.mark.parametrize('name', ('set', 'rigl'))
 def test_exchanged_weights_keep_the_sparsity_and_start_at_zero(small, name):
   config = small.replace(prune_schedule=name, prune_allocation='erk', prune_sparsity=0.9,
@@ -293,8 +333,12 @@ def test_two_of_four_by_flags(small):
     if trees.is_kernel(name):
       groups = np.asarray(kernel).reshape(-1, 4, kernel.shape[-1])
       assert set(np.unique((groups != 0).sum(1))) <= {0, 1, 2} and (groups != 0).any()
+  half = small.replace(prune_structure='2:4', prune_sparsity=0.5)
+  assembly = assemble.build(half, assemble.load_data(half))
   with pytest.raises(UserError, match='leaves out 0.5 at most'):
-    run_steps(small.replace(prune_structure='2:4', prune_sparsity=0.8), 1)
+    run_steps(half.replace(prune_sparsity=0.8), 1)
+  with pytest.raises(UserError, match='leaves out 0.5 at most'):  # a trial of the same program
+    assembly.another(half.replace(prune_sparsity=0.8))
   with pytest.raises(UserError, match='it takes --prune_structure=none'):
     run_steps(small.replace(prune_structure='2:4', prune_sparsity=0.5, prune_schedule='rigl'), 1)
 

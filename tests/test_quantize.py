@@ -90,12 +90,13 @@ def test_lsq_gradients_are_the_papers():
   """Equation 3 of arXiv:1902.08153 times its g = 1 / sqrt(N Q), and 1 inside, 0 outside."""
   kernel, step = jnp.array([[0.6], [-0.9], [5.0], [-5.0]]), jnp.array([[0.5]])
   quantizer, bits = weights.lsq(), jnp.float32(3)  # levels -3 to 3
-  apply = lambda k, s: quantizer.apply(k, bits, CHANNEL, dict(step=s)).sum()
-  of_kernel, of_step = jax.grad(apply, (0, 1))(kernel, step)
+  apply = lambda k, log: quantizer.apply(k, bits, CHANNEL, dict(log_step=log)).sum()
+  of_kernel, of_log = jax.grad(apply, (0, 1))(kernel, jnp.log(step))
+  of_step = of_log / step
   np.testing.assert_array_equal(of_kernel.ravel(), [1, 1, 0, 0])
   wanted = (1 - 1.2) + (-2 - -1.8) + 3 - 3
   np.testing.assert_allclose(of_step, wanted / np.sqrt(4 * 3), rtol=1e-5)
-  np.testing.assert_allclose(quantizer.init(kernel, bits, CHANNEL)['step'],
+  np.testing.assert_allclose(np.exp(quantizer.init(kernel, bits, CHANNEL)['log_step']),
                              2 * np.abs(kernel).mean() / np.sqrt(3), rtol=1e-6)
 
 
@@ -128,14 +129,16 @@ def test_ternary_and_binary_by_hand():
   np.testing.assert_allclose(rounded('ternary', kernel, 2).ravel(), [1.3, -1.3, 0, 1.3], rtol=1e-6)
   np.testing.assert_allclose(rounded('binary', kernel, 1).ravel(), [1, -1, 1, 1], rtol=1e-6)
   ttq = weights.ttq()
-  learned = dict(positive=jnp.array([[0.5]]), negative=jnp.array([[0.25]]))
+  learned = dict(log_positive=jnp.log(jnp.array([[0.5]])),
+                 log_negative=jnp.log(jnp.array([[0.25]])))
   loss = lambda k, learned: ttq.apply(k, jnp.float32(2), CHANNEL, learned).sum()
   new = ttq.apply(kernel, jnp.float32(2), CHANNEL, learned)
-  np.testing.assert_array_equal(new.ravel(), [0.5, -0.25, 0, 0.5])  # threshold 0.05 * 2
+  np.testing.assert_allclose(new.ravel(), [0.5, -0.25, 0, 0.5])  # threshold 0.05 * 2
   of_kernel, of_levels = jax.grad(loss, (0, 1))(kernel, learned)
   # Equations 7 and 8 of arXiv:1612.01064.
-  np.testing.assert_array_equal(of_kernel.ravel(), [0.5, 0.25, 1, 0.5])
-  assert (of_levels['positive'], of_levels['negative']) == (2, -1)
+  np.testing.assert_allclose(of_kernel.ravel(), [0.5, 0.25, 1, 0.5])
+  np.testing.assert_allclose(of_levels['log_positive'], 2 * 0.5)  # times the level: of logarithms
+  np.testing.assert_allclose(of_levels['log_negative'], -1 * 0.25)
 
 
 # inputs

@@ -68,6 +68,8 @@ def check(configs):
       raise UserError(
           f'--solver={config.optimization.solver}: a sweep trains by gradients; ./launch.sh train '
           f'solves it')
+    if config.quantize.quantize_after:
+      raise UserError('--quantize_after: a sweep trains; ./launch.sh quantize rounds one run')
     if config.run.rerun:
       raise UserError(
           '--rerun: a sweep trains what has no result; to start over, remove its folder or name '

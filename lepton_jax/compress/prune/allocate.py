@@ -67,6 +67,8 @@ def lamp_scores(score):
   """f64[units], rising; entries that are gone (-inf) stay the lowest."""
   rising = np.sort(np.asarray(score, np.float32), axis=None)
   gone = int(np.searchsorted(rising, -np.inf, 'right'))
+  if gone < rising.size and rising[gone] < 0:  # of scores with signs, how far above the lowest
+    rising[gone:] -= rising[gone]
   square = np.square(rising[gone:], dtype=np.float64)
   remaining = np.cumsum(square[::-1])[::-1]
   ranked = square / np.maximum(remaining, np.finfo(np.float64).tiny)
@@ -82,6 +84,8 @@ def exact(wanted, sizes, count):
 
   The largest remainders are rounded up. What some kernels cannot give the largest ones do.
   """
+  if count > sum(sizes.values()):
+    raise ValueError(f'{count} units of {sum(sizes.values())}')
   most = {name: max(size - 1, 0) for name, size in sizes.items()}
   if count > sum(most.values()):
     most = sizes

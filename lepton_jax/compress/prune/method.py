@@ -53,6 +53,7 @@ def make(config, setting):
       hooks=(functools.partial(hooks, structure, plan, ranked, fixed, setting.ticket) if ranked
              else lambda *_: []),
       settled=plan.steps[-1] + 1 if ranked else 0,
+      strengths=functools.partial(check_share, structure, fixed),
       describe=functools.partial(describe, ranked) if ranked else lambda *_: {})
 
 
@@ -60,6 +61,17 @@ def describe(ranked, params, held):
   """The share of zeros in the pruned kernels."""
   kept = masks.apply(params, part(held, MASKS))
   return dict(sparsity=masks.sparsity({name: kept[name] for name in ranked}))
+
+
+def masked_names(weights):
+  """Names of the kernels that saved weights have masks for."""
+  return frozenset(part(trees.named(weights['held'].get(NAME, {})), MASKS))
+
+
+def without_dead(weights):
+  """Saved weights with zeros where their masks are, if dead weights were kept beside them."""
+  found = part(trees.named(weights['held'].get(NAME, {})), MASKS)
+  return dict(weights, params=masks.applied(weights['params'], found)) if found else weights
 
 
 def check(options):
@@ -71,6 +83,9 @@ def check(options):
   if options.prune_ticket and (options.prune_schedule, options.prune_begin) != ('one_shot', 0):
     raise UserError('--prune_ticket prunes before the first step; it takes '
                     '--prune_schedule=one_shot --prune_begin=0')
+  if options.prune_score == 'movement' and (dynamic or not options.prune_begin):
+    raise UserError('--prune_score=movement sums up what updates did; it takes a --prune_begin '
+                    'above 0, and no schedule that prunes at once')
   if dynamic and options.prune_gradient != 'masked':
     raise UserError(f'--prune_schedule={options.prune_schedule} brings weights back itself; it '
                     f'takes --prune_gradient=masked')
@@ -91,7 +106,7 @@ def reached(options, freeze, setting, structure, fixed):
   dense = trees.matching(options.prune_exclude, setting.kernels, 'prune_exclude')
   found = {}
   for name in setting.kernels:
-    why = structure.refuses(name)
+    why = structure.refuses(name, setting.kernels[name].shape)
     if name in dense:
       why = f'excluded by --prune_exclude={options.prune_exclude}'
     elif name in setting.frozen:
@@ -102,11 +117,17 @@ def reached(options, freeze, setting, structure, fixed):
   if not any('pruned' in row for row in found.values()):
     raise UserError(f'--prune_exclude={options.prune_exclude!r} --freeze={freeze!r} leave no '
                     f'kernel to prune')
+  return found
+
+
+def check_share(structure, fixed, config):
+  """Raises UserError for a sparsity that the structure cannot have; it adds no strength."""
+  options = config.prune
   if max(options.prune_sparsity, *fixed.values(), 0) > structure.share:
     raise UserError(f'--prune_sparsity={options.prune_sparsity} --prune_layers='
                     f'{options.prune_layers!r}: --prune_structure={options.prune_structure} leaves '
                     f'out {structure.share:g} at most')
-  return found
+  return {}
 
 
 def hooks(structure, plan, ranked, fixed, ticket, config, tools):
@@ -125,6 +146,8 @@ def hooks(structure, plan, ranked, fixed, ticket, config, tools):
     else:
       counts = units_to_go(config.prune, structure, plan.share(step), fixed, scores_of)
       kept = structures.chosen_masks(structure, scores_of, counts)
+      if not straight:
+        kept = {name: mask & before[name] for name, mask in kept.items()}
     grown = {name: kept[name] & ~before[name] for name in ranked if plan.grows_by}
     return with_masks(state, kept, grown, straight)
 
@@ -154,7 +177,7 @@ def units_to_go(options, structure, share, fixed, scores_of):
     shapes = {name: scores_of[name].shape for name in rest}
     allocate = registry.ALLOCATIONS.get(options.prune_allocation)
     counts |= allocate(rest, shapes, max(gone, count))
-  return {name: counts[name] for name in units}
+  return {name: max(counts[name], int(np.isneginf(one).sum())) for name, one in units.items()}
 
 
 def exchanged(plan, tools, scores_of, before, state, step, seed):

@@ -20,12 +20,12 @@ class Structure(typing.NamedTuple):
     share: of a unit's entries, how many go with it, 0 to 1.
     units: score[...] of entries -> score of units, an array.
     entries: (score[...] of entries, bool of units) -> bool[...], the entries that go.
-    refuses: kernel name -> why it cannot have this structure, or None.
+    refuses: (kernel name, shape) -> why it cannot have this structure, or None.
   """
   share: float
   units: typing.Callable
   entries: typing.Callable
-  refuses: typing.Callable = lambda name: None
+  refuses: typing.Callable = lambda name, shape: None
 
 
 def structure(name):
@@ -60,7 +60,8 @@ def n_of_m(n, m):
 
   def units(score):
     groups = grouped(score)
-    return np.where(losing(groups) & np.isfinite(groups), groups, 0).sum(-1)
+    goes = losing(groups) & np.isfinite(groups)
+    return np.where(goes.any(-1), np.where(goes, groups, 0).sum(-1), -np.inf)
 
   def entries(score, chosen):
     groups = grouped(score)
@@ -68,10 +69,10 @@ def n_of_m(n, m):
     flat = lost.reshape(*lost.shape[:-2], -1)[..., :np.shape(score)[-2]]
     return np.moveaxis(flat, -1, -2)
 
-  def refuses(name):
+  def refuses(name, shape):
     if name.endswith('embedding'):
       return f'{n}:{m} needs the inputs of a matrix product; a table of vectors has none'
-    return None
+    return f'{n}:{m} leaves out none of {shape[-2]} inputs' if shape[-2] <= n else None
 
   return Structure((m - n) / m, units, entries, refuses)
 

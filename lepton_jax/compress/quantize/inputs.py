@@ -126,7 +126,7 @@ def lsq_plus():
 
 @INPUT_QUANTIZERS.register
 def pact():
-  """A range that learns from what it clips (arXiv:1805.06085); decay its ends with --l2."""
+  """A range that learns from what it clips (arXiv:1805.06085), its ends without decay."""
   return InputQuantizer(mean_extremes, clipped, learned=True)
 
 

@@ -90,7 +90,11 @@ def bits(options, setting):
   if asked and not weight_bits and not input_bits:
     raise UserError(f'--quantize_exclude={options.quantize_exclude!r} '
                     f'--quantize_layers={options.quantize_layers!r} leave no kernel to quantise')
-  only = registry.WEIGHT_QUANTIZERS.get(options.quantize_weights)().bits
+  quantizer = registry.WEIGHT_QUANTIZERS.get(options.quantize_weights)()
+  only = quantizer.bits
+  if max(weight_bits.values(), default=0) > quantizer.most:
+    raise UserError(f'--quantize_weights={options.quantize_weights} takes {quantizer.most} bits at '
+                    f'most')
   wrong = {name: found for name, found in weight_bits.items() if found == 1 if only != 1}
   wrong |= {name: found for name, found in weight_bits.items() if only not in (None, found)}
   if wrong:

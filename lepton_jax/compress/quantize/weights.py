@@ -23,11 +23,13 @@ class Quantizer(typing.NamedTuple):
     init: (kernel, bits, axes) -> {name: array} that it trains with the weights.
     bits: the only width that it has; None: any from 2 on.
     keeps_zero: whether zero is one of its levels.
+    most: the largest width that it has.
   """
   apply: typing.Callable
   init: typing.Callable = lambda kernel, bits, axes: {}
   bits: int | None = None
   keeps_zero: bool = True
+  most: int = 16
 
 
 def largest_level(bits):
@@ -94,15 +96,20 @@ def mse_scale(kernel, largest, axes):
 
 @WEIGHT_QUANTIZERS.register
 def lsq():
-  """A step that is learned with the weights (arXiv:1902.08153)."""
+  """A step that is learned with the weights (arXiv:1902.08153).
+
+  What is trained is its logarithm: adaptive optimizers move every parameter by about the learning
+  rate, more than many a step is, and would carry it below zero.
+  """
   def init(kernel, bits, axes):
-    return dict(step=nonzero(2 * mean_magnitude(kernel, axes) / jnp.sqrt(largest_level(bits))))
+    step = nonzero(2 * mean_magnitude(kernel, axes) / jnp.sqrt(largest_level(bits)))
+    return dict(log_step=jnp.log(step))
 
   def apply(kernel, bits, axes, learned):
     largest = largest_level(bits)
     shared = float(np.prod([kernel.shape[axis] for axis in axes]))
-    step = scaled_gradient(learned['step'], lax.rsqrt(shared * largest).astype(kernel.dtype))
-    step = jnp.maximum(step, jnp.finfo(kernel.dtype).eps)
+    gain = lax.rsqrt(shared * largest).astype(kernel.dtype)
+    step = jnp.exp(scaled_gradient(learned['log_step'], gain))
     place = jnp.clip(kernel / step, -largest, largest)
     return straight_through(place, jnp.round(place)) * step
 
@@ -157,7 +164,7 @@ def apot():
     level = table[jnp.searchsorted(middle, jnp.abs(kernel) / scale)]
     return straight_through(kernel, jnp.sign(kernel) * level * scale)
 
-  return Quantizer(apply)
+  return Quantizer(apply, most=8)
 
 
 @functools.cache
@@ -195,17 +202,19 @@ def ternary():
 
 @WEIGHT_QUANTIZERS.register
 def ttq():
-  """Levels -n, 0 and p, both learned; 0 within 5 % of the largest |w| (arXiv:1612.01064)."""
+  """Levels -n, 0 and p, learned as logarithms; 0 within 5 % of the largest |w| (arXiv:1612.01064).
+  """
   def init(kernel, bits, axes):
-    scale = nonzero(mean_magnitude(kernel, axes))
-    return dict(negative=scale, positive=jnp.copy(scale))
+    scale = jnp.log(nonzero(mean_magnitude(kernel, axes)))
+    return dict(log_negative=scale, log_positive=jnp.copy(scale))
 
   def apply(kernel, bits, axes, learned):
     threshold = 0.05 * max_magnitude(lax.stop_gradient(kernel), axes)
     high, low = kernel > threshold, kernel < -threshold
-    level = jnp.where(high, learned['positive'], jnp.where(low, -learned['negative'], 0))
+    positive, negative = jnp.exp(learned['log_positive']), jnp.exp(learned['log_negative'])
+    level = jnp.where(high, positive, jnp.where(low, -negative, 0))
     # The weights' gradient is scaled by the level that they stand on, that of zero by 1.
-    factor = jnp.where(high, learned['positive'], jnp.where(low, learned['negative'], 1))
+    factor = jnp.where(high, positive, jnp.where(low, negative, 1))
     return level + (kernel - lax.stop_gradient(kernel)) * lax.stop_gradient(factor)
 
   return Quantizer(apply, init, bits=2)
@@ -215,7 +224,9 @@ def ttq():
 def binary():
   """The sign times the mean |w| (XNOR-Net's weights, arXiv:1603.05279); bits beyond 1 clip."""
   def apply(kernel, bits, axes, learned):
-    scale = lax.stop_gradient(mean_magnitude(kernel, axes))
+    exact = lax.stop_gradient(kernel)  # of which pruned entries, zeros, have no sign
+    count = jnp.maximum(jnp.sum(exact != 0, axes, keepdims=True), 1).astype(exact.dtype)
+    scale = jnp.sum(jnp.abs(exact), axes, keepdims=True) / count
     sign = jnp.where(kernel < 0, -1, 1).astype(kernel.dtype)
     return straight_through(jnp.clip(kernel, -1, 1), sign * scale)
 
