@@ -110,7 +110,8 @@ def build(config, dataset, initial=None, ticket=None):
 def compressed(network, dataset, params, model_state, **facts):
   """The Network with the methods of its configuration; `facts` are fields of a Setting."""
   kernels = {n: leaf for n, leaf in trees.named(params).items() if trees.is_kernel(n)}
-  reading = network_lib.layers_that_read(network, params, model_state, dataset)
+  reading = functools.cache(functools.partial(
+      network_lib.layers_that_read, network, params, model_state, dataset))
   setting = Setting(kernels=kernels, reading=reading, **facts)
   return dataclasses.replace(network, compression=methods.build(network.config, setting))
 
@@ -185,16 +186,13 @@ def tools(network, cache, batches, put_examples, rows, compiled):
   def counted(state):
     return network.compression.counted(dict(state.trained, held=state.held), state.hparams)
 
-  def scaled(batch):
-    return network.scaling.batch(batch, network.objective.regression)
-
   def observe(state, batch):
     training = layers.Training(example=batch['example'])
-    return network.observe(counted(state), state.model_state, scaled(batch)['inputs'],
+    return network.observe(counted(state), state.model_state, network.scaled(batch)['inputs'],
                            network.compression.sites, training)
 
   def loss(params, state, batch):
-    batch, weights = scaled(batch), dict(state.trained, held=state.held, params=params)
+    batch, weights = network.scaled(batch), dict(state.trained, held=state.held, params=params)
     logits, _ = network.forward(weights, state.model_state, batch['inputs'], state.hparams,
                                 layers.Training(example=batch['example']))
     return jnp.mean(network.objective.training(logits, batch, state.hparams))

@@ -1,7 +1,6 @@
 """Run folders, read back: result, configuration, weights, a network ready to predict."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +31,7 @@ def begun_on(folder):
 
 def described_data(folder):
   """The `Dataset.facts` of the data in a run folder; {} where no run was begun."""
-  path = epath.Path(folder).expanduser() / DATA
-  return json.loads(path.read_text()) if path.exists() else {}
+  return read_json(epath.Path(folder).expanduser() / DATA) or {}
 
 
 def check_data(folder, version):

@@ -59,6 +59,10 @@ class Network:
     precision = at_least_single(self.config.architecture.dtype)
     return logits.astype(precision), {**model_state, **changed}
 
+  def scaled(self, batch):
+    """A batch with scaled inputs and, in regression, scaled targets."""
+    return self.scaling.batch(batch, self.objective.regression)
+
   def predict(self, weights, inputs, hparams):
     """Logits f32[batch, outputs] of raw inputs."""
     counted = self.compression.counted(weights, hparams)

@@ -68,13 +68,18 @@ def quantize(assembly, state, put):
   return state
 
 
+def rounded_kernels(state):
+  """Names of the kernels that have a step, in the order of their bits in `hparams`."""
+  learned = state.learned[method.NAME]
+  return [name for name in trees.named(state.params)
+          if f'{method.KERNELS}/{name}/log_step' in learned]
+
+
 def with_best_steps(state):
   """The state with steps of least squared error for all kernels."""
   learned = dict(state.learned[method.NAME])
   params = trees.named(state.params)
-  places = {name: i for i, name in enumerate(
-      name for name in params if f'{method.KERNELS}/{name}/log_step' in learned)}
-  for name, i in places.items():
+  for i, name in enumerate(rounded_kernels(state)):
     key = f'{method.KERNELS}/{name}/log_step'
     axes = tuple(axis for axis, size in enumerate(learned[key].shape) if size == 1)
     largest = weights.largest_level(state.hparams['weight_bits'][i])
@@ -91,7 +96,7 @@ def inputs_of(network, owners):
   @jax.jit
   def read(given, state, batch):
     counted = network.compression.counted(given, state.hparams)
-    batch = network.scaling.batch(batch, network.objective.regression)
+    batch = network.scaled(batch)
     with watch.inputs(owners, sow):
       _, seen = network.forward(counted, state.model_state, batch['inputs'], state.hparams,
                                 collect=('intermediates',))
@@ -111,7 +116,7 @@ def modules(network, given, model_state, batch, owners):
     found.setdefault(path, module.clone(parent=None, name=None))
     return x
 
-  batch = network.scaling.batch(batch, network.objective.regression)
+  batch = network.scaled(batch)
   with watch.inputs(owners, note):
     jax.eval_shape(lambda: network.forward(given, model_state, batch['inputs'], {})[0])
   return found
@@ -123,8 +128,7 @@ def with_layer(state, site, module, exact, options, read, changed):
   `read` and `changed` are what the layer reads without and with rounding before it.
   """
   own = layer_of(exact, site)
-  place = [name for name in trees.named(state.params)
-           if f'{method.KERNELS}/{name}/log_step' in state.learned[method.NAME]]
+  place = rounded_kernels(state)
   if f'{site}/kernel' not in place:
     return state
   arrays = part(state.learned[method.NAME], f'{method.KERNELS}/{site}/kernel')
@@ -194,7 +198,7 @@ def with_statistics(network, state, batches):
   @jax.jit
   def own(state, batch):
     counted = network.compression.counted(dict(state.trained, held=state.held), state.hparams)
-    batch = network.scaling.batch(batch, network.objective.regression)
+    batch = network.scaled(batch)
     empty = dict(state.model_state, batch_stats=jax.tree.map(jnp.zeros_like,
                                                              state.model_state['batch_stats']))
     _, changed = network.forward(counted, empty, batch['inputs'], state.hparams,

@@ -36,7 +36,7 @@ def preparation(network, num_classes):
   augment = augment_lib.make_augment(network.config.augment, num_classes, network.scaling.std)
 
   def prepare(batch, key, hparams):
-    batch = network.scaling.batch(batch, network.objective.regression)
+    batch = network.scaled(batch)
     if augment is not None:
       batch = augment(batch, key, hparams)
     if 'input_noise' in hparams:

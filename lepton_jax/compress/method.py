@@ -63,14 +63,14 @@ class Setting(typing.NamedTuple):
   Attributes:
     kernels: {name: array or shape} of all kernels, in tree order.
     frozen: names of those that are not trained.
-    reading: paths of the layers that read floating-point inputs.
+    reading: () -> paths of the layers that read floating-point inputs; it traces the network.
     total_steps, steps_per_epoch: of the run.
     zeros: names of kernels that hold zeros of another run, which have to stay.
     ticket: {name: kernel} of another run, which say what is pruned here; empty: the run's own do.
   """
   kernels: dict
   frozen: frozenset = frozenset()
-  reading: frozenset = frozenset()
+  reading: typing.Callable = frozenset
   total_steps: int = 1
   steps_per_epoch: int = 1
   zeros: frozenset = frozenset()
@@ -211,6 +211,7 @@ def under(prefix, arrays):
 
 def _reader(method, weights, hparams):
   learned, held = arrays_of(method, weights)
+
   def read(module, path, x):
     # Layers say where the batch is, if it is not in front, so that entries count one example's.
     entries = x.size // max(x.shape[getattr(module, 'batch_axis', 0)], 1)

@@ -28,12 +28,13 @@ def lstm(kernel, bias, gates, valid, keep, states, read=None, grid=None):
 
 @jax.custom_vjp
 def _lstm(kernel, bias, gates, exists, keep, h, c):
-  outputs, *last = _inference(gates, kernel, bias, exists, keep, _no_grid(gates), h, c)
+  inputs = gates, kernel, bias, exists, keep, _no_grid(gates), h, c
+  outputs, *last = _operation('lstm_inference')(*inputs)
   return tuple(last), outputs
 
 
 def _forward(kernel, bias, gates, exists, keep, h, c):
-  found = _training(gates, kernel, bias, exists, keep, _no_grid(gates), h, c)
+  found = _operation('lstm')(gates, kernel, bias, exists, keep, _no_grid(gates), h, c)
   outputs, activated, cells, *last = found
   return (tuple(last), outputs), (kernel, exists, keep, h, c, outputs, activated, cells)
 
@@ -53,12 +54,13 @@ _lstm.defvjp(_forward, _backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _rounded(read, closed, grid, kernel, bias, gates, exists, keep, h, c):
-  outputs, *last = _inference(gates, kernel, bias, exists, keep, grid, h, c)
+  outputs, *last = _operation('lstm_inference')(gates, kernel, bias, exists, keep, grid, h, c)
   return tuple(last), outputs
 
 
 def _rounded_forward(read, closed, grid, kernel, bias, gates, exists, keep, h, c):
-  outputs, activated, cells, *last = _training(gates, kernel, bias, exists, keep, grid, h, c)
+  found = _operation('lstm')(gates, kernel, bias, exists, keep, grid, h, c)
+  outputs, activated, cells, *last = found
   saved = closed, grid, kernel, exists, keep, h, c, outputs, activated, cells
   return (tuple(last), outputs), saved
 
@@ -87,14 +89,6 @@ def _before(h, outputs):
 
 def _no_grid(gates):
   return jnp.zeros(3, gates.dtype)
-
-
-def _inference(*arrays):
-  return _operation('lstm_inference')(*arrays)
-
-
-def _training(*arrays):
-  return _operation('lstm')(*arrays)
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lepton_jax.compress.straight_through import straight_through
+from lepton_jax.compress.straight_through import scaled_gradient, straight_through
 from lepton_jax.layers import columns
 from lepton_jax.precision import at_least_single
 from lepton_jax.registry import INPUT_QUANTIZERS
@@ -48,7 +48,7 @@ def affine(x, low, high, bits, entries):
   wide = x.astype(at_least_single(x.dtype))
   gain = lax.rsqrt((2.0 ** bits - 1) * max(entries, 1)).astype(wide.dtype)
   low, high = jnp.where(low <= 0, low, 0), jnp.where(high >= 0, high, 0)
-  low, high = (lax.stop_gradient(r) + (r - lax.stop_gradient(r)) * gain for r in (low, high))
+  low, high = scaled_gradient(low, gain), scaled_gradient(high, gain)
   return _affine(wide, low, high, bits).astype(x.dtype)
 
 

@@ -23,7 +23,7 @@ def make(config, setting):
   quantizer = registry.WEIGHT_QUANTIZERS.get(options.quantize_weights)()
   reader = registry.INPUT_QUANTIZERS.get(options.quantize_inputs)()
   dtype = at_least_single(config.architecture.dtype)
-  shared = {name: axes(name, kernel.ndim, options.quantize_granularity, setting.reading)
+  shared = {name: axes(name, kernel.ndim, options.quantize_granularity, setting.reading())
             for name, kernel in setting.kernels.items()}
   kernel_place = {name: i for i, name in enumerate(weight_bits)}
   site_place = {site: i for i, site in enumerate(input_bits)}
@@ -84,7 +84,7 @@ def bits(options, setting):
       continue
     if weight:
       weight_bits[name] = weight
-    if read and sites.owner(name) in setting.reading:
+    if read and sites.owner(name) in setting.reading():
       input_bits[sites.owner(name)] = read
   asked = options.quantize_weight_bits or options.quantize_activation_bits or ruled
   if asked and not weight_bits and not input_bits:
@@ -143,7 +143,7 @@ def reached(setting, config):
     site = sites.owner(name)
     if site in input_bits:
       row |= dict(activation_bits=input_bits[site], activation_quantizer=options.quantize_inputs)
-    elif site not in setting.reading:
+    elif site not in setting.reading():
       row |= dict(activation_reason='its layer has no floating-point input')
     else:
       row |= dict(activation_reason='no activation bits were asked for')

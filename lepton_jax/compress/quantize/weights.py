@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lepton_jax.compress.straight_through import straight_through
+from lepton_jax.compress.straight_through import scaled_gradient, straight_through
 from lepton_jax.registry import WEIGHT_QUANTIZERS
 
 
@@ -114,11 +114,6 @@ def lsq():
     return straight_through(place, jnp.round(place)) * step
 
   return Quantizer(apply, init)
-
-
-def scaled_gradient(value, factor):
-  """`value`, with its gradient times `factor`."""
-  return lax.stop_gradient(value) + (value - lax.stop_gradient(value)) * factor
 
 
 @WEIGHT_QUANTIZERS.register
