@@ -6,6 +6,7 @@ import functools
 import importlib.metadata
 import os
 import pathlib
+import platform
 import subprocess
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
@@ -70,8 +71,21 @@ def facts():
   """Versions, device, git revision and time, for result.json."""
   import jax
   return dict(versions={p: importlib.metadata.version(p) for p in PACKAGES},
-              device=jax.devices()[0].device_kind, git_revision=git_revision(),
+              device=jax.devices()[0].device_kind, processor=processor(),
+              git_revision=git_revision(),
               finished=datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'))
+
+
+def processor():
+  """The processor and the widest of the instructions that libraries use on it."""
+  info = pathlib.Path('/proc/cpuinfo')
+  lines = info.read_text().splitlines() if info.exists() else []
+  facts = dict(line.split(':', 1) for line in lines if ':' in line)
+  facts = {name.strip(): value.strip() for name, value in facts.items()}
+  present = facts.get('flags', '').split()
+  widest = [kind for kind in ('amx_bf16', 'avx512_bf16', 'avx512f', 'avx2') if kind in present]
+  name = facts.get('model name') or platform.processor() or platform.machine()
+  return ', '.join([name, *widest[:1]])
 
 
 @functools.cache

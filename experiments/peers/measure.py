@@ -3,8 +3,6 @@
 import contextlib
 import datetime
 import importlib.metadata
-import pathlib
-import platform
 
 from experiments.peers import race
 from lepton_jax import machine
@@ -64,23 +62,11 @@ def row(name, batch, dtype, gpu, rounds, seconds):
                  gbytes=traffic and traffic / auto.median() / 1e6, peak_gbytes=peak_bytes / 1e9)
     torches = {f'torch {r.label}': r.median() for r in torch}
     return found | dict(torch_ms_each='; '.join(f'{n} {ms:.2f}' for n, ms in torches.items()),
-                        device=auto.facts['device'], machine=machine_name(),
+                        device=auto.facts['device'], machine=machine.processor(),
                         cores=machine.cores(), jax=auto.facts['version'],
                         flax=importlib.metadata.version('flax'), torch=best_torch.facts['version'],
                         torch_threads=best_torch.facts['threads'],
                         git_revision=machine.git_revision(), date=str(datetime.date.today()))
-
-
-def machine_name():
-  """The processor and the widest of the instructions that libraries use on it."""
-  info = pathlib.Path('/proc/cpuinfo')
-  lines = info.read_text().splitlines() if info.exists() else []
-  facts = dict(line.split(':', 1) for line in lines if ':' in line)
-  facts = {name.strip(): value.strip() for name, value in facts.items()}
-  present = facts.get('flags', '').split()
-  widest = [kind for kind in ('amx_bf16', 'avx512_bf16', 'avx512f', 'avx2') if kind in present]
-  name = facts.get('model name') or platform.processor() or platform.machine()
-  return ', '.join([name, *widest[:1]])
 
 
 def scaling(name, seconds):
