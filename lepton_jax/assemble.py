@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lepton_jax import layers, linear, post_training, training_step, trees
+from lepton_jax import layers, linear, post_training, removal, training_step, trees
 from lepton_jax import network as network_lib
 from lepton_jax import strengths as strengths_lib
 from lepton_jax.compress import methods
@@ -52,18 +52,19 @@ def load_data(config):
   return dataset_lib.load(config.data, config.optimization.loss)
 
 
-def build(config, dataset, initial=None, ticket=None):
+def build(config, dataset, initial=None, ticket=None, widths=None):
   """The Assembly of a configuration on a data set.
 
   `initial` holds weights to start from, {'params', 'model_state', ...} of another run, `ticket`
-  those of a run whose weights say what is pruned. What compression learns is set anew. Raises
-  UserError where options do not fit the model, the data or each other.
+  those of a run whose weights say what is pruned, `widths` output features of layers that lost
+  some. What compression learns is set anew. Raises UserError where options do not fit the model,
+  the data or each other.
   """
   if config.optimization.solver == 'closed_form':
     linear.check(config)
   if config.quantize.quantize_after:
     post_training.check(config)
-  network = network_lib.make_network(config, dataset)
+  network = network_lib.make_network(config, dataset, widths)
   init = network_lib.make_init(network, dataset)
   variables = init(jax.random.key(config.training.seed))
   start = params, model_state = weights_of(variables, initial)
@@ -110,17 +111,30 @@ def build(config, dataset, initial=None, ticket=None):
 def compressed(network, dataset, params, model_state, **facts):
   """The Network with the methods of its configuration; `facts` are fields of a Setting."""
   kernels = {n: leaf for n, leaf in trees.named(params).items() if trees.is_kernel(n)}
-  reading = functools.cache(functools.partial(
-      network_lib.layers_that_read, network, params, model_state, dataset))
-  setting = Setting(kernels=kernels, reading=reading, **facts)
+  traced = lambda function: functools.cache(functools.partial(
+      function, network, params, model_state, dataset))
+  setting = Setting(kernels=kernels, reading=traced(network_lib.layers_that_read),
+                    coupling=traced(network_lib.coupled), **facts)
   return dataclasses.replace(network, compression=methods.build(network.config, setting))
 
 
-def finished(config, dataset, weights):
-  """The Network of a finished run, for its weights."""
-  network = network_lib.make_network(config, dataset)
+def finished(config, dataset, weights, widths):
+  """The Network of a finished run, for its weights and the widths of its layers."""
+  network = network_lib.make_network(config, dataset, widths)
   return compressed(network, dataset, weights['params'], weights['model_state'],
                     zeros=prune.masked_names(weights))
+
+
+def narrowed(network, dataset, weights, hparams):
+  """(Network, weights) of a run at its end, without the channels that compression made zero."""
+  if not any(method.removes for method in network.compression.methods):
+    return network, weights
+  small, fewer = removal.without_channels(network, dataset, weights)
+  if small is not network:
+    small = compressed(small, dataset, fewer['params'], fewer['model_state'],
+                       zeros=prune.masked_names(fewer))
+    removal.check(network, small, weights, fewer, dataset, hparams)
+  return small, fewer
 
 
 def weights_of(variables, initial):

@@ -10,6 +10,29 @@ from lepton_jax.data import batches, series
 from lepton_jax.errors import UserError
 
 
+class Meter:
+  """Measures weights of one network on the splits of its data.
+
+  `predict` is what the network predicts by, compiled, if others share it.
+  """
+
+  def __init__(self, network, data, layout, hparams, predict=None):
+    self.network, self.data, self.layout, self.hparams = network, data, layout, hparams
+    self._predict = predict or predictor(network, data, layout)
+
+  def __call__(self, weights, split):
+    """{measurement: float}; {} where the split has no examples."""
+    if not self.data.size(split):
+      return {}
+    return evaluate_split(self.network, self._predict, weights, self.hparams, self.data, split,
+                          self.network.config.data.batch_size, self.layout)
+
+
+def predictor(network, data, layout):
+  """The compiled function by which a network predicts on its data."""
+  return layout.predict(network.predict_stream if data.stream else network.predict)
+
+
 def evaluate_split(network, predict, weights, hparams, data, split, batch_size, layout):
   """{measurement: float} of weights on a split, every example once; 'score' ranks epochs."""
   if data.stream:

@@ -1,6 +1,7 @@
 """Run folders, read back: result, configuration, weights, a network ready to predict."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,9 @@ from lepton_jax import strengths as strengths_lib
 from lepton_jax.data import dataset
 from lepton_jax.errors import UserError
 from lepton_jax.files import read_json
-from lepton_jax.train import checkpoint, parallel
+from lepton_jax.train import checkpoint, parallel, record
 
-RESULT, DATA = 'result.json', 'data.json'
+RESULT, DATA, WIDTHS = 'result.json', 'data.json', 'widths.json'
 PARTS = ('params', 'learned', 'held', 'model_state')  # of saved weights
 
 
@@ -74,6 +75,20 @@ def read_weights(folder):
   return dict(dict.fromkeys(PARTS, {}), **store.restore_named(step)), step
 
 
+def write_widths(folder, widths):
+  """Notes the layers that are narrower than the model's own, {path: output features}."""
+  if widths:
+    record.write_atomically(epath.Path(folder) / WIDTHS, json.dumps(widths) + '\n')
+
+
+def read_widths(folder):
+  """{path: output features} of the layers that lost channels in a run; {} where none did."""
+  found = read_json(epath.Path(folder).expanduser() / WIDTHS) or {}
+  if not all(type(width) is int and width > 0 for width in found.values()):
+    raise UserError(f'{folder}/{WIDTHS} is damaged: it maps paths to whole numbers above 0')
+  return found
+
+
 @dataclasses.dataclass(frozen=True)
 class Trained:
   """A finished run, ready to predict. `data` is its data set, `network` its forward pass."""
@@ -128,6 +143,6 @@ def load(folder, examples=True, **overrides):
     data = dataset.without_examples(described_data(folder))
   machine.start(config.run)
   weights = jax.tree.map(jnp.asarray, read_weights(folder)[0])
-  network = assemble.finished(config, data, weights)
+  network = assemble.finished(config, data, weights, read_widths(folder))
   hparams = strengths_lib.strengths(config, network.compression)
   return Trained(config, data, network, weights, hparams)

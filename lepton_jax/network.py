@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from lepton_jax import losses, metrics, models, objective, registry, trees
+from lepton_jax.compress import coupling
 from lepton_jax.compress.method import Compression
 from lepton_jax.compress.quantize import sites as quantize_sites
 from lepton_jax.errors import UserError
 from lepton_jax.layers import platform
+from lepton_jax.layers import widths as widths_lib
 from lepton_jax.precision import at_least_single
 from lepton_jax.scaling import Scaling
 
@@ -24,12 +26,14 @@ class Network:
   """The forward pass of a Flax module between its Scaling and its Objective.
 
   `weights` is {'params', 'learned', 'held'}, and for `predict` 'model_state', as a run saves them.
+  `widths` are output features of layers, by path, where channels were removed.
   """
   config: typing.Any
   module: typing.Any
   objective: objective.Objective
   scaling: Scaling
   compression: Compression = Compression()
+  widths: dict = dataclasses.field(default_factory=dict)
 
   def forward(self, weights, model_state, inputs, hparams, training=None, key=None, collect=()):
     """Logits f32[batch, outputs] and the new model_state.
@@ -51,7 +55,7 @@ class Network:
     if jnp.issubdtype(inputs.dtype, jnp.floating):
       inputs = inputs.astype(self.config.architecture.dtype)
     mutable = [*(model_state if training is not None else ()), *collect]
-    with platform.using(self.config.run.convolution):
+    with platform.using(self.config.run.convolution), widths_lib.using(self.widths):
       result = self.module.apply({'params': weights['params'], **model_state}, inputs, training,
                                  rngs=None if key is None else {'dropout': key},
                                  mutable=mutable or False)
@@ -87,11 +91,16 @@ class Network:
   def carry(self, batch_size):
     """The empty state of `batch_size` rows of running text."""
     inputs = jnp.zeros((1, 1), jnp.int32)
-    shapes = jax.eval_shape(lambda: self.module.init(jax.random.key(0), inputs, None))['carry']
+    shapes = jax.eval_shape(lambda: self.init(jax.random.key(0), inputs)[1])['carry']
     return fresh_carry(shapes, batch_size)
 
+  def init(self, key, inputs):
+    """(output, fresh variables) of the module."""
+    with widths_lib.using(self.widths):
+      return self.module.init_with_output(key, inputs, None)
 
-def make_network(config, dataset):
+
+def make_network(config, dataset, widths=None):
   """The Network without compression; raises UserError where model, loss and data do not fit."""
   platform.check(config.run.convolution)
   architecture = config.architecture
@@ -116,7 +125,7 @@ def make_network(config, dataset):
   module = function(outputs=outputs, **chosen)
   scaling = Scaling(dataset.mean, dataset.std, (dataset.target_mean, dataset.target_std),
                     dataset.targets if config.data.relative else (), architecture.dtype)
-  return Network(config, module, goal, scaling)
+  return Network(config, module, goal, scaling, widths=widths or {})
 
 
 def model_options(architecture, parameters):
@@ -144,7 +153,7 @@ def make_init(network, dataset):
   It raises UserError where model and data do not fit.
   """
   inputs, model = example_inputs(network.config, dataset), network.config.architecture.model
-  compiled = jax.jit(lambda key: network.module.init_with_output(key, inputs, None))
+  compiled = jax.jit(lambda key: network.init(key, inputs))
 
   def init(key):
     try:
@@ -198,6 +207,21 @@ def layers_that_read(network, params, model_state, dataset):
     model_state = dict(model_state, carry=network.carry(1))
   look = lambda x: network.observe(dict(params=params), model_state, x, owners)
   return frozenset(jax.eval_shape(look, inputs))
+
+
+def coupled(network, params, model_state, dataset):
+  """The Coupling of a network's channels, found by tracing one pass."""
+  if dataset.stream:
+    model_state = dict(model_state, carry=network.carry(1))
+
+  def look(variables, inputs):
+    state = {name: leaf for name, leaf in variables.items() if name != 'params'}
+    with platform.using('portable'):
+      return network.forward(variables, state, inputs, {})[0]
+
+  bare = dataclasses.replace(network, compression=Compression())
+  network, inputs = bare, example_inputs(bare.config, dataset)
+  return coupling.couple(look, dict(model_state, params=params), inputs)
 
 
 def fresh_carry(carry, batch_size):

@@ -224,13 +224,15 @@ class Prune:
   """Pruning: masked weights are exactly zero."""
   prune_sparsity: float = option(0.0, 'share of all prunable kernel entries set to zero; 0: off',
                                  low=0, high=0.9999, traced=True)
-  prune_score: str = option('magnitude', 'what ranks the weights; the lowest go',
-                            choices=registry.SCORES)
+  prune_score: str = option('magnitude', 'what ranks weights or channels; the lowest go',
+                            choices=registry.Either(registry.SCORES, registry.CHANNEL_SCORES))
   prune_structure: str = option(
-      'none', "what goes at once: 'none', single weights; "
-              "'N:M', all but N of every M neighbours along the input axis")
-  prune_allocation: str = option('lamp', 'how much of it each kernel gives up',
-                                 choices=registry.ALLOCATIONS)
+      'none', "what goes at once: 'none', single weights; 'N:M', all but N of every M neighbours "
+              "along the input axis; 'channels', filters and units, which really leave the network")
+  prune_round: int = option(1, 'with channels: widths stay multiples of this', low=1)
+  prune_allocation: str = option('auto', 'how much of it each kernel gives up; '
+                                 'auto: lamp, with channels uniform',
+                                 choices=registry.Either(registry.ALLOCATIONS, ('auto',)))
   prune_layers: str = option(
       '', "sparsities of their own, 'conv1=0.5;.*=0.9'; the first rule that matches a path counts",
       separator='|')

@@ -91,6 +91,17 @@ class Registry:
         getattr(decorator.value, 'id', None) == self._symbol)
 
 
+class Either:
+  """The names of a registry and more, a tuple or another registry, for an option that takes all."""
+
+  def __init__(self, registry, more):
+    self._registry, self._more = registry, more
+
+  def names(self):
+    more = self._more if isinstance(self._more, tuple) else self._more.names()
+    return tuple(sorted((*self._registry.names(), *more)))
+
+
 MODELS = Registry('model', 'MODELS', 'models')
 DATASETS = Registry('data set', 'DATASETS', 'data')
 OPTIMIZERS = Registry('optimizer', 'OPTIMIZERS', 'train.optim')
@@ -98,6 +109,7 @@ SCHEDULES = Registry('schedule', 'SCHEDULES', 'train.schedules')
 LOSSES = Registry('loss', 'LOSSES', 'losses')
 PENALTIES = Registry('penalty', 'PENALTIES', 'regularize')
 SCORES = Registry('pruning score', 'SCORES', 'compress.prune')
+CHANNEL_SCORES = Registry('channel score', 'CHANNEL_SCORES', 'compress.prune')
 ALLOCATIONS = Registry('allocation', 'ALLOCATIONS', 'compress.prune')
 PRUNE_SCHEDULES = Registry('pruning schedule', 'PRUNE_SCHEDULES', 'compress.prune')
 WEIGHT_QUANTIZERS = Registry('weight quantizer', 'WEIGHT_QUANTIZERS', 'compress.quantize')

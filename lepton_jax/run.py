@@ -58,14 +58,7 @@ def train_one(config, folder, quiet=False):
   state, checkpoints = resume(assembly, layout, folder, config.run.keep_checkpoints, tell)
   # A copy for evaluation: each step donates the buffers of the state, strengths included.
   hparams = layout.put_state(strengths_lib.strengths(config, network.compression))
-  predict = layout.predict(network.predict_stream if data.stream else network.predict)
-
-  def measure(weights, split):
-    if not data.size(split):
-      return {}
-    return evaluation.evaluate_split(network, predict, weights, hparams, data, split,
-                                     config.data.batch_size, layout)
-
+  meter = evaluation.Meter(network, data, layout, hparams)
   record = record_lib.Record(folder, int(state.step), config.run.tensorboard and not quiet,
                              quiet=not first)
   progress = record_lib.Progress(assembly.total_steps, int(state.step), config.name(), quiet)
@@ -77,35 +70,41 @@ def train_one(config, folder, quiet=False):
       state = post_training.quantize(assembly, state, layout.put_examples)
     else:
       state = fit(assembly, layout, calls, state, checkpoints, record, progress,
-                  lambda s: measure(s.evaluated, 'validation'))
+                  lambda s: meter(s.evaluated, 'validation'))
   finally:
     progress.close()
     record.close()
     checkpoints.close()
 
-  return finish(config, assembly, folder, state, record.rows, time.monotonic() - began, hparams,
-                measure, layout.devices)
+  return finish(config, assembly, folder, state, record.rows, time.monotonic() - began, meter)
 
 
-def finish(config, assembly, folder, state, rows, elapsed, hparams, measure, devices):
+def finish(config, assembly, folder, state, rows, elapsed, meter):
   """Saves the selected weights and measures them on validation and, once, on test.
 
-  Writes result.json last and returns the result. `measure` is (weights, split) -> measurements.
+  Channels that compression made zero leave before. Writes result.json last and returns the result.
+  `meter` is the evaluation.Meter of the run.
   """
-  data = assembly.dataset
+  data, hparams = assembly.dataset, meter.hparams
   use_best = bool(config.training.select == 'best' and state.best and int(state.best['step']))
-  weights = state.best['weights'] if use_best else state.evaluated
+  selected = state.best['weights'] if use_best else state.evaluated
+  network, weights = assemble.narrowed(assembly.network, data, selected, hparams)
+  if network is not assembly.network:
+    meter = evaluation.Meter(network, data, meter.layout, hparams)
+    weights = meter.layout.put_state(weights)
   if config.run.save_weights:
+    folder_lib.write_widths(folder, network.widths)
     checkpoint.Checkpoints(folder / 'weights').save(int(state.step), weights)
   result = dict(
-      name=config.name(), measure=data.measure, **named('test', measure(weights, 'test')),
-      **named('validation', measure(weights, 'validation')),
+      name=config.name(), measure=data.measure, **named('test', meter(weights, 'test')),
+      **named('validation', meter(weights, 'validation')),
       **count_steps(assembly, state, use_best, rows, elapsed),
-      **compress_report.facts(assembly.network.compression, weights, hparams, config),
+      **compress_report.facts(network.compression, weights, hparams, config),
+      num_parameters=trees.count(weights['params']), **narrower(assembly.network, network, state),
       **naive_forecasts(config, data),
-      **linear_coefficients(config, assembly.network, data, weights),
+      **linear_coefficients(config, network, data, weights),
       parameters_sha256=trees.digest(state.trained), seed=config.training.seed,
-      dataset_sha256=data.fingerprint, **machine.facts(), devices=devices,
+      dataset_sha256=data.fingerprint, **machine.facts(), devices=meter.layout.devices,
       convolution=platform.describe(config.run.convolution, config.architecture.dtype))
   if jax.process_index() == 0:
     if config.run.pictures and rows:
@@ -128,6 +127,7 @@ def other_runs(config, data):
       raise UserError(f'--init_from={training.init_from} has another vocabulary ({sizes}); '
                       f'its vectors would belong to other words')
     found['initial'] = folder_lib.read_weights(training.init_from)[0]
+    found['widths'] = folder_lib.read_widths(training.init_from)
   if config.prune.prune_ticket:
     found['ticket'] = folder_lib.read_weights(config.prune.prune_ticket)[0]
   return found
@@ -192,6 +192,13 @@ def fit(assembly, layout, calls, state, checkpoints, record, progress, validate)
                          f'A lower --learning_rate or --clip_norm=1 may help') from None
 
 
+def narrower(network, small, state):
+  """Facts of a run whose layers are narrower than the model's own; {} for all others."""
+  if not small.widths:
+    return {}
+  return dict(widths=small.widths, parameters_before=trees.count(state.params))
+
+
 def named(split, measured):
   """{'test_loss': ...} without the score that only ranks epochs."""
   return {f'{split}_{name}': value for name, value in measured.items() if name != 'score'}
@@ -204,7 +211,7 @@ def count_steps(assembly, state, use_best, rows, elapsed):
   """
   rates = [row['examples_per_second'] for row in rows if row.get('examples_per_second')]
   return dict(
-      num_parameters=trees.count(state.params), steps=int(state.step),
+      steps=int(state.step),
       epochs=int(state.step) / assembly.batches.steps_per_epoch,
       selected_step=int(state.best['step']) if use_best else int(state.step),
       train_seconds=rows[-1]['seconds'] if rows else elapsed,

@@ -97,7 +97,7 @@ def test_lamp_is_the_published_score_worked_by_hand():
        seed=st.integers(0, 3))
 def test_n_of_m_keeps_the_n_highest_of_every_m_inputs(n, extra, inputs, seed):
   m = n + extra
-  kind = structure.structure(f'{n}:{m}')
+  kind = structure.pattern(f'{n}:{m}')
   score = np.abs(np.random.default_rng(seed).normal(size=(2, inputs, 3)))
   kept = structure.chosen_masks(kind, dict(k=score), dict(k=kind.units(score).size))['k']
   for row in range(2):
@@ -111,8 +111,8 @@ def test_n_of_m_keeps_the_n_highest_of_every_m_inputs(n, extra, inputs, seed):
 
 def test_structures_refuse_what_they_are_not():
   for name in ('channelz', '4:2', '0:4', '2:'):
-    with pytest.raises(UserError, match='allowed are none, and N:M'):
-      structure.structure(name)
+    with pytest.raises(UserError, match='allowed are none, channels, and N:M'):
+      structure.pattern(name)
 
 
 # schedules
@@ -171,7 +171,8 @@ def scores_of(small, name, activation='tanh'):
   _, batches, make_tools = assembly.make_hooks.args
   tools, state = make_tools(batches, lambda b: b, slice(None), jax.jit), assembly.state
   ranked = sorted(masks_of(state))
-  found = method.worth(config, tools, ranked, {}, state, 0)
+  evidence = method.evidence(config, tools, ranked, {}, state, 0)
+  found = registry.SCORES.get(name)(evidence)
   gradients = [trees.named(jax.grad(tools.loss)(state.params, state, assembly.batches.at(i)))
                for i in range(2)]
   return found, trees.named(state.params), gradients, tools, assembly

@@ -39,6 +39,7 @@ class Method(typing.NamedTuple):
     hooks: (options, Tools) -> [(due, change)]: `change(state, step)` gives the state before the
       steps for which `due(step)` is true.
     settled: the first step whose weights may be chosen as the best.
+    removes: whether channels that it made zero leave the network after the last step.
     describe: (params, held) -> {name: number}, for the row of an epoch and for result.json.
   """
   name: str
@@ -54,6 +55,7 @@ class Method(typing.NamedTuple):
   after: typing.Callable | None = None
   hooks: typing.Callable = lambda options, tools: []
   settled: int = 0
+  removes: bool = False
   describe: typing.Callable = lambda params, held: {}
 
 
@@ -64,6 +66,7 @@ class Setting(typing.NamedTuple):
     kernels: {name: array or shape} of all kernels, in tree order.
     frozen: names of those that are not trained.
     reading: () -> paths of the layers that read floating-point inputs; it traces the network.
+    coupling: () -> the coupling.Coupling of its channels; it traces the network.
     total_steps, steps_per_epoch: of the run.
     zeros: names of kernels that hold zeros of another run, which have to stay.
     ticket: {name: kernel} of another run, which say what is pruned here; empty: the run's own do.
@@ -71,6 +74,7 @@ class Setting(typing.NamedTuple):
   kernels: dict
   frozen: frozenset = frozenset()
   reading: typing.Callable = frozenset
+  coupling: typing.Callable | None = None
   total_steps: int = 1
   steps_per_epoch: int = 1
   zeros: frozenset = frozenset()

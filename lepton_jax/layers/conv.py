@@ -3,6 +3,7 @@
 import flax.linen as nn
 
 from lepton_jax.errors import UserError
+from lepton_jax.layers import widths
 from lepton_jax.layers.convolve import convolve
 from lepton_jax.precision import at_least_single
 
@@ -29,11 +30,12 @@ class Conv(nn.Module):
           f'{"/".join(self.path)}: a {self.kernel_size[0]}x{self.kernel_size[1]} convolution '
           f'without padding got a {height}x{width} image; use larger images (--image_size) or '
           f'another model')
-    shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
+    features = widths.width(self.path, self.features)
+    shape = (*self.kernel_size, x.shape[-1] // self.groups, features)
     kernel = self.param('kernel', self.kernel_init, shape, at_least_single(x.dtype))
     bias = None
     if self.use_bias:
       zeros = nn.initializers.zeros_init()
-      bias = self.param('bias', zeros, (self.features,), at_least_single(x.dtype)).astype(x.dtype)
+      bias = self.param('bias', zeros, (features,), at_least_single(x.dtype)).astype(x.dtype)
     return convolve(x, kernel.astype(x.dtype), bias, (self.strides, self.strides), self.padding,
                     self.groups)

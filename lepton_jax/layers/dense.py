@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 
+from lepton_jax.layers import widths
 from lepton_jax.layers.product import add_bias, product
 from lepton_jax.precision import at_least_single
 
@@ -20,8 +21,9 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x):
     wide = at_least_single(x.dtype)
-    kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.features), wide)
+    features = widths.width(self.path, self.features)
+    kernel = self.param('kernel', self.kernel_init, (x.shape[-1], features), wide)
     y = product(x, kernel.astype(x.dtype))
     if self.use_bias:
-      y = add_bias(y, self.param('bias', self.bias_init, (self.features,), wide))
+      y = add_bias(y, self.param('bias', self.bias_init, (features,), wide))
     return y

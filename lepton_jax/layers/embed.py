@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
+from lepton_jax.layers import widths
 from lepton_jax.precision import at_least_single
 
 
@@ -17,7 +18,8 @@ class Embed(nn.Module):
 
   @nn.compact
   def __call__(self, tokens):
-    table = self.param('embedding', nn.initializers.normal(0.1), (self.entries, self.features),
+    shape = (self.entries, widths.width(self.path, self.features))
+    table = self.param('embedding', nn.initializers.normal(0.1), shape,
                        at_least_single(jnp.dtype(self.dtype)))
     return table[tokens].astype(self.dtype)
 

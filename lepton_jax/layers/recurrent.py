@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lepton_jax.layers import dropout, lstm, platform, recur, watch
+from lepton_jax.layers import dropout, lstm, platform, recur, watch, widths
 from lepton_jax.layers.activation import ACTIVATIONS
 from lepton_jax.layers.dense import Dense
 from lepton_jax.precision import at_least_single
@@ -104,6 +104,16 @@ class Recurrent(nn.Module):
   activation: str = 'tanh'
   layer_norm: bool = False
 
+  @property
+  def size(self):
+    """Units of the state."""
+    gates = KINDS[self.kind].gates
+    return widths.width((*self.path, 'recurrent'), gates * self.features) // gates
+
+  def zero_states(self, x):
+    """The states before the first step of x[batch, ...], in its dtype."""
+    return (jnp.zeros((x.shape[0], self.size), x.dtype),) * KINDS[self.kind].states
+
   @nn.compact
   def __call__(self, x, valid=None, training=None, carry=None):
     """x[batch, time, in] -> (outputs[batch, time, features], carry).
@@ -114,7 +124,7 @@ class Recurrent(nn.Module):
     (arXiv:1512.05287).
     """
     kind = KINDS[self.kind]
-    width = kind.gates * self.features
+    width = kind.gates * self.size
     # Time leads from here on: what a step reads then lies together.
     project = Dense(width, use_bias=kind.input_bias, kernel_init=nn.initializers.lecun_normal(),
                     batch_axis=1, name='input')
@@ -126,7 +136,7 @@ class Recurrent(nn.Module):
     recurrent = Dense(width, bias_init=_bias_init(self.kind),
                       kernel_init=_orthogonal_gates(kind.gates), name='recurrent')
     if carry is None:
-      carry = (jnp.zeros((x.shape[0], self.features), x.dtype),) * kind.states
+      carry = self.zero_states(x)
     keep = self._recurrent_mask(x, training)
     valid = None if valid is None else valid.T
     join, step = kind.join, functools.partial(_step, self.kind, self.activation)
@@ -178,8 +188,8 @@ class Recurrent(nn.Module):
     """[batch, features] of 0 and 1 / (1 - rate), drawn by example, or None."""
     if training is None or training.recurrent_dropout is None:
       return None
-    whole = jnp.ones((x.shape[0], self.features), x.dtype)
-    return dropout.drop(whole, training.recurrent_dropout, (self.features,), training.example,
+    whole = jnp.ones((x.shape[0], self.size), x.dtype)
+    return dropout.drop(whole, training.recurrent_dropout, (self.size,), training.example,
                         self.make_rng('dropout'))
 
 

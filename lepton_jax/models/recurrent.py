@@ -35,16 +35,18 @@ class RecurrentNetwork(nn.Module):
   @nn.compact
   def __call__(self, x, training):
     x, valid = self.read(x, training)
+    found = [x]
     for i in range(self.depth):
-      x = self.directions(x, valid, training, i + 1)
-      if i + 1 < self.depth:
-        x = layers.Dropout(name=f'dropout{i + 1}')(x, training)
-    if self.pooling == 'last' and self.bidirectional:
+      x = jnp.concatenate(found, -1)
+      if i:
+        x = layers.Dropout(name=f'dropout{i}')(x, training)
+      found = self.directions(x, valid, training, i + 1)
+    if self.pooling == 'last':
       # Each direction's last step: the backward one ends at the first word.
-      forward, backward = jnp.split(x, 2, -1)
-      x = jnp.concatenate([recurrent.pool_steps(forward, valid, 'last'), backward[:, 0]], -1)
+      found = [recurrent.pool_steps(found[0], valid, 'last'), *(back[:, 0] for back in found[1:])]
     elif self.pooling is not None:
-      x = recurrent.pool_steps(x, valid, self.pooling)
+      found = [recurrent.pool_steps(one, valid, self.pooling) for one in found]
+    x = jnp.concatenate(found, -1)
     x = layers.Dropout(name='dropout')(x, training)
     return layers.Dense(self.outputs, kernel_init=head_init, name=HEAD)(x)
 
@@ -57,15 +59,15 @@ class RecurrentNetwork(nn.Module):
     return x, jnp.ones(x.shape[:2], bool)
 
   def directions(self, x, valid, training, number):
-    """One layer: forward, and beside it backward where the network reads both ways."""
+    """[outputs of one layer forward, and of one backward where the network reads both ways]."""
     def layer(name, x):
       return recurrent.Recurrent(self.kind, self.hidden, self.activation, self.norm == 'layer',
                                  name=f'{name}{number}')(x, valid, training)[0]
     forward = layer('forward', x)
     if not self.bidirectional:
-      return forward
+      return [forward]
     backward = recurrent.reverse(layer('backward', recurrent.reverse(x, valid)), valid)
-    return jnp.concatenate([forward, backward], -1)
+    return [forward, backward]
 
 
 def takes(function):
@@ -177,21 +179,16 @@ class LanguageModel(nn.Module):
     x = embed(x)
     for i in range(self.depth):
       x = layers.Dropout(name=f'dropout{i}')(x, training)
-      states = recurrent.KINDS[self.kind].states
-      carry = self.variable('carry', f'layer{i + 1}', zero_states, x, self.hidden, states)
-      x, last = recurrent.Recurrent(self.kind, self.hidden, layer_norm=self.norm == 'layer',
-                                    name=f'forward{i + 1}')(x, None, training, carry.value)
+      layer = recurrent.Recurrent(self.kind, self.hidden, layer_norm=self.norm == 'layer',
+                                  name=f'forward{i + 1}')
+      carry = self.variable('carry', f'layer{i + 1}', layer.zero_states, x)
+      x, last = layer(x, None, training, carry.value)
       if self.is_mutable_collection('carry') and not self.is_initializing():
         carry.value = last
     x = layers.Dropout(name='dropout')(x, training)
     if self.tied:
       return embed.attend(x)
     return layers.Dense(self.vocabulary, kernel_init=head_init, name=HEAD)(x)
-
-
-def zero_states(x, hidden, count):
-  """`count` states [batch, hidden] of zeros for x[batch, ...], in its dtype."""
-  return (jnp.zeros((x.shape[0], hidden), x.dtype),) * count
 
 
 @MODELS.register

@@ -31,16 +31,16 @@ class Block(nn.Module):
     y = layers.Conv(self.features, use_bias=self.use_bias, name='conv2')(y)
     y = layers.make_norm(self.norm, name='norm2')(y, training)
     y = layers.StochasticDepth(self.depth, name='branch')(y, training)
-    return activation(y + self._shortcut(x, training))
+    return activation(y + self._shortcut(x, y.shape[-1], training))
 
-  def _shortcut(self, x, training):
-    if self.strides == 1 and x.shape[-1] == self.features:
+  def _shortcut(self, x, features, training):
+    if self.strides == 1 and x.shape[-1] == features:
       return x
     if self.shortcut == 'pad':
-      extra = self.features - x.shape[-1]
+      extra = features - x.shape[-1]
       channels = (extra // 2, extra - extra // 2)
       return jnp.pad(x[:, ::self.strides, ::self.strides], ((0, 0), (0, 0), (0, 0), channels))
-    x = layers.Conv(self.features, (1, 1), self.strides, use_bias=self.use_bias,
+    x = layers.Conv(features, (1, 1), self.strides, use_bias=self.use_bias,
                     name='conv_shortcut')(x)
     if self.shortcut == 'conv_norm':
       x = layers.make_norm(self.norm, name='norm_shortcut')(x, training)

@@ -65,9 +65,7 @@ class Program:
     spread = jax.vmap if lanes > 1 else lambda function: function
     self.steps = {count: jax.jit(spread(parallel.repeated(step, count)), donate_argnums=0)
                   for count in {1, calls}}
-    network = assembly.network
-    stream = assembly.dataset.stream
-    self.predict = self.layout.predict(network.predict_stream if stream else network.predict)
+    self.predict = evaluation.predictor(assembly.network, assembly.dataset, self.layout)
 
   def stack(self, trees):
     """One tree of the lanes' `trees`, for `steps`; lanes that are left over repeat the first."""
@@ -98,7 +96,10 @@ class Trial:
     run.open_folder(config, self.folder, self.assembly.dataset)
     self.state, self._checkpoints = run.resume(self.assembly, program.layout, self.folder,
                                                config.run.keep_checkpoints, lambda text: None)
-    self._hparams = strengths_lib.strengths(config, self.assembly.network.compression)
+    network, data = self.assembly.network, self.assembly.dataset
+    self._meter = evaluation.Meter(network, data, program.layout,
+                                   strengths_lib.strengths(config, network.compression),
+                                   program.predict)
     self.hooks = self.assembly.make_hooks(program.layout.put_examples, slice(None), jax.jit)
     self._record = record_lib.Record(self.folder, int(self.state.step), config.run.tensorboard)
     self._earlier = self._record.rows[-1]['seconds'] if self._record.rows else 0.0
@@ -114,21 +115,16 @@ class Trial:
     ended = int(self.state.step) >= self.assembly.total_steps
     return ended or self.failed is not None or self.given_up
 
-  def measure(self, weights, split):
-    """{measurement: float} of weights on a split; {} where it has no examples."""
-    config, data, program = self.config, self.assembly.dataset, self.program
-    if not data.size(split):
-      return {}
-    weights = program.layout.put_state(weights)
-    return evaluation.evaluate_split(self.assembly.network, program.predict, weights, self._hparams,
-                                     data, split, config.data.batch_size, program.layout)
+  def _validation(self, state):
+    weights = self.program.layout.put_state(state.evaluated)
+    return self._meter(weights, 'validation')
 
   def end_epoch(self, began):
     """What a single run does after an epoch, which began at the time `began`."""
     steps, step = self.assembly.batches.steps_per_epoch, int(self.state.step)
     took = time.monotonic() - began
     self.state, row = loop.end_epoch(
-        self.state, step - 1, step // steps, lambda s: self.measure(s.evaluated, 'validation'),
+        self.state, step - 1, step // steps, self._validation,
         step >= self.assembly.selectable_from,
         lambda s: self.assembly.network.compression.describe(s.params, s.held))
     row.update(examples_per_second=steps * self.config.data.batch_size / took,
@@ -149,8 +145,9 @@ class Trial:
     self._checkpoints.close()
     if self.failed is None and self.over and not self.given_up:
       elapsed = time.monotonic() - self._began
-      self.result = run.finish(self.config, self.assembly, self.folder, self.state,
-                               self._record.rows, elapsed, self._hparams, self.measure, 1)
+      state = self.program.layout.put_state(self.state)
+      self.result = run.finish(self.config, self.assembly, self.folder, state, self._record.rows,
+                               elapsed, self._meter)
       if not self.config.run.checkpoint_every and (self.folder / 'checkpoints').exists():
         (self.folder / 'checkpoints').rmtree()  # of a stop; nobody asked for them
 

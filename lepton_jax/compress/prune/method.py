@@ -13,30 +13,41 @@ from lepton_jax.compress.prune import masks, scores
 from lepton_jax.compress.prune import structure as structures
 from lepton_jax.errors import UserError
 
-NAME, MASKS, MOVEMENT = 'prune', 'masks', 'movement'
+NAME, MASKS, MOVEMENT, BEGUN = 'prune', 'masks', 'movement', 'begun'
+# Weight quantizers whose levels count zeros, or have none.
+NEED_ALL_ENTRIES = ('binary', 'dorefa', 'ternary', 'ttq')
 
 
 def make(config, setting):
   """The Method of a configuration; None where nothing is pruned and no zeros have to stay."""
   options = config.prune
-  structure = structures.structure(options.prune_structure)
+  on = bool(options.prune_sparsity or options.prune_layers)
+  # What makes channels is found by tracing, for nothing where nothing is pruned.
+  structure = structures.structure(options, setting) if on else None
   fixed = rules.parse(options.prune_layers, tuple(setting.kernels), 'prune_layers', share)
-  reaches = reached(options, config.training.freeze, setting, structure, fixed)
-  ranked = [name for name, row in reaches.items() if 'pruned' in row]
-  masked = [name for name in setting.kernels if name in ranked or name in setting.zeros]
+  reaches = reached(options, config.training.freeze, setting, structure, fixed) if on else {}
+  keys = [key for key, kernels in structure.kernels.items()
+          if all('pruned' in reaches[name] for name in kernels)] if on else []
+  ranked = {key: structure.kernels[key] for key in keys}
+  targets = structure.masked(keys) if on else ()
+  masked = [*targets, *(name for name in setting.kernels
+                        if name in setting.zeros and name not in targets)]
   if not masked:
     return None
-  check(options)
+  check(options, config.quantize)
   straight = options.prune_gradient == 'straight_through'
   plan = registry.PRUNE_SCHEDULES.get(options.prune_schedule)(options, setting.total_steps)
+  scored = tuple(dict.fromkeys(name for kernels in ranked.values() for name in kernels))
 
   def init(params, hparams):
     del hparams
     start = {n: params[n] != 0 if n in setting.zeros else jnp.ones(params[n].shape, bool)
              for n in masked}
     held = under(MASKS, start)
+    if straight:
+      held |= under(BEGUN, {name: start[name] for name in masked if name in setting.zeros})
     if ranked and options.prune_score == 'movement':
-      held |= under(MOVEMENT, {name: jnp.zeros_like(params[name]) for name in ranked})
+      held |= under(MOVEMENT, {name: jnp.zeros_like(params[name]) for name in scored})
     return {}, held
 
   def after(params, gradients, held):
@@ -45,37 +56,54 @@ def make(config, setting):
     return held | under(MOVEMENT, moved)
 
   change = masks.apply_straight_through if straight else masks.apply
+  update = functools.partial(hooks, structure, plan, ranked, scored, fixed, setting.ticket)
   return Method(
       name=NAME, reaches=lambda options: reaches, init=init,
       weights=lambda params, learned, held, hparams: change(params, part(held, MASKS)),
       finish=lambda params, held: params if straight else masks.apply(params, part(held, MASKS)),
       after=after if options.prune_score == 'movement' and ranked else None,
-      hooks=(functools.partial(hooks, structure, plan, ranked, fixed, setting.ticket) if ranked
-             else lambda *_: []),
+      hooks=update if ranked else lambda *_: [],
       settled=plan.steps[-1] + 1 if ranked else 0,
-      strengths=functools.partial(check_share, structure, fixed),
-      describe=functools.partial(describe, ranked) if ranked else lambda *_: {})
+      strengths=functools.partial(check_share, structure, fixed) if on else lambda options: {},
+      removes=options.prune_structure == 'channels',
+      describe=functools.partial(describe, scored) if ranked else lambda *_: {})
 
 
-def describe(ranked, params, held):
+def describe(scored, params, held):
   """The share of zeros in the pruned kernels."""
   kept = masks.apply(params, part(held, MASKS))
-  return dict(sparsity=masks.sparsity({name: kept[name] for name in ranked}))
+  return dict(sparsity=masks.sparsity({name: kept[name] for name in scored}))
 
 
 def masked_names(weights):
   """Names of the kernels that saved weights have masks for."""
-  return frozenset(part(trees.named(weights['held'].get(NAME, {})), MASKS))
+  return frozenset(masks_of(weights))
+
+
+def masks_of(weights):
+  """{array: mask} that saved weights hold."""
+  return part(trees.named(weights['held'].get(NAME, {})), MASKS)
+
+
+def without_full_masks(weights):
+  """Saved weights without the masks that leave everything, and what else pruning held."""
+  kept = {name: mask for name, mask in masks_of(weights).items() if not np.asarray(mask).all()}
+  held = {name: arrays for name, arrays in weights['held'].items() if name != NAME}
+  return dict(weights, held=held | ({NAME: under(MASKS, kept)} if kept else {}))
 
 
 def without_dead(weights):
   """Saved weights with zeros where their masks are, if dead weights were kept beside them."""
-  found = part(trees.named(weights['held'].get(NAME, {})), MASKS)
+  found = masks_of(weights)
   return dict(weights, params=masks.applied(weights['params'], found)) if found else weights
 
 
-def check(options):
+def check(options, quantize):
   """Raises UserError for options that do not go together."""
+  bits, how = quantize.quantize_weight_bits, quantize.quantize_weights
+  if options.prune_structure == 'channels' and bits and how in NEED_ALL_ENTRIES:
+    raise UserError(f'--prune_structure=channels with --quantize_weights={how}: its levels change '
+                    f'when zeros leave; prune first, then quantise by --init_from')
   dynamic = options.prune_schedule in ('set', 'rigl')
   if dynamic and options.prune_structure != 'none':
     raise UserError(f'--prune_schedule={options.prune_schedule} exchanges single weights; it takes '
@@ -100,23 +128,31 @@ def share(text):
 
 
 def reached(options, freeze, setting, structure, fixed):
-  """{kernel: what pruning does with it}; raises UserError where it is on and reaches none."""
-  if not options.prune_sparsity and not fixed:
-    return {}
+  """{kernel: what pruning does with it}; raises UserError where it reaches none."""
   dense = trees.matching(options.prune_exclude, setting.kernels, 'prune_exclude')
   found = {}
   for name in setting.kernels:
-    why = structure.refuses(name, setting.kernels[name].shape)
+    why = structure.reasons.get(name)
     if name in dense:
       why = f'excluded by --prune_exclude={options.prune_exclude}'
     elif name in setting.frozen:
       why = f'frozen by --freeze={freeze}'
-    elif not options.prune_sparsity and name not in fixed:
-      why = 'no rule of --prune_layers matches'
     found[name] = dict(prune_reason=why) if why else dict(pruned=options.prune_structure)
+  for kernels in structure.kernels.values():
+    bound = next((name for name in kernels if 'prune_reason' in found[name]), None)
+    for name in kernels:
+      if bound is not None and name != bound:
+        found[name] = dict(prune_reason=f'its channels are also those of {bound}, which is '
+                                        f'{found[bound].get("prune_reason", "not pruned")}')
+      elif bound is None and not options.prune_sparsity and not fixed.keys() & set(kernels):
+        found[name] = dict(prune_reason='no rule of --prune_layers matches')
+  lost = [name for name in fixed if 'pruned' not in found[name]]
+  if fixed and len(lost) == len(fixed):
+    raise UserError(f'--prune_layers={options.prune_layers!r} matches only kernels that are not '
+                    f'pruned: {lost[0]}, {found[lost[0]]["prune_reason"]}')
   if not any('pruned' in row for row in found.values()):
-    raise UserError(f'--prune_exclude={options.prune_exclude!r} --freeze={freeze!r} leave no '
-                    f'kernel to prune')
+    raise UserError(f'--prune_structure={options.prune_structure} --prune_exclude='
+                    f'{options.prune_exclude!r} --freeze={freeze!r} leave no kernel to prune')
   return found
 
 
@@ -130,54 +166,63 @@ def check_share(structure, fixed, config):
   return {}
 
 
-def hooks(structure, plan, ranked, fixed, ticket, config, tools):
+def hooks(structure, plan, ranked, scored, fixed, ticket, config, tools):
   """The update of masks before each of the plan's steps."""
   straight = config.prune.prune_gradient == 'straight_through'
+  shares = {key: fixed[name] for key, kernels in ranked.items()
+            for name in [next((n for n in kernels if n in fixed), None)] if name}
 
   def update(state, step):
-    present = part(state.held[NAME], MASKS)
-    before = {name: np.asarray(present[name]) for name in ranked}
-    scores_of = worth(config, tools, ranked, ticket, state, step)
-    if not straight:  # what is gone ranks below all
-      scores_of = {name: np.where(before[name], np.asarray(score), -np.inf)
-                   for name, score in scores_of.items()}
+    present = {name: np.asarray(mask) for name, mask in part(state.held[NAME], MASKS).items()}
+    found = evidence(config, tools, scored, ticket, state, step)
+    worth = structure.worth(config.prune.prune_score, found, None if straight else present)
+    worth = {key: worth[key] for key in ranked}
     if plan.grows_by and step:
-      kept = exchanged(plan, tools, scores_of, before, state, step, config.training.seed)
-    else:
-      counts = units_to_go(config.prune, structure, plan.share(step), fixed, scores_of)
-      kept = structures.chosen_masks(structure, scores_of, counts)
-      if not straight:
-        kept = {name: mask & before[name] for name, mask in kept.items()}
-    grown = {name: kept[name] & ~before[name] for name in ranked if plan.grows_by}
-    return with_masks(state, kept, grown, straight)
+      before = {name: present[name] for name in ranked}
+      kept = exchanged(plan, tools, worth, before, state, step, config.training.seed)
+      return with_masks(state, kept, {name: kept[name] & ~before[name] for name in kept}, straight)
+    shapes = {key: found.kernels[kernels[0]].shape for key, kernels in ranked.items()}
+    counts = units_to_go(config.prune, structure, plan.share(step), shares, worth, shapes)
+    kept = structure.masks(worth, counts)
+    floor = part(state.held[NAME], BEGUN) if straight else present
+    kept = {name: mask & np.asarray(floor[name]) if name in floor else mask
+            for name, mask in kept.items()}
+    return with_masks(state, kept, {}, straight)
 
   return [(lambda step: step in plan.steps, update)]
 
 
-def worth(config, tools, ranked, ticket, state, step):
-  """{kernel: score of its entries}."""
+def evidence(config, tools, scored, ticket, state, step):
+  """What scores may look at before a step."""
   named = trees.named(state.params) | ticket
-  evidence = scores.Evidence(
-      {name: named[name] for name in ranked}, state, tools, step, config.prune.prune_batches,
+  return scores.Evidence(
+      {name: named[name] for name in scored}, named, state, tools, step,
+      config.prune.prune_batches,
       jax.random.fold_in(jax.random.key(config.training.seed), step),
       part(state.held[NAME], MOVEMENT))
-  return registry.SCORES.get(config.prune.prune_score)(evidence)
 
 
-def units_to_go(options, structure, share, fixed, scores_of):
-  """{kernel: how many of its units go} at a share of the final sparsity; what is gone stays so."""
-  units = {name: structure.units(score) for name, score in scores_of.items()}
-  counts = {name: round(share * fixed[name] / structure.share * units[name].size)
-            for name in units if name in fixed}
-  rest = {name: one for name, one in units.items() if name not in fixed}
+def units_to_go(options, structure, share, fixed, worth, shapes):
+  """{key: how many of its units go} at a share of the final sparsity; what is gone stays so."""
+  units = structure.units(worth)
+  gone = {key: int(np.isneginf(one).sum()) for key, one in units.items()}
+  counts = {key: round(share * fixed[key] / structure.share * units[key].size)
+            for key in units if key in fixed}
+  rest = {key: one for key, one in units.items() if key not in fixed}
   if rest:
     total = sum(one.size for one in rest.values())
     count = round(share * options.prune_sparsity / structure.share * total)
-    gone = sum(int(np.isneginf(one).sum()) for one in rest.values())
-    shapes = {name: scores_of[name].shape for name in rest}
-    allocate = registry.ALLOCATIONS.get(options.prune_allocation)
-    counts |= allocate(rest, shapes, max(gone, count))
-  return {name: max(counts[name], int(np.isneginf(one).sum())) for name, one in units.items()}
+    allocate = registry.ALLOCATIONS.get(allocation(options))
+    counts |= allocate(rest, {key: shapes[key] for key in rest},
+                       max(sum(gone[key] for key in rest), count))
+  return {key: max(structure.allowed(one.size, counts[key]), gone[key])
+          for key, one in units.items()}
+
+
+def allocation(options):
+  """The allocation's name; where all channels are ranked together, wide layers lose nearly all."""
+  auto = 'uniform' if options.prune_structure == 'channels' else 'lamp'
+  return auto if options.prune_allocation == 'auto' else options.prune_allocation
 
 
 def exchanged(plan, tools, scores_of, before, state, step, seed):

@@ -18,6 +18,7 @@ class Evidence(typing.NamedTuple):
 
   Attributes:
     kernels: {name: kernel}, those that are ranked.
+    params: {name: array} of all parameters.
     state: the TrainState.
     tools: the method.Tools of the program.
     step: of the update; the batches from here on are looked at.
@@ -26,6 +27,7 @@ class Evidence(typing.NamedTuple):
     movement: {name: sum over updates of -w * gradient}; empty unless the score asks for it.
   """
   kernels: dict
+  params: dict
   state: typing.Any
   tools: typing.Any
   step: int

@@ -1,26 +1,65 @@
-"""What goes at once: single entries, or all but N of every M neighbours (N:M).
+"""What goes at once: single entries, all but N of every M neighbours, or channels (channels.py).
 
-A structure turns the scores of a kernel's entries into scores of units, and a choice of units into
-the entries that are masked.
+A structure turns what entries are worth into what units are worth, and how many units go into
+masks.
 """
 
+import functools
 import re
 import typing
 
 import numpy as np
 
-from lepton_jax.compress.prune import masks
+from lepton_jax import registry
+from lepton_jax.compress.prune import channels, masks
 from lepton_jax.errors import UserError
 
 
 class Structure(typing.NamedTuple):
-  """One structure.
+  """One structure of one network. A key names what gives up units: a kernel or a group of channels.
 
   Attributes:
+    kernels: {key: names of the kernels that are scored for it, the first gives it its shape}.
+    reasons: {kernel: why nothing of it can go}.
     share: of a unit's entries, how many go with it, 0 to 1.
+    worth: (score, Evidence, {array: mask before} or None) -> {key: scores}, -inf where masked.
+    units: {key: scores} -> {key: scores of units}.
+    masks: ({key: scores}, {key: how many units go}) -> {array: mask of what stays}.
+    masked: keys -> names of the parameters that get masks.
+    allowed: (units of a key, how many should go) -> how many may.
+  """
+  kernels: dict
+  reasons: dict
+  share: float
+  worth: typing.Callable
+  units: typing.Callable
+  masks: typing.Callable
+  masked: typing.Callable = tuple
+  allowed: typing.Callable = lambda units, count: count
+
+
+def structure(options, setting):
+  """The Structure that --prune_structure names; raises UserError for a name that is not allowed."""
+  name = options.prune_structure
+  if name == 'channels':
+    return Structure(**channels.parts(setting.coupling(), options.prune_round))
+  if options.prune_round > 1:
+    raise UserError(f'--prune_round={options.prune_round}: it rounds the widths that '
+                    f'--prune_structure=channels leaves')
+  if options.prune_score in registry.CHANNEL_SCORES.names():
+    raise UserError(f'--prune_score={options.prune_score} ranks channels; it takes '
+                    f'--prune_structure=channels')
+  return of_kernels(setting, pattern(name))
+
+
+class Pattern(typing.NamedTuple):
+  """Units within one kernel.
+
+  Attributes:
+    share: as a Structure's.
     units: score[...] of entries -> score of units, an array.
     entries: (score[...] of entries, bool of units) -> bool[...], the entries that go.
-    refuses: (kernel name, shape) -> why it cannot have this structure, or None.
+    refuses: (kernel name, shape) -> why it cannot have this pattern, or None.
   """
   share: float
   units: typing.Callable
@@ -28,15 +67,33 @@ class Structure(typing.NamedTuple):
   refuses: typing.Callable = lambda name, shape: None
 
 
-def structure(name):
-  """The Structure called 'none' or 'N:M'; raises UserError for any other name."""
+def pattern(name):
+  """The Pattern called 'none' or 'N:M'; raises UserError for any other name."""
   if name == 'none':
-    return Structure(1.0, np.asarray, lambda score, units: units)
-  pattern = re.fullmatch(r'(\d+):(\d+)', name)
-  if not pattern or not 0 < int(pattern[1]) < int(pattern[2]):
-    raise UserError(f'--prune_structure={name}: allowed are none, and N:M with 0 < N < M, such as '
-                    f'2:4')
-  return n_of_m(int(pattern[1]), int(pattern[2]))
+    return Pattern(1.0, np.asarray, lambda score, units: units)
+  found = re.fullmatch(r'(\d+):(\d+)', name)
+  if not found or not 0 < int(found[1]) < int(found[2]):
+    raise UserError(f'--prune_structure={name}: allowed are none, channels, and N:M with '
+                    f'0 < N < M, such as 2:4')
+  return n_of_m(int(found[1]), int(found[2]))
+
+
+def of_kernels(setting, pattern):
+  """The Structure of a Pattern in every kernel."""
+  refused = {name: pattern.refuses(name, kernel.shape) for name, kernel in setting.kernels.items()}
+  return Structure(
+      kernels={name: (name,) for name, why in refused.items() if not why},
+      reasons={name: why for name, why in refused.items() if why}, share=pattern.share,
+      worth=worth_of_entries,
+      units=lambda scores: {name: pattern.units(score) for name, score in scores.items()},
+      masks=functools.partial(chosen_masks, pattern))
+
+
+def worth_of_entries(score, evidence, before):
+  found = registry.SCORES.get(score)(evidence)
+  if before is None:
+    return found
+  return {name: np.where(before[name], np.asarray(one), -np.inf) for name, one in found.items()}
 
 
 def n_of_m(n, m):
@@ -74,7 +131,7 @@ def n_of_m(n, m):
       return f'{n}:{m} needs the inputs of a matrix product; a table of vectors has none'
     return f'{n}:{m} leaves out none of {shape[-2]} inputs' if shape[-2] <= n else None
 
-  return Structure((m - n) / m, units, entries, refuses)
+  return Pattern((m - n) / m, units, entries, refuses)
 
 
 def chosen_masks(kind, scores, counts):

@@ -1,0 +1,1 @@
+"""Settings of the tables that scripts train."""

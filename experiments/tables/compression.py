@@ -1,0 +1,59 @@
+"""The tables of compression_tables.py: options that all runs share, and those of each setting."""
+
+import typing
+
+DENSE = 'dense'
+
+
+class Table(typing.NamedTuple):
+  """One table.
+
+  Attributes:
+    base: options of all its runs.
+    settings: {name: options on top of them}.
+    parent: options of a dense run that all of them start from, of the same seed; None: of none.
+  """
+  base: dict
+  settings: dict
+  parent: dict | None = None
+
+
+MNIST = dict(model='lenet5', dataset='mnist', epochs=9, augment_crop=2)
+CIFAR = dict(dataset='cifar10', batch_size=128, optimizer='nesterov', learning_rate=0.1,
+             weight_decay=5e-3, schedule='one_cycle', augment_flip=True, augment_crop=4)
+ROWS = dict(model='lstm_classifier', epochs=20, learning_rate=3e-3)
+SHAKESPEARE = dict(model='lstm_lm', dataset='tiny_shakespeare', hidden=256, batch_size=32,
+                   epochs=10, learning_rate=3e-3, dropout=0.2, clip_norm=1.0)
+SCORES = ('random', 'magnitude', 'saliency', 'snip', 'grasp', 'synflow', 'movement')
+
+
+def bits(weights, inputs, **options):
+  return dict(quantize_weight_bits=weights, quantize_activation_bits=inputs, **options)
+
+
+def scores(sparsity):
+  return {DENSE: {}, **{name: dict(prune_score=name, prune_sparsity=sparsity) for name in SCORES}}
+
+
+RECURRENT = {
+    DENSE: {}, 'W4A8': bits(4, 8), 'W2A8': bits(2, 8, quantize_weights='lsq'),
+    'ternary, A8': bits(2, 8, quantize_weights='ternary'),
+    **{f'{100 * share:.0f} % sparse': dict(prune_sparsity=share) for share in (0.8, 0.9, 0.95)}}
+DYNAMIC = {
+    f'{name}, {100 * share:.0f} %': dict(prune_sparsity=share, **options)
+    for share in (0.9, 0.98)
+    for name, options in dict(
+        static=dict(prune_schedule='one_shot', prune_begin=0.0, prune_score='random',
+                    prune_allocation='erk'),
+        SET=dict(prune_schedule='set', prune_allocation='erk', prune_end=0.75),
+        RigL=dict(prune_schedule='rigl', prune_allocation='erk', prune_end=0.75)).items()}
+
+TABLES = {
+    # Scores of their papers, under one schedule and allocation.
+    'scores_lenet5': Table(MNIST, scores(0.95)),
+    'scores_resnet8': Table(dict(CIFAR, model='resnet8', epochs=15), scores(0.9)),
+    # RigL, arXiv:1911.11134, figure 2: static < SET < RigL.
+    'dynamic_resnet8': Table(dict(CIFAR, model='resnet8', epochs=20), {DENSE: {}, **DYNAMIC}),
+    'lstm_rows': Table(ROWS, RECURRENT),
+    'lstm_characters': Table(SHAKESPEARE, RECURRENT),
+}
