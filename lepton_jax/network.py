@@ -6,13 +6,14 @@ import typing
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lepton_jax import losses, metrics, models, objective, registry, trees
 from lepton_jax.compress import coupling
 from lepton_jax.compress.method import Compression
 from lepton_jax.compress.quantize import sites as quantize_sites
 from lepton_jax.errors import UserError
-from lepton_jax.layers import platform
+from lepton_jax.layers import platform, watch
 from lepton_jax.layers import widths as widths_lib
 from lepton_jax.precision import at_least_single
 from lepton_jax.scaling import Scaling
@@ -207,6 +208,33 @@ def layers_that_read(network, params, model_state, dataset):
     model_state = dict(model_state, carry=network.carry(1))
   look = lambda x: network.observe(dict(params=params), model_state, x, owners)
   return frozenset(jax.eval_shape(look, inputs))
+
+
+def macs(network, weights, dataset):
+  """{kernel: multiply-accumulates of one example}, by tracing one pass; 0 for tables of words."""
+  params, model_state = weights['params'], weights['model_state']
+  names, inputs = trees.kernels(params), example_inputs(network.config, dataset)
+  if dataset.stream:
+    model_state = dict(model_state, carry=network.carry(1))
+
+  def count(module, path, y):
+    del path
+    module.sow('intermediates', 'rows', jnp.zeros(y.shape[:-1]))  # a scan adds its steps
+
+  def look(params, model_state, inputs):
+    with watch.inputs({quantize_sites.owner(name) for name in names}, lambda _, path, x: x,
+                      answered=count):
+      return network._apply(dict(params=params), model_state, inputs, None, None,
+                            ('intermediates',))[1]['intermediates']
+
+  rows = dict.fromkeys(names, 0)
+  for name, leaf in trees.named(jax.eval_shape(look, params, model_state, inputs)).items():
+    site = name.rpartition('/rows/')[0]
+    for kernel in names:
+      if quantize_sites.owner(kernel) == site:
+        rows[kernel] += leaf.size
+  sizes = {name: int(np.prod(leaf.shape)) for name, leaf in trees.named(params).items()}
+  return {name: count * sizes[name] for name, count in rows.items()}
 
 
 def coupled(network, params, model_state, dataset):

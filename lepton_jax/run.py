@@ -10,6 +10,7 @@ from etils import epath
 
 from lepton_jax import assemble, evaluation, linear, machine, post_training, speed, trees
 from lepton_jax import folder as folder_lib
+from lepton_jax import network as network_lib
 from lepton_jax import strengths as strengths_lib
 from lepton_jax.compress import report as compress_report
 from lepton_jax.errors import UserError
@@ -99,7 +100,8 @@ def finish(config, assembly, folder, state, rows, elapsed, meter):
       name=config.name(), measure=data.measure, **named('test', meter(weights, 'test')),
       **named('validation', meter(weights, 'validation')),
       **count_steps(assembly, state, use_best, rows, elapsed),
-      **compress_report.facts(network.compression, weights, hparams, config),
+      **compress_report.facts(network.compression, weights, hparams, config,
+                              network_lib.macs(network, weights, data)),
       num_parameters=trees.count(weights['params']), **narrower(assembly.network, network, state),
       **naive_forecasts(config, data),
       **linear_coefficients(config, network, data, weights),

@@ -34,7 +34,8 @@ def test_every_model_is_pruned_and_quantised_by_flags(small, model, monkeypatch)
   assert set(part(state.held['prune'], 'masks')) == set(kernels)
   layers_with_inputs = {sites.owner(n) for n in kernels if not n.endswith('embedding')}
   assert layers_with_inputs == compression.sites
-  found = report.facts(compression, state.evaluated, state.hparams, config)
+  found = report.facts(compression, state.evaluated, state.hparams, config,
+                       network_lib.macs(assembly.network, state.evaluated, data))
   assert found['quantized_kernels'] == len(kernels) == len(found['kernels'])
   for row in found['kernels']:
     assert row['weight_bits'] == 4 and row['pruned'] == 'none'
@@ -77,3 +78,21 @@ def test_estimated_size_counts_bits_positions_and_scales():
   assert size.estimate(dict(k=kernel), dict(k=4), 0, 2) == (32 * 4 + 80 + 8 * 32 + 4 * 32) // 8
   dense = np.ones((10, 8))  # smaller as it is
   assert size.estimate(dict(k=dense), dict(k=4), 0, 0) == (80 * 4 + 8 * 32) // 8
+
+
+# Multiply-accumulates of one example, as published, or counted by hand.
+MACS = {'lenet5': ((28, 28, 1), 10, 2_293_000), 'resnet8': ((32, 32, 3), 10, 12_501_632),
+        'resnet20': ((32, 32, 3), 10, 40_551_040), 'lenet_300_100': ((28, 28, 1), 10, 266_200),
+        'mobilenet_v1': ((224, 224, 3), 1000, 568_740_352),
+        # 28 steps of 4 gates, each of 28 inputs and 128 states; then the head.
+        'lstm_classifier': ((28, 28, 1), 10, 28 * 4 * 128 * (28 + 128) + 1280)}
+
+
+@pytest.mark.parametrize('model', MACS)
+def test_multiplications_are_those_that_were_published(small, model):
+  shape, outputs, expected = MACS[model]
+  data = tiny_dataset(model, shape, outputs)
+  network = network_lib.make_network(small.replace(model=model), data)
+  variables = jax.eval_shape(network_lib.make_init(network, data), jax.random.key(0))
+  weights = dict(params=variables.pop('params'), model_state=variables)
+  assert sum(network_lib.macs(network, weights, data).values()) == expected

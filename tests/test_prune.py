@@ -1,5 +1,7 @@
 """Pruning: the law of each score, allocation, structure and schedule, and runs by flags."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lepton_jax import assemble, folder, registry, run, trees
+from lepton_jax.compress import coupling
 from lepton_jax.compress.method import part
-from lepton_jax.compress.prune import allocate, masks, method, schedule, structure
+from lepton_jax.compress.prune import allocate, channels, masks, method, schedule, structure
 from lepton_jax.errors import UserError
 from lepton_jax.options import Prune
 from tests.test_train import assert_same, run_steps
@@ -377,3 +380,41 @@ def test_a_ticket_prunes_by_another_run_and_keeps_its_own_weights(small, tmp_pat
                                   np.where(wanted, fresh[name], 0))
   with pytest.raises(UserError, match='--prune_schedule=one_shot --prune_begin=0'):
     assemble.build(config.replace(prune_begin=0.5), data, **run.other_runs(config, data))
+
+
+# a peer's numbers
+
+@pytest.fixture(scope='module')
+def golden():
+  with np.load(pathlib.Path(__file__).parent / 'golden' / 'pruning.npz') as found:
+    return {kind: part(dict(found), kind) for kind in (
+        'kernel', 'magnitude', 'global', 'lamp', 'two_of_four', 'filters')}
+
+
+@pytest.mark.parametrize('kind,pattern,allocation', [
+    ('magnitude', 'none', None), ('global', 'none', 'global'), ('lamp', 'none', 'lamp'),
+    ('two_of_four', '2:4', None)])
+def test_masks_are_those_of_pytorch_and_of_the_definition(golden, kind, pattern, allocation):
+  """PyTorch's own pruning, and LAMP worked one weight after the other: tests/golden."""
+  found = structure.pattern(pattern)
+  scores = {name: np.abs(kernel) for name, kernel in golden['kernel'].items()}
+  units = {name: found.units(score) for name, score in scores.items()}
+  if allocation is None:
+    share = 0.7 if pattern == 'none' else 1.0
+    counts = {name: round(share * one.size) for name, one in units.items()}
+  else:
+    count = round(0.7 * sum(one.size for one in units.values()))
+    allocate_ = registry.ALLOCATIONS.get(allocation)
+    counts = allocate_(units, {name: kernel.shape for name, kernel in scores.items()}, count)
+  for name, mask in structure.chosen_masks(found, scores, counts).items():
+    np.testing.assert_array_equal(mask, golden[kind][name], err_msg=name)
+
+
+def test_filters_of_the_lowest_norm_are_those_of_pytorch(golden):
+  scores = {name: np.abs(kernel) for name, kernel in golden['kernel'].items()}
+  for name, score in scores.items():
+    outputs = np.arange(score.shape[-1])[:, None]
+    group = coupling.Group({name: ((score.ndim - 1, outputs),)}, (name,))
+    gone = masks.lowest(channels.mean_by_channel(group, scores), score.shape[-1] // 2)
+    kept = coupling.without(group, gone, {name: score.shape})[name]
+    np.testing.assert_array_equal(kept, golden['filters'][name])

@@ -8,12 +8,13 @@ from lepton_jax.compress import size
 from lepton_jax.compress.prune import masks
 
 
-def facts(compression, weights, hparams, config):
+def facts(compression, weights, hparams, config, macs):
   """Sparsity and bits of final weights, and what each kernel got or why it got nothing.
 
   `sparsity` counts zeros of the kernels that were pruned, or of all; `rounded_sparsity` after
   rounding, which makes zeros of small weights as well. `estimated_bytes` is what size.py says of a
-  file.
+  file. `macs` are {kernel: multiply-accumulates of one example}; of `nonzero_macs` the weight is
+  not zero.
   """
   rows = compression.kernels(trees.kernels(weights['params']), config)
   kept = counted = kernels_of(weights['params'])
@@ -23,6 +24,8 @@ def facts(compression, weights, hparams, config):
   ranked = [row['kernel'] for row in rows if 'pruned' in row] or list(kept)
   for row in rows:
     row['sparsity'] = masks.sparsity({0: kept[row['kernel']]})
+    row['macs'] = macs[row['kernel']]
+  left = sum(macs[name] * (1 - masks.sparsity({0: kernel})) for name, kernel in counted.items())
   bits = {row['kernel']: row['weight_bits'] for row in rows if 'weight_bits' in row}
   others = trees.count((weights['params'], weights['model_state'])) - trees.count(counted)
   return dict(
@@ -30,7 +33,7 @@ def facts(compression, weights, hparams, config):
       estimated_bytes=size.estimate(counted, bits, others, len(compression.sites)),
       sparsity=masks.sparsity({name: kept[name] for name in ranked}),
       rounded_sparsity=masks.sparsity({name: counted[name] for name in ranked}),
-      quantized_kernels=len(bits))
+      quantized_kernels=len(bits), macs=sum(macs.values()), nonzero_macs=round(left))
 
 
 def kernels_of(params):

@@ -15,20 +15,24 @@ _CHANGES = contextvars.ContextVar('changes', default=())
 
 
 @contextlib.contextmanager
-def inputs(sites, change, pure=False, grid=None):
+def inputs(sites, change, pure=False, grid=None, answered=None):
   """A context in which `change(module, path, x)` replaces what layers read where it is a float.
 
   Sites are paths such as 'block1/conv1'. A `pure` change does not use the module, which is None
   where no call is intercepted. `grid(path)` tells the levels of a change that rounds: their scale,
   the level of zero and the highest one. A table of vectors reads words when called, but states when
-  it serves as the output layer.
+  it serves as the output layer. `answered(module, path, y)` sees what layers make of such inputs.
   """
   def interceptor(next_function, args, kwargs, context):
     path = '/'.join(context.module.path)
     called = context.method_name in ('__call__', 'attend') and args and path in sites
-    if called and jnp.issubdtype(args[0].dtype, jnp.floating):
-      args = (change(context.module, path, args[0]), *args[1:])
-    return next_function(*args, **kwargs)
+    if not (called and jnp.issubdtype(args[0].dtype, jnp.floating)):
+      return next_function(*args, **kwargs)
+    args = (change(context.module, path, args[0]), *args[1:])
+    result = next_function(*args, **kwargs)
+    if answered is not None:
+      answered(context.module, path, result)
+    return result
 
   token = _CHANGES.set((*_CHANGES.get(), (frozenset(sites), change, pure, grid)))
   try:
