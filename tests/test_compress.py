@@ -14,36 +14,105 @@ from lepton_jax.compress.quantize import sites
 from tests.test_models import DISTINCT, SHALLOW, SMALL, random_like, tiny_dataset
 from tests.test_train import assert_same, run_steps
 
+SPARSE = dict(prune_begin=0.0, prune_schedule='one_shot')
+METHODS = {
+    'unstructured': dict(SPARSE, prune_sparsity=0.8),
+    '2:4': dict(SPARSE, prune_sparsity=0.5, prune_structure='2:4'),
+    'channels': dict(SPARSE, prune_sparsity=0.3, prune_structure='channels'),
+    'W8A8': dict(quantize_weight_bits=8, quantize_activation_bits=8),
+    'W4A4': dict(quantize_weight_bits=4, quantize_activation_bits=4),
+    'ternary': dict(quantize_weight_bits=2, quantize_weights='ternary'),
+    'binary': dict(quantize_weight_bits=1, quantize_weights='binary'),
+    'LSQ': dict(quantize_weight_bits=3, quantize_weights='lsq', quantize_activation_bits=3)}
+# Levels that a channel of weights can have.
+LEVELS = {'W8A8': 255, 'W4A4': 15, 'ternary': 3, 'binary': 2, 'LSQ': 8}
+
+
+def drawn(monkeypatch):
+  """Makes initial weights by numpy; initialisers would be compiled for each model."""
+  real = network_lib.make_init
+  monkeypatch.setattr(network_lib, 'make_init', lambda *arguments: (
+      lambda key: random_like(jax.eval_shape(lambda: real(*arguments)(key)))))
+
 
 @pytest.mark.parametrize('model', DISTINCT)
-def test_every_model_is_pruned_and_quantised_by_flags(small, model, monkeypatch):
+def test_every_method_reaches_every_model_by_flags(small, model, monkeypatch):
   """Masks, levels and reports of each registered model without a line of it in the model."""
   side = SMALL.get(model, 8)
-  config = small.replace(model=model, prune_sparsity=0.75, quantize_weight_bits=4,
-                         quantize_activation_bits=6, **SHALLOW.get(model, {}))
   data = tiny_dataset(model, (side, side, 1), 2)
-  real = network_lib.make_init
+  drawn(monkeypatch)
+  for method, options in METHODS.items():
+    if (model, method) == ('linear', 'channels'):
+      continue  # its only layer gives the answers
+    config = small.replace(model=model, batch_size=8, sequence_length=8, **options,
+                           **SHALLOW.get(model, {}))
+    assembly = assemble.build(config, data)
+    compression, state = assembly.network.compression, assembly.state
+    if 'prune_sparsity' in options:
+      hooks = assembly.make_hooks(lambda b: b, slice(None), jax.jit)
+      for hook in hooks[-1:]:  # before it, running text only begins anew
+        state = hook(state, 0)
+    macs = network_lib.macs(assembly.network, state.evaluated, data)
+    found = report.facts(compression, state.evaluated, state.hparams, config, macs)
+    kernels = trees.kernels(state.params)
+    assert [row['kernel'] for row in found['kernels']] == kernels
+    counted = trees.named(compression.counted(state.evaluated, state.hparams)['params'])
+    if method in LEVELS:
+      check_levels(method, found, counted, compression, kernels)
+    else:
+      check_sparsity(method, options, found, state)
 
-  def make_init(*arguments):
-    return lambda key: random_like(jax.eval_shape(lambda: real(*arguments)(key)))
 
-  monkeypatch.setattr(network_lib, 'make_init', make_init)
-  assembly = assemble.build(config.replace(batch_size=8, sequence_length=8), data)
-  compression, state = assembly.network.compression, assembly.state
-  kernels = trees.kernels(state.params)
-  assert set(part(state.held['prune'], 'masks')) == set(kernels)
-  layers_with_inputs = {sites.owner(n) for n in kernels if not n.endswith('embedding')}
-  assert layers_with_inputs == compression.sites
-  found = report.facts(compression, state.evaluated, state.hparams, config,
-                       network_lib.macs(assembly.network, state.evaluated, data))
-  assert found['quantized_kernels'] == len(kernels) == len(found['kernels'])
-  for row in found['kernels']:
-    assert row['weight_bits'] == 4 and row['pruned'] == 'none'
-    assert row.get('activation_bits') == 6 or 'floating-point' in row['activation_reason']
-  counted = trees.named(compression.counted(state.evaluated, state.hparams)['params'])
+def check_levels(method, found, counted, compression, kernels):
+  assert found['quantized_kernels'] == len(kernels)
+  if 'A' in method or method == 'LSQ':
+    assert compression.sites == {sites.owner(n) for n in kernels if not n.endswith('embedding')}
   for name in kernels:
     channels = np.asarray(counted[name]).reshape(-1, counted[name].shape[-1]).T
-    assert all(len(np.unique(channel)) <= 15 for channel in channels), name
+    assert all(len(np.unique(channel)) <= LEVELS[method] for channel in channels), name
+
+
+def check_sparsity(method, options, found, state):
+  masks = part(state.held['prune'], 'masks')
+  reached = {row['kernel'] for row in found['kernels'] if row.get('pruned')}
+  assert reached and all(row.get('prune_reason') for row in found['kernels']
+                         if row['kernel'] not in reached)
+  zeros = {name: int((~np.asarray(mask)).sum()) for name, mask in masks.items()}
+  if method == 'unstructured':
+    sizes = sum(masks[name].size for name in reached)
+    assert sum(zeros.values()) == round(options['prune_sparsity'] * sizes)
+  elif method == '2:4':
+    for name in reached:
+      inputs, rest = masks[name].shape[-2], masks[name].size // masks[name].shape[-2]
+      assert zeros[name] == rest * (inputs - inputs // 4 * 2 - min(inputs % 4, 2)), name
+  else:
+    lost = 0
+    for name in reached:  # of outputs of a layer all gates or none
+      kept = np.asarray(masks[name]).reshape(-1, masks[name].shape[-1]).any(0)
+      lost += int((~kept).sum())
+    assert lost
+
+
+@pytest.mark.parametrize('options', [dict(model='mlp', width=0.1), dict(
+    model='lstm_classifier', hidden=6)], ids=['dense', 'lstm'])
+@pytest.mark.parametrize('method', METHODS)
+def test_every_method_trains_goes_on_exactly_and_compiles_once(small, options, method):
+  """Finite gradients; a state that is saved and restored; one program for all strengths."""
+  config = small.replace(**METHODS[method] | options)
+  state, step, measured = run_steps(config, 3)
+  assert all(np.isfinite(value) for value in measured.values())
+  data = assemble.load_data(config)
+  stronger = {name: value * 0.5 if name == 'prune_sparsity' else value + 1
+              for name, value in METHODS[method].items() if name in (
+                  'prune_sparsity', 'quantize_weight_bits', 'quantize_activation_bits')
+              and method not in ('ternary', 'binary')}
+  other = assemble.build(config.replace(**stronger), data)
+  batch = other.batches.at(3)
+  step(other.state, batch)
+  assert step._cache_size() == 1
+  # Where a run goes on from is all in the state: copied to the host and back, it is the same run.
+  restored = jax.tree.map(lambda leaf: jax.numpy.asarray(np.asarray(leaf)), state)
+  assert_same(step(state, batch)[0], step(restored, batch)[0])
 
 
 OPTIONS = [dict(prune_sparsity=0.5), dict(quantize_weight_bits=4), dict(quantize_activation_bits=4)]
