@@ -55,6 +55,7 @@ install() {
 
 experiments() {
   for file in "$root"/experiments/[a-z]*.py; do basename "$file" .py; done | tr '\n' ' '
+  for file in "$root"/experiments/papers/[a-z]*.py; do echo "papers.$(basename "$file" .py)"; done | tr '\n' ' '
 }
 
 command=${1:-}
@@ -65,7 +66,7 @@ case $command in
   *) shift ;;
 esac
 
-if [ "$command" != test ] && [ ! -f "$root/experiments/$command.py" ]; then
+if [ "$command" != test ] && [ ! -f "$root/experiments/${command/.//}.py" ]; then
   echo "error: no experiment '$command'; there are: $(experiments)and test" >&2
   exit 1
 fi

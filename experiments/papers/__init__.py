@@ -1,0 +1,1 @@
+"""Published results, one script a paper."""
