@@ -4,7 +4,7 @@ Question: does a network that is pruned to its largest weights and set back to i
   train as well as the dense one, and does the same mask with other first weights?
 Paper: Frankle and Carbin, arXiv:1803.03635, figures 3 and 4: LeNet-300-100 on MNIST; a fifth of
   the weights is pruned at each round, a tenth of the output layer's. Winning tickets match the
-  dense network down to 3.6 % of the weights; with other first weights they get worse from the start.
+  dense network down to 3.6 % of the weights; with other first weights they get worse at once.
 Command: ./launch.sh papers.lottery_ticket --data_dir=DIR
 Expected: experiments/results/lottery_ticket.csv and .png as committed.
 Cost: half an hour on 2 cores: 16 rounds, 3 seeds, twice each.
