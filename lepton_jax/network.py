@@ -206,8 +206,8 @@ def layers_that_read(network, params, model_state, dataset):
   inputs = example_inputs(network.config, dataset)
   if dataset.stream:
     model_state = dict(model_state, carry=network.carry(1))
-  look = lambda x: network.observe(dict(params=params), model_state, x, owners)
-  return frozenset(jax.eval_shape(look, inputs))
+  look = lambda params, state, x: network.observe(dict(params=params), state, x, owners)
+  return frozenset(jax.eval_shape(look, params, model_state, inputs))
 
 
 def macs(network, weights, dataset):

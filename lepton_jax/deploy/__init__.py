@@ -1,0 +1,1 @@
+"""Files that leave the lab: packed networks, and what reads them."""

@@ -1,0 +1,204 @@
+"""A trained network as one small file, and back, ready to predict."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lepton_jax import assemble, folder, trees
+from lepton_jax import config as config_lib
+from lepton_jax import network as network_lib
+from lepton_jax import strengths as strengths_lib
+from lepton_jax.compress.quantize import method as quantize
+from lepton_jax.data import dataset as dataset_lib
+from lepton_jax.deploy import container, levels
+from lepton_jax.errors import UserError
+
+KEPT = ('architecture', 'data')  # concerns of which a file notes what is not the default
+LARGEST_OPTION, DEEPEST = 1_000_000, 200
+EPSILON = 1e-5  # of batch normalisation
+# Facts of a data set by short names, and what they are where a file does not say.
+FACTS = dict(inputs='i', label='l', classes='c', mean='m', std='s', vocabulary='v', columns='n',
+             targets='t', target_mean='a', target_std='b', stream='r', name='d')
+ABSENT = dict(label=['int32'], vocabulary=[], columns=[], targets=[], target_mean=0.0,
+              target_std=1.0, stream=False, classes=[])
+
+
+def pack(trained, bits=8, number_bits=8):
+  """The bytes of a file for a folder.Trained.
+
+  Kernels that are on levels keep them; others are rounded to 2^bits - 1 of each output. Biases are
+  rounded to `number_bits`, other numbers to float16. So a packed network is to be measured anew.
+  """
+  network = trained.network
+  counted = network.compression.counted(trained.weights, trained.hparams)
+  config, inputs = as_packed(trained.config, network, trained.data)
+  params = {name: np.asarray(leaf, np.float32) for name, leaf in
+            trees.named(counted['params']).items()}
+  state = {name: np.asarray(leaf, np.float32) for name, leaf in
+           trees.named(trained.weights['model_state']).items()}
+  folded(params, state)
+  header = dict(o=config, f=facts(trained.data, config), w=network.widths)
+  packed = [levels.of_kernel(leaf, bits) if trees.is_kernel(name) else
+            levels.of_numbers(leaf, number_bits if name.endswith('bias') else 0)
+            for name, leaf in params.items()]
+  packed += [levels.of_numbers(leaf, 0) for leaf in state.values()]
+  if inputs:
+    ranges = [float(leaf) for kind in ('learned', 'held')
+              for leaf in ranges_of(trained.weights[kind]).values()]
+    packed.append(container.Packed(container.FLOAT32, np.array(ranges, np.float32)))
+  return container.write({name: part for name, part in header.items() if part}, packed)
+
+
+def unpack(data, most=container.MOST):
+  """The folder.Trained of a file's bytes; its splits are empty. Raises UserError for bad files.
+
+  No more than about 3 * `most` bytes are used beside the file.
+  """
+  header, rest = container.read_header(data, most)
+  config = read_config(header.get('o', {}))
+  dataset = read_facts(header.get('f', {}), config)
+  widths = header.get('w', {})
+  if not (isinstance(widths, dict) and all(
+      type(width) is int and 0 < width <= LARGEST_OPTION for width in widths.values())):
+    raise UserError('the packed file is damaged: its widths are no numbers')
+  network = network_lib.make_network(config, dataset, widths)
+  try:
+    variables = jax.eval_shape(network_lib.make_init(network, dataset), jax.random.key(0))
+  except (TypeError, ValueError, OverflowError) as error:
+    raise UserError(f'the packed file is damaged: no such network ({error})') from None
+  params = variables['params']
+  state = {name: leaf for name, leaf in variables.items() if name not in ('params', 'carry')}
+  network = assemble.compressed(network, dataset, params, state)
+  learned, held = jax.eval_shape(network.compression.init, params, strengths_lib.strengths(
+      config, network.compression)) if network.compression.methods else ({}, {})
+  shapes = [leaf.shape for leaf in (*trees.named(params).values(), *trees.named(state).values())]
+  count = len(trees.named((learned, held)))
+  arrays = container.read_arrays(rest, shapes + [(count,)] * bool(count), most)
+  weights = dict(zip(('params', 'model_state'), filled((params, state), arrays)))
+  weights['learned'], weights['held'] = filled(
+      (learned, held), list(arrays[-1]) if count else [])
+  return folder.Trained(config, dataset, network, jax.tree.map(jnp.asarray, weights),
+                        strengths_lib.strengths(config, network.compression))
+
+
+def filled(tree, arrays):
+  """A tree of shapes with arrays in its order, each of the shape's dtype."""
+  leaves, structure = jax.tree.flatten(tree)
+  values = [np.asarray(array, leaf.dtype).reshape(leaf.shape)
+            for leaf, array in zip(leaves, arrays)]
+  return jax.tree.unflatten(structure, values)
+
+
+def folded(params, state):
+  """Puts the running averages of batch norms into their scales and biases, in place."""
+  for name in list(state):
+    kind, _, rest = name.partition('/')
+    path, _, leaf = rest.rpartition('/')
+    if kind != 'batch_stats' or leaf != 'var':
+      continue
+    mean, var = state[f'{kind}/{path}/mean'], state[name]
+    factor = params[f'{path}/scale'] / np.sqrt(var + np.float32(EPSILON))
+    params[f'{path}/bias'] = params[f'{path}/bias'] - mean * factor
+    params[f'{path}/scale'] = factor
+    state[f'{kind}/{path}/mean'] = np.zeros_like(mean)
+    state[name] = np.full_like(var, np.float32(1 - EPSILON))
+
+
+def as_packed(config, network, data):
+  """({option: value} of those that are not the default, sites whose inputs are rounded)."""
+  default = config_lib.Config()
+  found = {name: value for group in KEPT for name, value in
+           dataclasses.asdict(getattr(config, group)).items()
+           if name != 'data_dir' and (
+               name == 'model' or value != getattr(getattr(default, group), name))}
+  if config.optimization.loss:
+    found['loss'] = config.optimization.loss
+  rows = network.compression.kernels(
+      [name for name in trees.kernels(shapes_of(network, data))], config)
+  inputs = {row['kernel']: row['activation_bits'] for row in rows if 'activation_bits' in row}
+  if inputs:
+    reading = [row for row in rows if 'floating-point' not in row.get('activation_reason', '')]
+    if len(set(inputs.values())) == 1 and len(inputs) == len(reading):
+      found['quantize_activation_bits'] = next(iter(inputs.values()))
+    else:
+      found['quantize_layers'] = ';'.join(f'^{name}$=0/{bits}' for name, bits in inputs.items())
+    if config.quantize.quantize_inputs != default.quantize.quantize_inputs:
+      found['quantize_inputs'] = config.quantize.quantize_inputs
+  return found, inputs
+
+
+def shapes_of(network, data):
+  return jax.eval_shape(network_lib.make_init(network, data), jax.random.key(0))['params']
+
+
+def ranges_of(arrays):
+  """{name: number} of the ranges of inputs among what the quantisation learned or holds."""
+  own = trees.named(arrays.get(quantize.NAME, {}))
+  return {name: leaf for name, leaf in own.items() if name.startswith(f'{quantize.RANGES}/')}
+
+
+def facts(data, config):
+  """What the network has to know of its data set, as short as JSON can say it."""
+  given = data.facts()
+  numbers = tuple(map(str, range(len(given['classes']))))
+  if tuple(given['classes']) == numbers:
+    given['classes'] = len(numbers)
+  if data.stream:  # its characters are its classes
+    given['classes'] = []
+  if data.vocabulary and not any('\n' in word for word in data.vocabulary):
+    given['vocabulary'] = '\n'.join(data.vocabulary)
+  for name in ('mean', 'std', 'target_mean', 'target_std'):
+    given[name] = shortest(given[name])
+  absent = ABSENT | dict(name=config.get('dataset', config_lib.Config().data.dataset))
+  given = {name: list(one) if isinstance(one, tuple) else one for name, one in given.items()}
+  return {short: given[name] for name, short in FACTS.items()
+          if name not in absent or given[name] != absent[name]}
+
+
+def shortest(number):
+  """A float32, or lists of them, with as few digits as tell it apart."""
+  if isinstance(number, list):
+    return [shortest(one) for one in number]
+  return float(np.format_float_positional(np.float32(number), unique=True))
+
+
+def read_config(options):
+  """The Config of a file; raises UserError for options that a file cannot have."""
+  if not isinstance(options, dict):
+    raise UserError('the packed file is damaged: its options are none')
+  for name, value in options.items():
+    allowed = name in config_lib.FIELDS and (
+        config_lib.FIELDS[name][0] in (*KEPT, 'quantize') or name == 'loss')
+    large = isinstance(value, (int, float)) and not abs(value) <= LARGEST_OPTION
+    if not allowed or large or (name == 'depth' and isinstance(value, int) and value > DEEPEST):
+      raise UserError(f'the packed file is damaged: option {name!r} is {value!r}')
+  values = {name: config_lib.coerce(name, value) for name, value in options.items()}
+  return config_lib.Config().replace(**values).check()
+
+
+def read_facts(given, config):
+  """The Dataset, without examples, that a file describes."""
+  try:
+    found = {name: given.get(short, ABSENT.get(name)) for name, short in FACTS.items()}
+    if isinstance(found['classes'], int):
+      if not 0 <= found['classes'] <= LARGEST_OPTION:
+        raise ValueError('classes')
+      found['classes'] = list(map(str, range(found['classes'])))
+    if isinstance(found['vocabulary'], str):
+      found['vocabulary'] = found['vocabulary'].split('\n')
+    if found['stream']:
+      found['classes'] = found['vocabulary']
+    found |= dict(name=found['name'] or config.data.dataset, version='')
+    for name in ('inputs', 'label'):
+      dtype, *shape = found[name]
+      np.dtype(dtype)
+      if not all(type(side) is int and 0 < side <= LARGEST_OPTION for side in shape):
+        raise ValueError(name)
+    for name in ('classes', 'vocabulary', 'columns', 'targets'):
+      if not all(isinstance(word, str) for word in found[name]):
+        raise ValueError(name)
+    return dataset_lib.without_examples(found)
+  except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+    raise UserError(f'the packed file is damaged: it describes no data ({error})') from None

@@ -1,0 +1,301 @@
+"""Packed files: the coder, the container, whole networks, and files that lie."""
+
+import dataclasses
+import lzma
+import os
+import pathlib
+import subprocess
+import sys
+import zlib
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lepton_jax import folder, run, strengths, trees
+from lepton_jax.deploy import coder, container, levels, native, pack
+from lepton_jax.errors import UserError
+from tests.test_channels import assembled
+from tests.test_models import DISTINCT
+
+LONG = os.environ.get('LEPTON_LONG_TESTS')
+
+
+def sparse(seed, shape, share, size):
+  """Levels whose rows and columns are of unlike density."""
+  rng = np.random.default_rng(seed)
+  density = rng.gamma(0.5, 1, (shape[0], 1)) * rng.gamma(0.5, 1, (1, shape[1]))
+  there = rng.random(shape) < share * density
+  return (there * rng.choice([-1, 1], shape) * rng.integers(1, size + 1, shape)).astype(np.int32)
+
+
+# the coder
+
+MATRICES = st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 12), st.integers(0, 12),
+                     st.sampled_from([0.0, 0.1, 0.5, 2.0]),
+                     st.sampled_from([1, 3, 127, coder.LARGEST]))
+
+
+@settings(max_examples=40)
+@given(st.lists(MATRICES, max_size=4))
+def test_levels_come_back_and_both_coders_write_the_same_bytes(drawn):
+  matrices = [sparse(seed, (rows, columns), share, size)
+              for seed, rows, columns, share, size in drawn]
+  shapes = [matrix.shape for matrix in matrices]
+  data = coder.encode(matrices, use_native=False)
+  for use_native in (False, native.library() is not None):
+    assert coder.encode(matrices, use_native) == data
+    for one, other in zip(coder.decode(data, shapes, use_native), matrices, strict=True):
+      np.testing.assert_array_equal(one, other)
+
+
+def test_tables_do_not_depend_on_the_last_digit_of_a_machine():
+  """No entry lies near the border between two whole numbers, so every libm gives these tables."""
+  exact = [65536 / (1 + np.exp(-d / 256)) for d in range(-2048, 2048)]
+  exact += [256 * np.log((i + 0.5) / (4095.5 - i)) for i in range(4096)]
+  exact += [65536 / (n + 1.5) for n in range(256) if 65536 % (n + 1.5)]
+  distance = np.abs(np.array(exact) % 1 - 0.5)
+  assert distance[distance > 0].min() > 1e-9
+
+
+def test_dense_levels_cost_their_entropy_and_sparse_ones_far_less_than_xz():
+  rng = np.random.default_rng(0)
+  dense = np.round(rng.laplace(0, 3, (256, 256))).astype(np.int32)
+  _, counts = np.unique(dense, return_counts=True)
+  share = counts / dense.size
+  entropy = -np.sum(share * np.log2(share)) * dense.size / 8
+  assert len(coder.encode([dense])) < 1.01 * entropy
+  thin = sparse(0, (400, 300), 0.02, 4)
+  best = min(len(lzma.compress(thin.astype(np.int8).tobytes(), preset=9)),
+             len(zlib.compress(thin.astype(np.int8).tobytes(), 9)))
+  assert len(coder.encode([thin])) < 0.8 * best
+
+
+def test_a_level_that_is_too_large_is_refused():
+  with pytest.raises(ValueError, match='65535'):
+    coder.encode([np.array([[coder.LARGEST + 1]])])
+
+
+# levels
+
+def test_kernels_keep_the_levels_that_they_are_on():
+  rng = np.random.default_rng(0)
+  on = rng.integers(-7, 8, (50, 6))
+  one, each = np.float32(0.037), rng.uniform(0.01, 0.1, 6).astype(np.float32)
+  found = levels.of_kernel((on * one).astype(np.float32), 8)
+  assert found.kind == container.LEVELS
+  np.testing.assert_array_equal(found.levels, on)
+  found = levels.of_kernel((on * each).astype(np.float32), 8)
+  assert found.kind == container.CHANNELS
+  np.testing.assert_array_equal(found.levels, on)
+  values = np.array([-0.5, -0.1137, 0, 0.0711, 0.31317], np.float32)
+  kernel = values[rng.integers(0, 5, (50, 6))]
+  found = levels.of_kernel(kernel, 8)
+  assert found.kind == container.CODEBOOK
+  np.testing.assert_allclose(container.value(found, kernel.shape), kernel, rtol=1e-3)
+  found = levels.of_kernel((kernel * each).astype(np.float32), 8)
+  assert found.kind == container.CHANNEL_CODEBOOK
+  np.testing.assert_allclose(container.value(found, kernel.shape), kernel * each, rtol=3e-3)
+
+
+def test_other_kernels_are_rounded_to_half_a_step():
+  kernel = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
+  found = levels.of_kernel(kernel, 6)
+  step = np.abs(kernel).max(0) / 31
+  error = np.abs(container.value(found, kernel.shape) - kernel)
+  assert (error <= step * 0.52).all() and np.abs(found.levels).max() == 31
+
+
+# whole networks
+
+def trained_of(small, monkeypatch, model, **options):
+  assembly, data = assembled(small, monkeypatch, model, **options)
+  hparams = strengths.strengths(assembly.config, assembly.network.compression)
+  return folder.Trained(assembly.config, data, assembly.network, assembly.state.evaluated, hparams)
+
+
+def arrays_of(trained):
+  params = trained.network.compression.counted(trained.weights, trained.hparams)['params']
+  return {name: np.asarray(leaf) for name, leaf in trees.named(params).items()}
+
+
+@pytest.mark.parametrize('model', DISTINCT)
+def test_every_model_is_packed_and_unpacked(small, model, monkeypatch):
+  """Levels as they were trained; a second packing is the same bytes, so nothing is lost twice."""
+  trained = trained_of(small, monkeypatch, model, quantize_weight_bits=4,
+                       quantize_granularity='tensor', quantize_activation_bits=8)
+  data = pack.pack(trained)
+  again = pack.unpack(data)
+  assert pack.pack(again) == data
+  assert again.config.architecture == trained.config.architecture
+  assert again.data.input_shape == trained.data.input_shape
+  assert again.network.compression.sites == trained.network.compression.sites
+  before, after = arrays_of(trained), arrays_of(again)
+  assert before.keys() == after.keys()
+  for name in trees.kernels(trained.weights['params']):
+    np.testing.assert_allclose(after[name], before[name], rtol=1e-5, err_msg=name)
+  assert len(data) < 0.25 * 4 * trees.count(trained.weights['params']) + 2000
+
+
+def test_a_fresh_process_gives_the_very_logits_that_were_measured(small, tmp_path):
+  config = small.replace(runs_dir=str(tmp_path), prune_sparsity=0.5, quantize_weight_bits=4,
+                         epochs=1)
+  run.train(config.check(), quiet=True)
+  trained = folder.load(str(tmp_path / config.name()))
+  path = tmp_path / 'network.lepton'
+  path.write_bytes(pack.pack(trained))
+  inputs = trained.data.splits['test'][0][:50]
+  np.save(tmp_path / 'inputs.npy', inputs)
+  here = pack.unpack(path.read_bytes()).outputs(inputs)
+  code = ('import numpy, pathlib, sys; from lepton_jax.deploy import pack; d = sys.argv[1];'
+          'found = pack.unpack(pathlib.Path(d, "network.lepton").read_bytes());'
+          'numpy.save(d + "/logits.npy", found.outputs(numpy.load(d + "/inputs.npy")))')
+  environment = dict(os.environ, JAX_NUM_CPU_DEVICES='4')
+  subprocess.run([sys.executable, '-c', code, str(tmp_path)], check=True, env=environment,
+                 cwd=pathlib.Path(__file__).parents[1])
+  np.testing.assert_array_equal(np.load(tmp_path / 'logits.npy'), here)
+
+
+def test_batch_norms_are_folded_and_the_rest_takes_few_bytes(small, monkeypatch):
+  trained = trained_of(small, monkeypatch, 'resnet8')
+  weights = dict(trained.weights, model_state=jax.tree.map(
+      lambda leaf: leaf + np.float32(0.3), trained.weights['model_state']))
+  trained = dataclasses.replace(trained, weights=weights)
+  again = pack.unpack(pack.pack(trained, bits=16, number_bits=16))
+  inputs = trained.data.splits['train'][0]
+  one, other = trained.outputs(inputs), again.outputs(inputs)
+  np.testing.assert_allclose(other, one, rtol=0.02, atol=0.02 * np.abs(one).max())
+  state = trees.named(again.weights['model_state'])
+  assert all(np.ptp(np.asarray(leaf)) == 0 for leaf in state.values())
+
+
+def test_beside_its_weights_an_image_model_takes_less_than_200_bytes(small, monkeypatch):
+  trained = trained_of(small, monkeypatch, 'lenet5', quantize_weight_bits=4,
+                       quantize_granularity='tensor')
+  data = pack.pack(trained)
+  _, (_, coded) = container.read_header(data)
+  assert len(data) - len(coded) < 200
+
+
+# files that lie
+
+@pytest.fixture(scope='module')
+def good(request):
+  """The bytes of a small packed network with every kind of array."""
+  del request
+  rng = np.random.default_rng(0)
+  header = dict(o=dict(model='mlp', width=0.05), f=dict(i=['float32', 7], c=3, m=[0.0], s=[1.0]))
+  kernel = rng.integers(-3, 4, (7, 6)).astype(np.float32)
+  arrays = [levels.of_numbers(np.linspace(0, 1, 6, dtype=np.float32), 8),
+            levels.of_kernel(kernel, 8),
+            levels.of_numbers(np.zeros(6, np.float32), 8),
+            levels.of_kernel(kernel[:6] * np.arange(1, 7, dtype=np.float32), 8),
+            levels.of_numbers(rng.normal(size=3).astype(np.float32), 8),
+            levels.of_kernel(np.float32([-1.5, 0, 0.7])[rng.integers(0, 3, (6, 3))], 8)]
+  return container.write(header, arrays)
+
+
+def sealed(content):
+  """Bytes with the checksum that belongs to them."""
+  return content + zlib.crc32(content).to_bytes(4, 'little')
+
+
+def read(data):
+  """What a user gets: a network that answers, or a UserError."""
+  try:
+    found = pack.unpack(data, most=1 << 22)
+  except UserError as error:
+    return str(error)
+  return found
+
+
+def test_a_good_file_is_read(good):
+  found = read(good)
+  assert found.outputs(np.zeros((2, 7), np.float32)).shape == (2, 3)
+
+
+def test_cut_and_flipped_files_are_told_by_their_checksum(good):
+  rng = np.random.default_rng(0)
+  for size in range(len(good)):
+    assert isinstance(read(good[:size]), str)
+  for at in range(len(good)):
+    flipped = bytearray(good)
+    flipped[at] ^= 1 << rng.integers(8)
+    assert isinstance(read(bytes(flipped)), str), at
+
+
+@pytest.mark.parametrize('seed', range(20 if LONG else 1))
+def test_files_with_a_right_checksum_and_wrong_bytes_end_in_a_sentence(good, seed):
+  """Bytes changed, cut, repeated; heads inflated, changed and deflated again."""
+  rng = np.random.default_rng(seed)
+  answers = 0
+  for _ in range(500 if LONG else 150):
+    content = bytearray(good[:-4])
+    if rng.random() < 0.5:
+      content = bytearray(with_head(good, mutated(rng, bytearray(head_of(good)))))
+    else:
+      content = mutated(rng, content)
+    found = read(sealed(bytes(content)))
+    if not isinstance(found, str):
+      answers += 1
+      assert trees.count(found.weights['params']) <= 1 << 20
+  assert answers < 500
+
+
+def head_of(data):
+  size, at = container._read_varint(data, 4)
+  return zlib.decompress(data[at:at + size], -15)
+
+
+def with_head(data, head):
+  size, at = container._read_varint(data, 4)
+  squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
+  new = squeeze.compress(bytes(head)) + squeeze.flush()
+  return data[:4] + container._varint(len(new)) + new + data[at + size:-4]
+
+
+def mutated(rng, content):
+  for _ in range(rng.integers(1, 4)):
+    at, kind = int(rng.integers(len(content))), rng.integers(4)
+    if kind == 0:
+      content[at] = rng.integers(256)
+    elif kind == 1:
+      del content[at:at + int(rng.integers(1, 9))]
+    elif kind == 2:
+      content[at:at] = rng.bytes(int(rng.integers(1, 9)))
+    else:
+      content[at] = ord('9')  # of a number in the head
+    if not content:
+      content = bytearray(b'0')
+  return content
+
+
+@pytest.mark.parametrize('header,words', [
+    (dict(o=dict(model='mlp', width=100), f=dict(i=['float32', 7], c=3, m=[0], s=[1])), 'MiB'),
+    (dict(o=dict(model='mlp', depth=10**6), f=dict(i=['float32', 7], c=3, m=[0], s=[1])), 'depth'),
+    (dict(o=dict(model='mlp', width=1e9)), 'width'),
+    (dict(o=dict(model='mlp', runs_dir='/')), 'runs_dir'),
+    (dict(o=dict(model='nonsense')), 'unknown model'),
+    (dict(o=dict(model='mlp'), f=dict(i=['float32', -7], c=3)), 'describes no data'),
+    (dict(o=dict(model='mlp'), f=dict(i=['float32', 7], c=10**9)), 'describes no data'),
+    (dict(o=dict(model='mlp'), f=dict(i=['object', 7], c=3, m=[0], s=[1])), 'damaged'),
+    (dict(o=dict(model='mlp'), f=dict(i=['float32', 7], c=3, m=[0], s=[1]), w=dict(dense1=-1)),
+     'widths'),
+    ([], 'no JSON object'), (dict(o=[1]), 'options'), (dict(f=[1]), 'describes no data')])
+def test_lies_in_the_head_are_named(header, words):
+  answer = read(container.write(header, []))
+  assert isinstance(answer, str) and words in answer
+
+
+def test_a_bomb_is_refused_before_its_memory_is_asked_for():
+  bomb = zlib.compressobj(9, zlib.DEFLATED, -15)
+  head = bomb.compress(bytes(64 << 20)) + bomb.flush()
+  data = sealed(b'LPT\x01' + container._varint(len(head)) + head)
+  assert len(data) < 100_000 and 'larger than 4 MiB' in read(data)
+
+
+def test_of_another_version_or_kind_it_says_so(good):
+  assert 'version 9' in read(sealed(good[:3] + b'\x09' + good[4:-4]))
+  assert 'does not begin with LPT' in read(b'PK\x03\x04' + bytes(20))
