@@ -123,6 +123,30 @@ def test_additive_powers_of_two_have_the_papers_levels():
     assert len(np.unique(levels)) == 2 ** bits
 
 
+def test_codebooks_are_those_of_k_means():
+  """Against scikit-learn's, from the same first values; zeros are in no cluster."""
+  from sklearn.cluster import KMeans
+  kernel = np.random.default_rng(0).normal(size=(40, 30)).astype(np.float32)
+  kernel[:10] = 0
+  found = registry.WEIGHT_QUANTIZERS.get('cluster')().init(jnp.asarray(kernel), jnp.float32(3), ())
+  weights = kernel[kernel != 0][:, None]
+  first = np.linspace(weights.min(), weights.max(), 15)[1::2, None]
+  peer = KMeans(7, init=first, n_init=1, max_iter=30, tol=0).fit(weights)
+  np.testing.assert_allclose(found['codebook'][:7], np.sort(peer.cluster_centers_[:, 0]), atol=1e-4)
+  assert (found['codebook'][7:] > 1e30).all()
+
+
+def test_a_value_of_a_codebook_gets_the_mean_gradient_of_its_weights():
+  quantizer = registry.WEIGHT_QUANTIZERS.get('cluster')()
+  kernel = jnp.array([[0.9, 1.2], [-1.0, 0.0]])
+  learned = dict(codebook=jnp.array([1.0, -0.8, *[1e37] * 253]))
+  loss = lambda k, l: jnp.sum(quantizer.apply(k, 2.0, (), l) * jnp.array([[1.0, 3.0], [5.0, 7.0]]))
+  np.testing.assert_allclose(quantizer.apply(kernel, 2.0, (), learned), [[1, 1], [-0.8, 0]])
+  weights, values = jax.grad(loss, (0, 1))(kernel, learned)
+  np.testing.assert_allclose(weights, [[1, 3], [5, 0]])
+  np.testing.assert_allclose(values['codebook'][:2], [2, 5])
+
+
 def test_ternary_and_binary_by_hand():
   kernel = jnp.array([[1.0], [-2.0], [0.1], [0.9]])
   # Threshold 0.7 * 1 = 0.7; the mean of 1, 2 and 0.9 is 1.3.

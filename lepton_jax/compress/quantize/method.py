@@ -131,6 +131,7 @@ def reached(setting, config):
   options = config.quantize
   weight_bits, input_bits = bits(options, setting)
   excluded = trees.matching(options.quantize_exclude, setting.kernels, 'quantize_exclude')
+  whole = registry.WEIGHT_QUANTIZERS.get(options.quantize_weights)().whole
   found = {}
   for name in setting.kernels:
     if name in excluded:
@@ -139,7 +140,7 @@ def reached(setting, config):
     row = dict(reason='no weight bits were asked for')
     if name in weight_bits:
       row = dict(weight_bits=weight_bits[name], quantizer=options.quantize_weights,
-                 granularity=options.quantize_granularity)
+                 granularity='tensor' if whole else options.quantize_granularity)
     site = sites.owner(name)
     if site in input_bits:
       row |= dict(activation_bits=input_bits[site], activation_quantizer=options.quantize_inputs)

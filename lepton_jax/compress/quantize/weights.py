@@ -24,12 +24,14 @@ class Quantizer(typing.NamedTuple):
     bits: the only width that it has; None: any from 2 on.
     keeps_zero: whether zero is one of its levels.
     most: the largest width that it has.
+    whole: whether the kernel shares its levels, whatever the granularity.
   """
   apply: typing.Callable
   init: typing.Callable = lambda kernel, bits, axes: {}
   bits: int | None = None
   keeps_zero: bool = True
   most: int = 16
+  whole: bool = False
 
 
 def largest_level(bits):
