@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lepton_jax import layers, linear, post_training, removal, training_step, trees
+from lepton_jax import distill, layers, linear, post_training, removal, training_step, trees
 from lepton_jax import network as network_lib
 from lepton_jax import strengths as strengths_lib
 from lepton_jax.compress import methods
@@ -52,18 +52,20 @@ def load_data(config):
   return dataset_lib.load(config.data, config.optimization.loss)
 
 
-def build(config, dataset, initial=None, ticket=None, widths=None):
+def build(config, dataset, initial=None, ticket=None, widths=None, keeps=False, teacher=None):
   """The Assembly of a configuration on a data set.
 
   `initial` holds weights to start from, {'params', 'model_state', ...} of another run, `ticket`
   those of a run whose weights say what is pruned, `widths` output features of layers that lost
-  some. What compression learns is set anew. Raises UserError where options do not fit the model,
-  the data or each other.
+  some, `teacher` is the folder.Trained of --teacher. What compression learns is set anew, or with
+  `keeps` that of the other run. Raises UserError where options do not fit the model, the data or
+  each other.
   """
   if config.optimization.solver == 'closed_form':
     linear.check(config)
   if config.quantize.quantize_after:
     post_training.check(config)
+  distill.check(config, teacher, dataset)
   network = network_lib.make_network(config, dataset, widths)
   init = network_lib.make_init(network, dataset)
   variables = init(jax.random.key(config.training.seed))
@@ -73,7 +75,7 @@ def build(config, dataset, initial=None, ticket=None, widths=None):
   total_steps = batches.steps_per_epoch * config.training.epochs
   network = compressed(
       network, dataset, params, model_state, frozen=frozenset(frozen), total_steps=total_steps,
-      steps_per_epoch=batches.steps_per_epoch,
+      steps_per_epoch=batches.steps_per_epoch, kept=keeps,
       zeros=zeros_to_keep(config, params) if initial else frozenset(),
       ticket=trees.named(ticket['params']) if ticket else {})
   compression = network.compression
@@ -83,11 +85,13 @@ def build(config, dataset, initial=None, ticket=None, widths=None):
   schedule = schedules.make_schedule(config.optimization, total_steps, batches.steps_per_epoch)
   frozen_names = {f'params/{n}' for n in frozen}
   optimizer = optim.make_optimizer(config.optimization, schedule, frozen_names)
-  parts = training_step.parts(network, optimizer, frozen, len(dataset.classes), total_steps)
+  parts = training_step.parts(network, optimizer, frozen, len(dataset.classes), total_steps,
+                              teacher)
   train_step = functools.partial(step_lib.make_train_step, parts)
   make_tools = functools.partial(tools, network, {})
   # One program, kept in the cache, where dozens of small ones would be compiled at each start.
   first_state = jax.jit(functools.partial(initial_state, config, network, optimizer))
+  earlier = {kind: initial[kind] for kind in ('learned', 'held')} if keeps else {}
 
   def assembly(config, variables, start, batches):
     mine, (params, model_state) = dataclasses.replace(network, config=config), start
@@ -95,7 +99,7 @@ def build(config, dataset, initial=None, ticket=None, widths=None):
       carry = network_lib.fresh_carry(variables['carry'], config.data.batch_size)
       model_state = dict(model_state, carry=carry)
     state = first_state(jax.random.key(config.training.seed), params, model_state,
-                        strengths_lib.strengths(config, compression))
+                        strengths_lib.strengths(config, compression), earlier)
     return Assembly(config, dataset, mine, state, batches, total_steps, train_step,
                     functools.partial(hooks, mine, batches, make_tools), compression.settled,
                     another)
@@ -176,9 +180,9 @@ def make_batches(config, dataset):
   return batches_lib.Batches(*common, pairs=mixing)
 
 
-def initial_state(config, network, optimizer, key, params, model_state, hparams):
-  """The TrainState before the first step."""
-  learned, held = network.compression.init(params, hparams)
+def initial_state(config, network, optimizer, key, params, model_state, hparams, earlier):
+  """The TrainState before the first step; `earlier` are arrays of another run that are kept."""
+  learned, held = network.compression.init(params, hparams, earlier)
   trained = dict(params=params, learned=learned)
   averaged = config.optimization.ema_decay or config.optimization.swa_start
   first = dict(trained, model_state=state_lib.lasting(model_state))

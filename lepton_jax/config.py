@@ -12,6 +12,7 @@ from lepton_jax.options import (
   Architecture,
   Augment,
   Data,
+  Distill,
   Optimization,
   Prune,
   Quantize,
@@ -29,6 +30,7 @@ class Config:
   augment: Augment = Augment()
   optimization: Optimization = Optimization()
   regularize: Regularize = Regularize()
+  distill: Distill = Distill()
   prune: Prune = Prune()
   quantize: Quantize = Quantize()
   training: Training = Training()

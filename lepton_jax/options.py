@@ -220,6 +220,17 @@ class Regularize:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Distill:
+  """Learning from a finished run beside the labels; both flags or neither."""
+  teacher: str = option('', 'run folder of a network whose answers are learned (arXiv:1503.02531)')
+  distill: float = option(
+      0.0, 'strength * squared temperature * divergence from the answers of --teacher',
+      low=0, traced=True, log=True)
+  distill_temperature: float = option(
+      4.0, 'by which the logits of both are divided before', low=0.1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Prune:
   """Pruning: masked weights are exactly zero."""
   prune_sparsity: float = option(0.0, 'share of all prunable kernel entries set to zero; 0: off',

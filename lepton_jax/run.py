@@ -130,8 +130,12 @@ def other_runs(config, data):
                       f'its vectors would belong to other words')
     found['initial'] = folder_lib.read_weights(training.init_from)[0]
     found['widths'] = folder_lib.read_widths(training.init_from)
+    # Levels and ranges mean the same where they are asked for in the same words.
+    found['keeps'] = config.quantize == folder_lib.read_config(training.init_from).quantize
   if config.prune.prune_ticket:
     found['ticket'] = folder_lib.read_weights(config.prune.prune_ticket)[0]
+  if config.distill.teacher:
+    found['teacher'] = folder_lib.load(config.distill.teacher, examples=False)
   return found
 
 

@@ -17,7 +17,7 @@ def strengths(config, compression):
 
   A strength of 0 is absent here, and so from the program.
   """
-  concerns = (config.optimization, config.regularize, config.augment)
+  concerns = (config.optimization, config.regularize, config.augment, config.distill)
   values = {name: value for concern in concerns
             for name, value in dataclasses.asdict(concern).items()
             if config_lib.FIELDS[name][1].metadata['traced']}

@@ -4,7 +4,7 @@ import functools
 
 import jax
 
-from lepton_jax import layers, registry, trees
+from lepton_jax import distill, layers, registry, trees
 from lepton_jax.data import augment as augment_lib
 from lepton_jax.layers import columns, platform
 from lepton_jax.regularize import constraints, feature_maps, noise, outputs
@@ -12,33 +12,40 @@ from lepton_jax.strengths import DROPOUTS
 from lepton_jax.train import step as step_lib
 
 
-def parts(network, optimizer, frozen, num_classes, total_steps):
-  """The step.Parts of a Network; `frozen` parameters get no gradient."""
+def parts(network, optimizer, frozen, num_classes, total_steps, teacher=None):
+  """The step.Parts of a Network; `frozen` parameters get no gradient.
+
+  `teacher` is the folder.Trained that it learns from as well.
+  """
   on = network.config.regularize
   return step_lib.Parts(
       apply_fn=functools.partial(answers, network), optimizer=optimizer,
       loss_fn=network.objective.training, measure=network.objective.measure,
-      prepare=preparation(network, num_classes), kept=functools.partial(kept, network, frozen),
+      prepare=preparation(network, num_classes, teacher),
+      kept=functools.partial(kept, network, frozen),
       counted=functools.partial(counted, network),
       finish=functools.partial(finish, network, frozen), after=network.compression.after,
       terms=tuple(functools.partial(penalty, name) for name in registry.PENALTIES.names()
                   if getattr(on, name)),
       output_terms=tuple(functools.partial(output_term, name) for name in OUTPUT_TERMS
-                         if getattr(on, name)),
+                         if getattr(on, name)) + distilled(network, teacher),
       twice=bool(on.r_drop), uphill=uphill if on.sam else None,
       disturb=disturb if on.gradient_noise else step_lib.as_it_is,
       average=functools.partial(step_lib.kept_share, total_steps=total_steps),
       norm=functools.partial(norm, network.config.run.convolution))
 
 
-def preparation(network, num_classes):
-  """(batch, key, hparams) -> batch: scaled, augmented, noisy."""
+def preparation(network, num_classes, teacher):
+  """(batch, key, hparams) -> batch: scaled, augmented, with the teacher's answers, noisy."""
   augment = augment_lib.make_augment(network.config.augment, num_classes, network.scaling.std)
+  teach = teacher and distill.answers(teacher, network.scaling)
 
   def prepare(batch, key, hparams):
     batch = network.scaled(batch)
     if augment is not None:
       batch = augment(batch, key, hparams)
+    if teach is not None:
+      batch = dict(batch, teacher=teach(batch['inputs']))
     if 'input_noise' in hparams:
       noisy = noise.input_noise(batch['inputs'], batch['example'], hparams['input_noise'],
                                 jax.random.fold_in(key, 1))
@@ -120,6 +127,21 @@ OUTPUT_TERMS = dict(confidence_penalty=confidence, r_drop=outputs.r_drop)
 
 def output_term(name, logits, other, batch, hparams):
   return hparams[name] * OUTPUT_TERMS[name](logits, other, batch['label'])
+
+
+def distilled(network, teacher):
+  """The term of what the teacher answered, if there is one."""
+  if teacher is None:
+    return ()
+
+  def term(logits, other, batch, hparams):
+    del other
+    if network.objective.regression:
+      return hparams['distill'] * distill.distance(logits, batch['teacher'])
+    return hparams['distill'] * distill.term(logits, batch['teacher'], batch['label'],
+                                             network.config.distill.distill_temperature)
+
+  return (term,)
 
 
 def uphill(trained, gradients, hparams):

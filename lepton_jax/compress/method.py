@@ -39,6 +39,7 @@ class Method(typing.NamedTuple):
     hooks: (options, Tools) -> [(due, change)]: `change(state, step)` gives the state before the
       steps for which `due(step)` is true.
     settled: the first step whose weights may be chosen as the best.
+    keeps: whether a run goes on with what it learned and holds in the run that it starts from.
     removes: whether channels that it made zero leave the network after the last step.
     describe: (params, held) -> {name: number}, for the row of an epoch and for result.json.
   """
@@ -55,6 +56,7 @@ class Method(typing.NamedTuple):
   after: typing.Callable | None = None
   hooks: typing.Callable = lambda options, tools: []
   settled: int = 0
+  keeps: bool = False
   removes: bool = False
   describe: typing.Callable = lambda params, held: {}
 
@@ -68,6 +70,7 @@ class Setting(typing.NamedTuple):
     reading: () -> paths of the layers that read floating-point inputs; it traces the network.
     coupling: () -> the coupling.Coupling of its channels; it traces the network.
     total_steps, steps_per_epoch: of the run.
+    kept: whether what methods learned in another run is kept.
     zeros: names of kernels that hold zeros of another run, which have to stay.
     ticket: {name: kernel} of another run, which say what is pruned here; empty: the run's own do.
   """
@@ -77,6 +80,7 @@ class Setting(typing.NamedTuple):
   coupling: typing.Callable | None = None
   total_steps: int = 1
   steps_per_epoch: int = 1
+  kept: bool = False
   zeros: frozenset = frozenset()
   ticket: dict = {}
 
@@ -109,10 +113,19 @@ class Compression:
   """
   methods: tuple = ()
 
-  def init(self, params, hparams):
-    """(learned, held) of all methods before the first step."""
-    named = trees.named(params)
-    found = {method.name: method.init(named, hparams) for method in self.methods}
+  def init(self, params, hparams, earlier=None):
+    """(learned, held) of all methods before the first step.
+
+    `earlier` has 'learned' and 'held' of another run, which stay where methods keep them.
+    """
+    named, found = trees.named(params), {}
+    for method in self.methods:
+      arrays = method.init(named, hparams)
+      if method.keeps and earlier:
+        arrays = tuple(own | {name: leaf for name, leaf in theirs.items()
+                              if name in own and own[name].shape == leaf.shape}
+                       for own, theirs in zip(arrays, arrays_of(method, earlier)))
+      found[method.name] = arrays
     return tuple({name: arrays[i] for name, arrays in found.items() if arrays[i]} for i in (0, 1))
 
   def kept(self, weights, hparams):

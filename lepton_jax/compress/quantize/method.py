@@ -63,7 +63,7 @@ def make(config, setting):
     return inputs.grid(*range_of(site, *arrays))
 
   return Method(
-      name=NAME, reaches=functools.partial(reached, setting), init=init,
+      name=NAME, reaches=functools.partial(reached, setting), init=init, keeps=True,
       weights=weights, rounds=True, sites=frozenset(input_bits), inputs=read,
       grid=grid,
       strengths=functools.partial(strengths, setting),
@@ -167,7 +167,9 @@ def hooks(reader, setting, config, tools):
   set for; from weights of another run they begin where they belong.
   """
   options = config.quantize
-  often = (0,) if config.training.init_from else (0, 0.05, 0.1, 0.25, 0.5)  # shares of the run
+  often = (0, 0.05, 0.1, 0.25, 0.5)  # shares of the run
+  if config.training.init_from:
+    often = () if setting.kept else (0,)
   settings = {round(share * setting.total_steps) for share in often}
   _, input_bits = bits(options, setting)
 
