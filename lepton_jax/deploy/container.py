@@ -93,6 +93,11 @@ def read_header(data, most=MOST):
 
 def read_arrays(rest, shapes, most=MOST):
   """[f32 array] of such shapes; raises UserError where the file does not hold them."""
+  return [value(packed, shape) for packed, shape in zip(read_packed(rest, shapes, most), shapes)]
+
+
+def read_packed(rest, shapes, most=MOST):
+  """The same as [Packed]."""
   head, coded = rest
   if 4 * sum(int(np.prod(shape, dtype=object)) for shape in shapes) > most:
     raise UserError(f'the packed network needs more than {most >> 20} MiB')
@@ -113,7 +118,7 @@ def read_arrays(rest, shapes, most=MOST):
     if levels.size and (levels.min() < low or levels.max() > high):
       raise UserError('the packed file is damaged: a level that its codebook lacks')
     found[i] = found[i]._replace(levels=_from_matrix(levels, shapes[i]))
-  return [value(packed, shape) for packed, shape in zip(found, shapes)]
+  return found
 
 
 def _matrix(levels):

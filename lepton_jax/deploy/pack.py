@@ -25,14 +25,17 @@ ABSENT = dict(label=['int32'], vocabulary=[], columns=[], targets=[], target_mea
               target_std=1.0, stream=False, classes=[])
 
 
-def pack(trained, bits=8, number_bits=8):
+def pack(trained, bits=8, number_bits=8, rate=0.0):
   """The bytes of a file for a folder.Trained.
 
   Kernels that are on levels keep them; others are rounded to 2^bits - 1 of each output. Biases are
-  rounded to `number_bits`, other numbers to float16. So a packed network is to be measured anew.
+  rounded to `number_bits`, other numbers to float16. With a `rate` above 0 weights take a lower
+  level where that saves bits (levels.cheaper). So a packed network is to be measured anew.
   """
   network = trained.network
-  counted = network.compression.counted(trained.weights, trained.hparams)
+  kept = network.compression.kept(trained.weights, trained.hparams)
+  counted = network.compression.rounded(kept, trained.hparams)
+  exact = {name: np.asarray(leaf, np.float32) for name, leaf in trees.named(kept['params']).items()}
   config, inputs = as_packed(trained.config, network, trained.data)
   params = {name: np.asarray(leaf, np.float32) for name, leaf in
             trees.named(counted['params']).items()}
@@ -40,9 +43,12 @@ def pack(trained, bits=8, number_bits=8):
            trees.named(trained.weights['model_state']).items()}
   folded(params, state)
   header = dict(o=config, f=facts(trained.data, config), w=network.widths)
-  packed = [levels.of_kernel(leaf, bits) if trees.is_kernel(name) else
-            levels.of_numbers(leaf, number_bits if name.endswith('bias') else 0)
-            for name, leaf in params.items()]
+  packed = []
+  for name, leaf in params.items():
+    if trees.is_kernel(name):
+      packed.append(levels.cheaper(levels.of_kernel(leaf, bits), exact[name], rate))
+    else:
+      packed.append(levels.of_numbers(leaf, number_bits if name.endswith('bias') else 0))
   packed += [levels.of_numbers(leaf, 0) for leaf in state.values()]
   if inputs:
     ranges = [float(leaf) for kind in ('learned', 'held')
@@ -56,6 +62,25 @@ def unpack(data, most=container.MOST):
 
   No more than about 3 * `most` bytes are used beside the file.
   """
+  bare, trees_of, rest = described(data, most)
+  params, state, learned, held = trees_of
+  count = len(trees.named((learned, held)))
+  arrays = container.read_arrays(rest, array_shapes(trees_of), most)
+  weights = dict(zip(('params', 'model_state'), filled((params, state), arrays)))
+  weights['learned'], weights['held'] = filled(
+      (learned, held), list(arrays[-1]) if count else [])
+  return dataclasses.replace(bare, weights=jax.tree.map(jnp.asarray, weights))
+
+
+def coded_levels(data):
+  """[i32 array] of the levels in a file's bytes."""
+  _, trees_of, rest = described(data, container.MOST)
+  return [packed.levels for packed in container.read_packed(rest, array_shapes(trees_of))
+          if packed.levels is not None]
+
+
+def described(data, most):
+  """(folder.Trained without weights, its four trees of shapes, what is left to read)."""
   header, rest = container.read_header(data, most)
   config = read_config(header.get('o', {}))
   dataset = read_facts(header.get('f', {}), config)
@@ -71,16 +96,18 @@ def unpack(data, most=container.MOST):
   params = variables['params']
   state = {name: leaf for name, leaf in variables.items() if name not in ('params', 'carry')}
   network = assemble.compressed(network, dataset, params, state)
-  learned, held = jax.eval_shape(network.compression.init, params, strengths_lib.strengths(
-      config, network.compression)) if network.compression.methods else ({}, {})
-  shapes = [leaf.shape for leaf in (*trees.named(params).values(), *trees.named(state).values())]
+  hparams = strengths_lib.strengths(config, network.compression)
+  learned, held = jax.eval_shape(network.compression.init, params, hparams)
+  return (folder.Trained(config, dataset, network, {}, hparams), (params, state, learned, held),
+          rest)
+
+
+def array_shapes(trees_of):
+  """Shapes of the arrays of a file in their order."""
+  params, state, learned, held = trees_of
   count = len(trees.named((learned, held)))
-  arrays = container.read_arrays(rest, shapes + [(count,)] * bool(count), most)
-  weights = dict(zip(('params', 'model_state'), filled((params, state), arrays)))
-  weights['learned'], weights['held'] = filled(
-      (learned, held), list(arrays[-1]) if count else [])
-  return folder.Trained(config, dataset, network, jax.tree.map(jnp.asarray, weights),
-                        strengths_lib.strengths(config, network.compression))
+  return [leaf.shape for tree in (params, state) for leaf in trees.named(tree).values()] + (
+      [(count,)] * bool(count))
 
 
 def filled(tree, arrays):

@@ -23,7 +23,7 @@ def print_table(title, rows):
 
 
 def print_rows(rows):
-  """Prints the rows of sweeps.rows as a table with a header."""
+  """Prints rows of equal columns as a table with a header; spreads stand beside their means."""
   from rich import box, console, table
 
   from lepton_jax.report import sweeps

@@ -104,7 +104,10 @@ def lsq():
   rate, more than many a step is, and would carry it below zero.
   """
   def init(kernel, bits, axes):
-    step = nonzero(2 * mean_magnitude(kernel, axes) / jnp.sqrt(largest_level(bits)))
+    # The mean of what is not pruned: with the zeros a sparse kernel's step would be too small.
+    total = jnp.sum(jnp.abs(kernel), axes, keepdims=True)
+    count = jnp.maximum(jnp.sum(kernel != 0, axes, keepdims=True), 1).astype(kernel.dtype)
+    step = nonzero(2 * total / count / jnp.sqrt(largest_level(bits)))
     return dict(log_step=jnp.log(step))
 
   def apply(kernel, bits, axes, learned):

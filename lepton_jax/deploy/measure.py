@@ -1,0 +1,118 @@
+"""What a packed file is worth: measured anew, beside general coders and its parent."""
+
+import dataclasses
+import io
+import json
+import lzma
+import time
+
+import numpy as np
+from etils import epath
+
+from lepton_jax import evaluation, folder, machine, metrics, trees
+from lepton_jax import network as network_lib
+from lepton_jax.deploy import container, pack
+from lepton_jax.train import record
+
+FILE, FACTS = 'network.lepton', 'packed.json'
+
+
+def packed(place, **options):
+  """Packs the run in a folder into it, measures the file, and returns the facts of packed.json."""
+  place, began = epath.Path(place).expanduser(), time.monotonic()
+  trained = folder.load(str(place))
+  data = pack.pack(trained, **options)
+  packing, began = time.monotonic() - began, time.monotonic()
+  again = opened(data, trained.data)
+  unpacking = time.monotonic() - began
+  found = dict(name=trained.config.name(), measure=trained.data.measure, file=FILE,
+               file_bytes=len(data), options=options,
+               dense_bytes=4 * dense_parameters(trained), pack_seconds=packing,
+               unpack_seconds=unpacking, **general_coders(data), processor=machine.processor(),
+               git_revision=machine.git_revision())
+  for split in ('validation', 'test'):
+    if trained.data.size(split):
+      measured = measurements(again, split)
+      found |= {f'{split}_{name}': value for name, value in measured.items() if name != 'score'}
+  temporary = place / f'{FILE}.partial'
+  temporary.write_bytes(data)
+  temporary.rename(place / FILE)
+  record.write_atomically(place / FACTS, json.dumps(found, indent=2) + '\n')
+  return found
+
+
+def opened(data, examples):
+  """The folder.Trained of a file's bytes, with the examples of a data set."""
+  found = pack.unpack(data)
+  splits = dataclasses.replace(found.data, splits=examples.splits, version=examples.version)
+  return dataclasses.replace(found, data=splits)
+
+
+def measurements(trained, split):
+  """{measurement: number} of a network on a split."""
+  if trained.data.stream:
+    return trained.measure_stream(split)
+  inputs, label = trained.data.splits[split]
+  logits, label = evaluation.by_step(trained.outputs(inputs), np.asarray(label))
+  label = trained.network.scaling.changes(inputs, label)
+  return evaluation.measurements(trained.network, logits, label, trained.hparams)
+
+
+def dense_parameters(trained):
+  """How many parameters the model has before any channel leaves it."""
+  whole = network_lib.make_network(trained.config, trained.data)
+  return trees.count(pack.shapes_of(whole, trained.data))
+
+
+def general_coders(data):
+  """{coder: bytes} of a file whose levels, and nothing else, were coded by others."""
+  _, (_, coded) = container.read_header(data)
+  levels = levels_of(data)
+  raw = b''.join(array.tobytes() for array in levels)
+  beside = len(data) - len(coded)
+  buffer = io.BytesIO()
+  np.savez_compressed(buffer, *levels)
+  found = dict(xz_bytes=beside + len(lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME)),
+               npz_bytes=beside + len(buffer.getvalue()))
+  try:
+    import zstandard
+    found['zstd_bytes'] = beside + len(zstandard.ZstdCompressor(19).compress(raw))
+  except ImportError:
+    pass
+  return found
+
+
+def levels_of(data):
+  """The levels of a file's arrays in the smallest whole numbers that hold them."""
+  found = []
+  for array in pack.coded_levels(data):
+    most = np.abs(array).max(initial=0)
+    found.append(array.astype(np.int8 if most < 128 else np.int16 if most < 32768 else np.int32))
+  return found
+
+
+def forgetting(before, after, split='test'):
+  """What compression changed, class by class (arXiv:1911.05248); {} where there are no classes.
+
+  Both are folder.Trained on the same examples. `disagree` is the share of examples that the two
+  answer differently.
+  """
+  if before.data.stream or not before.data.classes or not before.data.size(split):
+    return {}
+  inputs, label = before.data.splits[split]
+  (one, label), (other, _) = (evaluation.by_step(trained.outputs(inputs), np.asarray(label))
+                              for trained in (before, after))
+  old, new = metrics.probabilities(one), metrics.probabilities(other)
+  change = {}
+  for number, name in enumerate(before.data.classes):
+    of_class = label == number
+    if of_class.any():
+      right = [float(np.mean(p[of_class].argmax(-1) == number)) for p in (old, new)]
+      change[name] = right[1] - right[0]
+  worst = min(change, key=change.get)
+  return dict(accuracy_before=float(np.mean(old.argmax(-1) == label)),
+              accuracy_after=float(np.mean(new.argmax(-1) == label)),
+              disagree=float(np.mean(old.argmax(-1) != new.argmax(-1))),
+              worst_class=worst, worst_class_change=change[worst], change_of_classes=change,
+              calibration_error_before=metrics.calibration_error(old, label),
+              calibration_error_after=metrics.calibration_error(new, label))

@@ -1,0 +1,122 @@
+"""Recipes such as 'prune(0.9):10,cluster(16):5,pack': stages, each started from the one before."""
+
+import math
+import re
+import typing
+
+from lepton_jax import config as config_lib
+from lepton_jax.errors import UserError
+
+EXAMPLE = 'prune(0.9):10,cluster(16):5,pack'
+# Stage: (what its options begin with, the options that values without a name are, fixed options).
+STAGES = {
+    'train': ('', (), {}),
+    'prune': ('prune_', ('prune_sparsity',), {}),
+    'channels': ('prune_', ('prune_sparsity',), dict(prune_structure='channels')),
+    'quantize': ('quantize_', ('quantize_weight_bits', 'quantize_activation_bits'), {}),
+    'cluster': ('quantize_', ('quantize_weight_bits',), dict(quantize_weights='cluster')),
+    'distill': ('distill_', ('distill',), {})}
+PACK = dict(bits=int, number_bits=int, rate=float)
+# What a stage does once; the others stay on in all stages after it.
+ONCE = ('prune', 'training', 'distill')
+
+
+class Stage(typing.NamedTuple):
+  """One stage: its text, its options, and how many epochs it trains (None for 'pack')."""
+  text: str
+  options: dict
+  epochs: int | None
+
+
+def parse(text):
+  """[Stage] of a recipe; raises UserError that says what is allowed. 'pack' can only be the last.
+  """
+  stages = [_stage(part.strip()) for part in _split(text)]
+  if not stages:
+    raise UserError(f'--recipe={text!r} has no stage; write stages such as {EXAMPLE!r}')
+  if any(stage.epochs is None for stage in stages[:-1]):
+    raise UserError(f'--recipe={text!r}: pack makes a file, so it is the last stage')
+  return stages
+
+
+def _split(text):
+  """The parts between commas that are in no brackets."""
+  return [part for part in re.split(r',(?![^(]*\))', text) if part.strip()]
+
+
+def _stage(text):
+  found = re.fullmatch(r'(\w+)(?:\(([^()]*)\))?(?::(\d+))?', text)
+  if not found or found[1] not in (*STAGES, 'pack'):
+    raise UserError(f'--recipe: {text!r} is no stage; allowed are name(options):epochs, with the '
+                    f'names {", ".join((*STAGES, "pack"))}, such as {EXAMPLE!r}')
+  name, given, epochs = found.groups()
+  values = [one.strip() for one in (given or '').split(',') if one.strip()]
+  if name == 'pack':
+    if epochs:
+      raise UserError(f'--recipe: {text!r} trains nothing; write it without epochs')
+    return Stage(text, _pack_options(text, values), None)
+  if not epochs or int(epochs) < 1:
+    raise UserError(f'--recipe: {text!r} needs a number of epochs, such as {name}({given or ""}):5')
+  prefix, places, fixed = STAGES[name]
+  options = dict(fixed)
+  for place, value in enumerate(values):
+    option, equals, word = value.partition('=')
+    if not equals:
+      if place >= len(places):
+        raise UserError(f'--recipe: {text!r} takes {len(places)} values without a name')
+      option, word = places[place], value
+    elif prefix + option in config_lib.FIELDS:
+      option = prefix + option
+    options[option] = _read(text, name, option, word)
+  return Stage(text, options, int(epochs))
+
+
+def _read(text, stage, option, word):
+  """The value of an option, of its type; of a cluster stage the number of values as bits."""
+  if option not in config_lib.FIELDS:
+    raise UserError(f'--recipe: {text!r}: there is no option {option!r}')
+  kind, _ = config_lib.value_type(option)
+  try:
+    value = {'true': True, 'false': False}[word] if kind is bool else kind(word)
+  except (ValueError, KeyError):
+    raise UserError(f'--recipe: {text!r}: {word!r} is not of type {kind.__name__}') from None
+  if stage == 'cluster' and option == 'quantize_weight_bits':
+    bits = round(math.log2(value)) if value > 1 else 0
+    if 2 ** bits != value or not 2 <= bits <= 8:
+      raise UserError(f'--recipe: {text!r}: allowed are 4, 8, 16, 32, 64, 128 and 256 values')
+    value = bits
+  config_lib.check_value(option, value)
+  return value
+
+
+def _pack_options(text, values):
+  options = {}
+  for value in values:
+    option, equals, word = value.partition('=')
+    if option not in PACK or not equals:
+      raise UserError(f'--recipe: {text!r}: pack takes {", ".join(f"{o}=..." for o in PACK)}')
+    try:
+      options[option] = PACK[option](word)
+    except ValueError:
+      raise UserError(f'--recipe: {text!r}: {word!r} is not of type {PACK[option].__name__}'
+                      ) from None
+  return options
+
+
+def configs(stages, base, given):
+  """The configurations of the stages that train, each without the run that it starts from.
+
+  `base` is the configuration of the run to compress, `given` are options of all stages. Zeros and
+  widths stay by starting from a run; rounding stays on once it is.
+  """
+  default = config_lib.Config()
+  fresh = {name: getattr(getattr(default, group), name) for name, (group, _) in
+           config_lib.FIELDS.items() if group in ONCE and name not in ('seed', 'select', 'freeze')}
+  found, on = [], {}
+  for stage in stages:
+    if stage.epochs is None:
+      continue
+    found.append(base.replace(**fresh | on | given | stage.options | dict(epochs=stage.epochs)))
+    on |= {name: value for name, value in stage.options.items()
+           if config_lib.FIELDS[name][0] not in ONCE}
+  return found
