@@ -3,10 +3,12 @@
 Question: where is this network right, where is it wrong, and does it know which?
 Paper: calibration error as in arXiv:1706.04599; the other measures are scikit-learn's.
 Command: ./launch.sh evaluate --run=runs/lenet5-mnist5k-3f9a2c61d0
-Expected: the test accuracy of the run's result.json, to the last digit.
+  or, of a packed file: ./launch.sh evaluate --artifact=network.lepton
+Expected: the test accuracy of the run's result.json or the file's packed.json, to the last digit.
 Cost: seconds.
 
-Writes evaluation-SPLIT.json, and for classes confusion-SPLIT.png, into the run folder.
+Writes evaluation-SPLIT.json, and for classes confusion-SPLIT.png, into the run folder; of a packed
+file it only prints.
 """
 
 import json
@@ -17,7 +19,7 @@ from absl import flags as absl_flags
 from lepton_jax import flags
 from lepton_jax.errors import UserError
 
-OWN = ('run', 'split', 'json', 'data_dir')
+OWN = ('run', 'artifact', 'split', 'json', 'data_dir')
 FLAGS = absl_flags.FLAGS
 
 
@@ -28,10 +30,20 @@ def main(config):
   from lepton_jax import evaluation, folder
   from lepton_jax.report import pictures, tables
   from lepton_jax.train import record
-  if not FLAGS.run:
-    raise UserError('--run=DIR is needed: the folder that training printed')
-  trained = folder.load(FLAGS.run, **({'data_dir': FLAGS.data_dir} if FLAGS.data_dir else {}))
+  if bool(FLAGS.run) == bool(FLAGS.artifact):
+    raise UserError('--run=DIR, the folder that training printed, or --artifact=FILE, a packed '
+                    'network; one of them')
+  elsewhere = {'data_dir': FLAGS.data_dir} if FLAGS.data_dir else {}
+  if FLAGS.artifact:
+    from lepton_jax.deploy import measure
+    trained = measure.open_file(FLAGS.artifact, **elsewhere)
+  else:
+    trained = folder.load(FLAGS.run, **elsewhere)
   report, confusion = evaluation.full_report(trained, FLAGS.split)
+  if FLAGS.artifact:
+    print(json.dumps(report)) if FLAGS.json else tables.print_report(
+        f'{FLAGS.artifact}, {FLAGS.split}', report)
+    return 0
   place = epath.Path(FLAGS.run).expanduser()
   title = f'{trained.config.name()}, {FLAGS.split}'
   content = json.dumps(report, indent=2) + '\n'
@@ -48,6 +60,7 @@ def main(config):
 
 if __name__ == '__main__':
   absl_flags.DEFINE_string('run', '', 'run folder to evaluate')
+  absl_flags.DEFINE_string('artifact', '', 'packed file to evaluate')
   absl_flags.DEFINE_enum('split', 'test', ['train', 'validation', 'test'], 'split to evaluate')
   absl_flags.DEFINE_bool('json', False, 'print one JSON object as the last line instead of tables')
   absl_flags.DEFINE_string('data_dir', '', "folder of prepared TFDS data; empty: the run's own")

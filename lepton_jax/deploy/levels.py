@@ -109,10 +109,13 @@ def cheaper(packed, exact, rate, rounds=3):
   often entries of its row and its output are not zero, and how often a size occurs. `exact` is the
   kernel before rounding.
   """
-  if not rate or packed.kind not in (container.LEVELS, container.CHANNELS):
+  if not rate or packed.levels is None or not packed.levels.any():
     return packed
-  steps = exact / np.where(packed.numbers > 0, packed.numbers, 1).astype(np.float32)
+  value = lambda levels: container.value(packed._replace(levels=levels), exact.shape)
   levels = packed.levels
+  step = np.abs(value(levels)).sum() / np.abs(levels).sum()  # a mean one, of a codebook
+  if packed.kind != container.CODEBOOK and packed.codebook is None:
+    step = np.where(packed.numbers > 0, packed.numbers, 1).astype(np.float32)
   for _ in range(rounds):
     matrix = (levels != 0).reshape(-1, levels.shape[-1])
     odds = lambda share: np.log((share + 1e-3) / (1 - share + 1e-3))
@@ -122,12 +125,10 @@ def cheaper(packed, exact, rate, rounds=3):
     of_other = np.logaddexp(0, -logit) / np.log(2) + 1  # and a sign
     counts = np.bincount(np.abs(levels).ravel())[1:] + 1.0
     of_size = np.concatenate([[0], -np.log2(counts / counts.sum())])
-    near = levels - np.sign(levels)
-    choices = np.stack([levels, near, np.zeros_like(levels)])
-    cost = [np.square(steps - level) + rate * np.where(
+    choices = np.stack([levels, levels - np.sign(levels), np.zeros_like(levels)])
+    cost = [np.square((exact - value(level)) / step) + rate * np.where(
         level == 0, of_zero, of_other + of_size[np.abs(level)]) for level in choices]
-    chosen = np.argmin(cost, 0)
-    levels = np.where(levels == 0, 0, np.take_along_axis(choices, chosen[None], 0)[0])
+    levels = np.take_along_axis(choices, np.argmin(cost, 0)[None], 0)[0]
   return packed._replace(levels=levels.astype(np.int32))
 
 

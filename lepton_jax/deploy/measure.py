@@ -9,9 +9,10 @@ import time
 import numpy as np
 from etils import epath
 
-from lepton_jax import evaluation, folder, machine, metrics, trees
+from lepton_jax import assemble, evaluation, folder, machine, metrics, trees
 from lepton_jax import network as network_lib
 from lepton_jax.deploy import container, pack
+from lepton_jax.errors import UserError
 from lepton_jax.train import record
 
 FILE, FACTS = 'network.lepton', 'packed.json'
@@ -19,8 +20,8 @@ FILE, FACTS = 'network.lepton', 'packed.json'
 
 def packed(place, **options):
   """Packs the run in a folder into it, measures the file, and returns the facts of packed.json."""
-  place, began = epath.Path(place).expanduser(), time.monotonic()
-  trained = folder.load(str(place))
+  place, trained = epath.Path(place).expanduser(), folder.load(str(place))
+  began = time.monotonic()
   data = pack.pack(trained, **options)
   packing, began = time.monotonic() - began, time.monotonic()
   again = opened(data, trained.data)
@@ -46,6 +47,27 @@ def opened(data, examples):
   found = pack.unpack(data)
   splits = dataclasses.replace(found.data, splits=examples.splits, version=examples.version)
   return dataclasses.replace(found, data=splits)
+
+
+def open_file(path, **overrides):
+  """The folder.Trained of a packed file with the examples of the data set that it names.
+
+  `overrides` replace options such as data_dir. Raises UserError for a bad file, and for data whose
+  classes, words or shapes are others.
+  """
+  try:
+    content = epath.Path(path).expanduser().read_bytes()
+  except OSError as error:
+    raise UserError(f'--artifact={path} cannot be read: {error}') from None
+  found = pack.unpack(content)
+  config = found.config.replace(**overrides)
+  machine.start(config.run)
+  examples = assemble.load_data(config)
+  for what in ('classes', 'vocabulary', 'input_shape', 'columns'):
+    if getattr(examples, what) != getattr(found.data, what):
+      raise UserError(f'{path} was packed for other {what.replace("_", " ")} than {examples.name} '
+                      f'has now')
+  return opened(content, examples)
 
 
 def measurements(trained, split):
