@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs an experiment in a virtual environment of its own, made on first use.
 #
-#   ./launch.sh                      train a small CNN on 5,000 real MNIST images
+#   ./launch.sh                      train, compress and pack a CNN and an LSTM on real digits
 #   ./launch.sh train --help         any script of experiments/, with its flags
 #   ./launch.sh test [pytest flags]  the test suite
 #
@@ -60,9 +60,7 @@ experiments() {
 
 command=${1:-}
 case $command in
-  '') set -- --model=cnn_mnist --dropout=0.25 --augment_crop=2; command=train
-      echo "./launch.sh train $*" ;;
-  -*) command=train ;;
+  '' | -*) command=quickstart ;;
   *) shift ;;
 esac
 
