@@ -9,9 +9,9 @@ Expected: a table and a picture in runs/quickstart; networks that are pruned and
   fiftieth of the bytes and stay within two points of the dense ones.
 Cost: under 3 minutes on 2 cores.
 
-All networks are trained for as many epochs. Every row is a run folder, and its file network.lepton is measured as it is: bytes are those of the
-whole file, in which kernels that were not quantised are rounded to 8 bits. Flags of `train` that
-are given hold for all networks.
+All ways have as many epochs. Every row is a run folder, and its file network.lepton is measured as
+it is: bytes are those of the whole file, in which kernels that were not quantised are rounded to 8
+bits. Flags of `train` that are given hold for all networks.
 """
 
 import pathlib

@@ -3,7 +3,6 @@
 A CPU has one lane, an accelerator several.
 """
 
-import collections
 import time
 import traceback
 import typing
@@ -155,21 +154,26 @@ class Trial:
 class Lanes:
   """The states of trials that stand at one step, side by side on the device while they train.
 
-  Between `advance` and `settle` the states of the trials themselves are out of date.
+  It is the work of loop.advance. Until `settle` the states of the trials themselves are out of
+  date.
+
+  Attributes:
+    faults: {lane: its first fault}.
   """
 
   def __init__(self, program, live):
-    self._program, self._live, self._stacked = program, live, None
+    self._program, self._live, self._stacked, self.faults = program, live, None, {}
+    self.hooks = [hook for trial in live for hook in trial.hooks]
 
   def change(self, step):
     """Runs the hooks that are due before a step."""
-    if any(hook.due(step) for trial in self._live for hook in trial.hooks):
+    if any(hook.due(step) for hook in self.hooks):
       self.settle()
       for trial in self._live:
         for hook in trial.hooks:
           trial.state = hook(trial.state, step)
 
-  def advance(self, step, count):
+  def make(self, step, count):
     """Trains `count` steps in one call; returns their measurements, on the device."""
     if self._stacked is None:
       lanes = [(trial.state, np.ones((), bool)) for trial in self._live]
@@ -178,6 +182,14 @@ class Lanes:
     batch = self._program.layout.put_batch(batch)
     self._stacked, measured = self._program.steps[count](self._stacked, batch)
     return measured
+
+  def look(self, first, measured):
+    """Notes the first fault of each lane."""
+    steps_per_epoch = self._live[0].assembly.batches.steps_per_epoch
+    for i, values in enumerate(self._program.unstack(jax.device_get(measured), len(self._live))):
+      values = {name: np.atleast_1d(value) for name, value in values.items()}
+      if found := loop.fault(first, values, steps_per_epoch):
+        self.faults.setdefault(i, found)
 
   def settle(self):
     """Brings the states back into their trials."""
@@ -206,33 +218,14 @@ def train(program, trials, stop=None):
 
 def train_epoch(program, live, steps_per_epoch, stop):
   """Takes trials to the end of their epoch, or to a stop; returns those that have more to do."""
-  step = int(live[0].state.step)
+  step, began, lanes = int(live[0].state.step), time.monotonic(), Lanes(program, live)
   end, total = (step // steps_per_epoch + 1) * steps_per_epoch, live[0].assembly.total_steps
-  began, pending, faults = time.monotonic(), collections.deque(), {}
-
-  def look(limit):
-    """Notes the first fault of each lane in all but the last `limit` calls."""
-    while len(pending) > limit:
-      first, measured = pending.popleft()
-      for i, values in enumerate(program.unstack(jax.device_get(measured), len(live))):
-        values = {name: np.atleast_1d(value) for name, value in values.items()}
-        if found := loop.fault(first, values, steps_per_epoch):
-          faults.setdefault(i, found)
-
-  lanes = Lanes(program, live)
-  while step < end and not (stop and stop.arrived):
-    lanes.change(step)
-    count = min(loop.steps_at_once(step, program.calls, total, steps_per_epoch, trial.hooks)
-                for trial in live)
-    pending.append((step, lanes.advance(step, count)))
-    step += count
-    look(loop.LAG)
-  look(0)
+  step = loop.advance(lanes, step, end, total, steps_per_epoch, program.calls, stop)
   lanes.settle()
   for i, trial in enumerate(live):
     try:
-      if i in faults:
-        raise loop.NotFinite(faults[i])
+      if i in lanes.faults:
+        raise loop.NotFinite(lanes.faults[i])
       if step == end:
         trial.end_epoch(began)
     except Exception as error:

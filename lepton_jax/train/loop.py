@@ -112,55 +112,88 @@ def fit(state, *, step_fns, batch_at, batch_size, total_steps, steps_per_epoch, 
     NotFinite: a loss or gradient became NaN or infinite.
     Interrupted: after saving, when `stop` was asked for.
   """
-  start, pending = int(state.step), collections.deque()
-  clock = began = time.monotonic()
-  since = start  # the stretch being timed began at this step
+  work = _One(state, step_fns, batch_at, hooks, progress, steps_per_epoch)
+  step, clock = int(state.step), time.monotonic()
   earlier = record.rows[-1]['seconds'] if record.rows else 0.0
-
-  def look(limit):
-    """Checks the measurements of all but the last `limit` steps."""
-    while len(pending) > limit:
-      first, measured = pending.popleft()
-      measured = {name: np.atleast_1d(m) for name, m in jax.device_get(measured).items()}
-      if found := fault(first, measured, steps_per_epoch):
-        raise NotFinite(found)
-      progress.step(first + len(measured['loss']), float(measured['loss'][-1]))
-
-  if patience and int(state.stale) >= patience:
-    return state
-  step = start - 1  # the last one made
-  while step + 1 < total_steps:
-    first = step + 1
-    for hook in hooks:
-      state = hook(state, first)
-    count = steps_at_once(first, max(step_fns), total_steps, steps_per_epoch, hooks)
-    state, measured = step_fns[count](state, batch_at(first, count))
-    step = first + count - 1
-    pending.append((first, measured))
-    look(LAG)
-    if first == start:  # the first call compiles
-      jax.block_until_ready(state.step)
-      began, since = time.monotonic(), step + 1
-    if (step + 1) % steps_per_epoch == 0 or step + 1 == total_steps:
-      look(0)
-      rate = (step + 1 - since) * batch_size / (time.monotonic() - began)
-      epoch = (step + 1) // steps_per_epoch
-      state, row = end_epoch(state, step, epoch, evaluate, step + 1 >= selectable_from, describe)
+  over = bool(patience) and int(state.stale) >= patience
+  while step < total_steps and not over:
+    end = min((step // steps_per_epoch + 1) * steps_per_epoch, total_steps)
+    step = advance(work, step, end, total_steps, steps_per_epoch, max(step_fns), stop)
+    if step == end:
+      epoch = -(-step // steps_per_epoch)
+      rate = work.rate(step) * batch_size
+      work.state, row = end_epoch(work.state, step - 1, epoch, evaluate, step >= selectable_from,
+                                  describe)
       row.update(examples_per_second=rate or None, seconds=earlier + time.monotonic() - clock)
       record.add(row)
       progress.line(format_row(row))
-      over = bool(patience) and int(state.stale) >= patience
-      if save_every and (epoch % save_every == 0 or over or step + 1 == total_steps):
-        save(state)
+      over = bool(patience) and int(work.state.stale) >= patience
+      if save_every and (epoch % save_every == 0 or over or step == total_steps):
+        save(work.state)
       if over:
         progress.line(f'no better validation for {patience} epochs: stopping')
-        break
-      began, since = time.monotonic(), step + 1
-    if stop is not None and stop.arrived and step + 1 < total_steps:
-      look(0)
-      save(state)
+      work.start_clock(step)
+    if stop is not None and stop.arrived and step < total_steps and not over:
+      save(work.state)
       raise Interrupted(stop.arrived)
-  return state
+  return work.state
+
+
+class _One:
+  """The work of a single run, for `advance`."""
+
+  def __init__(self, state, step_fns, batch_at, hooks, progress, steps_per_epoch):
+    self.state, self.hooks, self._progress = state, hooks, progress
+    self._step_fns, self._batch_at, self._steps_per_epoch = step_fns, batch_at, steps_per_epoch
+    self._compiled = False
+    self.start_clock(int(state.step))
+
+  def start_clock(self, step):
+    self._began, self._since = time.monotonic(), step
+
+  def rate(self, step):
+    """Steps a second since the clock was started."""
+    return (step - self._since) / (time.monotonic() - self._began)
+
+  def change(self, step):
+    for hook in self.hooks:
+      self.state = hook(self.state, step)
+
+  def make(self, step, count):
+    self.state, measured = self._step_fns[count](self.state, self._batch_at(step, count))
+    if not self._compiled:  # the first call compiles
+      jax.block_until_ready(self.state.step)
+      self._compiled = True
+      self.start_clock(step + count)
+    return measured
+
+  def look(self, first, measured):
+    measured = {name: np.atleast_1d(m) for name, m in jax.device_get(measured).items()}
+    if found := fault(first, measured, self._steps_per_epoch):
+      raise NotFinite(found)
+    self._progress.step(first + len(measured['loss']), float(measured['loss'][-1]))
+
+
+def advance(work, step, end, total_steps, steps_per_epoch, calls, stop):
+  """Trains from `step` to `end`, within an epoch, or to a stop; returns the step that is reached.
+
+  Args:
+    work: has `hooks`; `change(step)` runs those that are due, `make(step, count)` makes steps in
+      one call and returns their measurements, on the device, and `look(step, measurements)` checks
+      them, `LAG` calls later.
+    calls: how many steps are made in one call where nothing comes between.
+  """
+  pending = collections.deque()
+  while step < end and not (stop and stop.arrived):
+    work.change(step)
+    count = steps_at_once(step, calls, total_steps, steps_per_epoch, work.hooks)
+    pending.append((step, work.make(step, count)))
+    step += count
+    while len(pending) > LAG:
+      work.look(*pending.popleft())
+  while pending:
+    work.look(*pending.popleft())
+  return step
 
 
 def end_epoch(state, step, epoch, evaluate, selectable, describe):
