@@ -49,6 +49,7 @@ def readme(check):
   from lepton_jax.report import markdown, studies
   tables = dict(accuracy=markdown.accuracy_table, benchmark=markdown.speed_table,
                 compression_study=studies.compression_table,
+                compression_tables=studies.compression_tables,
                 regularization_study=studies.regularization_table,
                 sweep_cost=studies.sweep_cost_table)
   text = fresh = (ROOT / 'README.md').read_text()

@@ -29,6 +29,31 @@ def compression_table(lines):
           f'{lines[0]["seeds"]} seeds, and the estimated size. {"; ".join(said)}.')
 
 
+def compression_tables(lines):
+  """The tables of compressed networks: a row a setting, with its change from dense by seed."""
+  from lepton_jax.report import sweeps
+  of, body, last = collections.defaultdict(dict), [], None
+  for line in lines:
+    of[line['table'], line['setting']][line['seed']] = line
+  for (name, setting), seeds in of.items():
+    text = next(iter(seeds.values()))['measure'] == 'loss'
+    test = lambda line, text=text: float(line['test']) * (1 if text else 100)
+    dense = of.get((name, 'dense'), {})
+    change = [test(line) - test(dense[seed]) for seed, line in seeds.items() if seed in dense]
+    form = '{:.4f}' if text else '{:.2f}'
+    seconds = statistics.median(float(line['train_seconds']) for line in seeds.values())
+    body.append((name.replace('_', ' ') if name != last else '', setting,
+                 markdown.spread([test(line) for line in seeds.values()], form),
+                 '' if setting == 'dense' or len(change) < 2 else
+                 f'{statistics.mean(change):+.2f} ± {sweeps.interval(change):.2f}',
+                 str(len(seeds)), f'{seconds:.0f}'))
+    last = name
+  header = ('table', 'setting', 'test: %, of text nats', 'change from dense, 95 % interval',
+            'seeds', 'seconds')
+  return (f'{markdown.table(header, body)}\n\nMean ± standard deviation; changes are differences '
+          f'of equal seeds. Seconds on 2 cores of {lines[0]["processor"]}, other work beside them.')
+
+
 def regularization_table(lines):
   """The regularisation study: a row a method, best on test first."""
   body = [(line['method'].replace('_', ' '), line['strength'], line['tried'],
