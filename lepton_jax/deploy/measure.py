@@ -37,7 +37,7 @@ def packed(place, **options):
       found |= {f'{split}_{name}': value for name, value in measured.items() if name != 'score'}
   temporary = place / f'{FILE}.partial'
   temporary.write_bytes(data)
-  temporary.rename(place / FILE)
+  temporary.replace(place / FILE)
   record.write_atomically(place / FACTS, json.dumps(found, indent=2) + '\n')
   return found
 
