@@ -52,8 +52,8 @@ def table(model, configs, seconds):
   from lepton_jax.report.pictures import save
   results = [(config, trials.finished(config)) for config in configs]
   rows = sweeps.rows([(config, result) for config, result in results if result], all_tests=True)
-  title = f'{model}: estimated size (kB)'
-  save(sweep_pictures.against_size(rows, 'estimated_bytes', title, 1000),
+  title = f'{model}: bytes of the file (kB)'
+  save(sweep_pictures.against_size(rows, 'file_bytes', title, 1000),
        f'{FLAGS.output}/compression_{model}.png')
   minutes = '' if seconds is None else round(seconds / 60, 1)
   return [dict(model=model, **row, trials=len(configs), programs=len(trials.programs(configs)),

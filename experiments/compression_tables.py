@@ -27,7 +27,7 @@ FLAGS = absl_flags.FLAGS
 OWN = ('tables', 'seeds', 'data_dir', 'output', 'runs_dir', 'executor')
 RESULTS = pathlib.Path(__file__).parent / 'results' / 'compression_tables.csv'
 COLUMNS = ('table', 'setting', 'seed', 'measure', 'test', 'validation', 'num_parameters',
-           'sparsity', 'rounded_sparsity', 'estimated_bytes', 'epochs', 'train_seconds',
+           'sparsity', 'rounded_sparsity', 'file_bytes', 'epochs', 'train_seconds',
            'processor', 'jax', 'git_revision', 'flags')
 
 

@@ -13,6 +13,7 @@ from lepton_jax import folder as folder_lib
 from lepton_jax import network as network_lib
 from lepton_jax import strengths as strengths_lib
 from lepton_jax.compress import report as compress_report
+from lepton_jax.deploy import pack
 from lepton_jax.errors import UserError
 from lepton_jax.layers import platform
 from lepton_jax.train import checkpoint, loop
@@ -102,7 +103,9 @@ def finish(config, assembly, folder, state, rows, elapsed, meter):
       **count_steps(assembly, state, use_best, rows, elapsed),
       **compress_report.facts(network.compression, weights, hparams, config,
                               network_lib.macs(network, weights, data)),
-      num_parameters=trees.count(weights['params']), **narrower(assembly.network, network, state),
+      num_parameters=trees.count(weights['params']),
+      file_bytes=file_bytes(config, data, network, weights, hparams),
+      **narrower(assembly.network, network, state),
       **naive_forecasts(config, data),
       **linear_coefficients(config, network, data, weights),
       parameters_sha256=trees.digest(state.trained), seed=config.training.seed,
@@ -196,6 +199,12 @@ def fit(assembly, layout, calls, state, checkpoints, record, progress, validate)
       kept = f'the last good checkpoint is step {last}'
     raise loop.NotFinite(f'{error}: training stopped; {kept}. '
                          f'A lower --learning_rate or --clip_norm=1 may help') from None
+
+
+def file_bytes(config, data, network, weights, hparams):
+  """Bytes of the packed file of a run: levels as they were trained, all else as it is."""
+  trained = folder_lib.Trained(config, data, network, weights, hparams)
+  return len(pack.pack(trained, bits=0, number_bits=0))
 
 
 def narrower(network, small, state):

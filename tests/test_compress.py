@@ -8,7 +8,7 @@ import pytest
 
 from lepton_jax import assemble, trees
 from lepton_jax import network as network_lib
-from lepton_jax.compress import report, size
+from lepton_jax.compress import report
 from lepton_jax.compress.method import part
 from lepton_jax.compress.quantize import sites
 from tests.test_models import DISTINCT, SHALLOW, SMALL, random_like, tiny_dataset
@@ -137,16 +137,6 @@ def test_zero_strength_program_is_the_plain_program(small):
   off = small.replace(prune_sparsity=0.0, quantize_weight_bits=0, prune_updates=3)
   assert text(small) == text(off)
   assert dataclasses.asdict(small.prune)['prune_sparsity'] == 0
-
-
-def test_estimated_size_counts_bits_positions_and_scales():
-  kernel = np.zeros((10, 8))
-  kernel[:4] = 1
-  # 32 entries of 80, and a bit for each place.
-  assert size.estimate(dict(k=kernel), {}, 3, 0) == (32 * 32 + 80 + 3 * 32) // 8
-  assert size.estimate(dict(k=kernel), dict(k=4), 0, 2) == (32 * 4 + 80 + 8 * 32 + 4 * 32) // 8
-  dense = np.ones((10, 8))  # smaller as it is
-  assert size.estimate(dict(k=dense), dict(k=4), 0, 0) == (80 * 4 + 8 * 32) // 8
 
 
 # Multiply-accumulates of one example, as published, or counted by hand.

@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def trial(l2, seed, validation, test):
   result = dict(measure='accuracy', validation_accuracy=validation, test_accuracy=test,
-                num_parameters=10, estimated_bytes=40, train_seconds=1.0, seed=seed)
+                num_parameters=10, file_bytes=40, train_seconds=1.0, seed=seed)
   return Config().replace(l2=l2, seed=seed), result
 
 

@@ -83,7 +83,7 @@ def test_one_program_serves_sparsities_and_bit_widths(base, tmp_path):
   assert engine.sweep(configs, tell=lambda text: None).programs == 1
   found = [trials.finished(c) for c in configs]
   assert [round(r['sparsity'], 2) for r in found] == [0.5, 0.5, 0.9, 0.9]
-  sizes = [r['estimated_bytes'] for r in found]
+  sizes = [r['file_bytes'] for r in found]
   assert sizes[2] < sizes[0] < sizes[1] and sizes[2] < sizes[3] < sizes[1]
   alone = configs[3].replace(runs_dir=str(tmp_path / 'alone'), parallel='jit')
   run.train(alone, quiet=True)

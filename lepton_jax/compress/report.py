@@ -4,7 +4,6 @@ import jax
 import numpy as np
 
 from lepton_jax import trees
-from lepton_jax.compress import size
 from lepton_jax.compress.prune import masks
 
 
@@ -12,9 +11,8 @@ def facts(compression, weights, hparams, config, macs):
   """Sparsity and bits of final weights, and what each kernel got or why it got nothing.
 
   `sparsity` counts zeros of the kernels that were pruned, or of all; `rounded_sparsity` after
-  rounding, which makes zeros of small weights as well. `estimated_bytes` is what size.py says of a
-  file. `macs` are {kernel: multiply-accumulates of one example}; of `nonzero_macs` the weight is
-  not zero.
+  rounding, which makes zeros of small weights as well. `macs` are {kernel: multiply-accumulates of
+  one example}; `nonzero_macs` are those whose weight is not zero.
   """
   rows = compression.kernels(trees.kernels(weights['params']), config)
   kept = counted = kernels_of(weights['params'])
@@ -27,10 +25,8 @@ def facts(compression, weights, hparams, config, macs):
     row['macs'] = macs[row['kernel']]
   left = sum(macs[name] * (1 - masks.sparsity({0: kernel})) for name, kernel in counted.items())
   bits = {row['kernel']: row['weight_bits'] for row in rows if 'weight_bits' in row}
-  others = trees.count((weights['params'], weights['model_state'])) - trees.count(counted)
   return dict(
       compression.describe(weights['params'], weights['held']), kernels=rows,
-      estimated_bytes=size.estimate(counted, bits, others, len(compression.sites)),
       sparsity=masks.sparsity({name: kept[name] for name in ranked}),
       rounded_sparsity=masks.sparsity({name: counted[name] for name in ranked}),
       quantized_kernels=len(bits), macs=sum(macs.values()), nonzero_macs=round(left))

@@ -15,7 +15,8 @@ from lepton_jax.deploy import coder
 from lepton_jax.errors import UserError
 
 MAGIC, VERSION = b'LPT', 1
-CONSTANT, FLOAT32, FLOAT16, LEVELS, CHANNELS, CODEBOOK, CHANNEL_CODEBOOK = range(7)
+CONSTANT, FLOAT32, FLOAT16, LEVELS, CHANNELS, CODEBOOK, CHANNEL_CODEBOOK, SPARSE = range(8)
+SINGLE = (CONSTANT, FLOAT32, LEVELS, SPARSE)  # kinds whose numbers are f32
 MOST = 256 << 20  # bytes that the arrays of a file, or its head, may take by default
 
 
@@ -25,7 +26,7 @@ class Packed(typing.NamedTuple):
   Attributes:
     kind: one of the constants above.
     numbers: f32 or f16 of the kind: the value, the entries, the scale or scales.
-    levels: i32 like the array, or None.
+    levels: i32 like the array, or None; of a sparse one where its entries are.
     codebook: f16[negative + 1 + positive] values of the levels from the lowest, and how many are
       negative; or None.
   """
@@ -41,6 +42,10 @@ def value(packed, shape):
     return np.full(shape, packed.numbers[0], np.float32)
   if packed.kind in (FLOAT32, FLOAT16):
     return packed.numbers.astype(np.float32).reshape(shape)
+  if packed.kind == SPARSE:
+    found = np.zeros(shape, np.float32)
+    found[packed.levels != 0] = packed.numbers
+    return found
   found = packed.levels.astype(np.float32)
   if packed.codebook is not None:
     values, negative = packed.codebook
@@ -102,7 +107,7 @@ def read_packed(rest, shapes, most=MOST):
   if 4 * sum(int(np.prod(shape, dtype=object)) for shape in shapes) > most:
     raise UserError(f'the packed network needs more than {most >> 20} MiB')
   kinds, at, found = head[:len(shapes)], len(shapes), []
-  if len(kinds) < len(shapes) or any(kind > CHANNEL_CODEBOOK for kind in kinds):
+  if len(kinds) < len(shapes) or any(kind > SPARSE for kind in kinds):
     raise UserError('the packed file is damaged: it does not describe the arrays of its network')
   for kind, shape in zip(kinds, shapes):
     packed, at = _read_numbers(head, at, kind, shape)
@@ -117,6 +122,8 @@ def read_packed(rest, shapes, most=MOST):
       low, high = -negative, len(values) - 1 - negative
     if levels.size and (levels.min() < low or levels.max() > high):
       raise UserError('the packed file is damaged: a level that its codebook lacks')
+    if kinds[i] == SPARSE and np.count_nonzero(levels) != len(found[i].numbers):
+      raise UserError('the packed file is damaged: it has other entries than it says')
     found[i] = found[i]._replace(levels=_from_matrix(levels, shapes[i]))
   return found
 
@@ -142,8 +149,10 @@ def _from_matrix(matrix, shape):
 
 
 def _numbers(packed):
-  numbers = packed.numbers.astype('<f4' if packed.kind in (CONSTANT, FLOAT32, LEVELS) else '<f2')
+  numbers = packed.numbers.astype('<f4' if packed.kind in SINGLE else '<f2')
   found = b'' if packed.kind == CODEBOOK else numbers.tobytes()
+  if packed.kind == SPARSE:
+    found = _varint(len(numbers)) + found
   if packed.codebook is not None:
     values, negative = packed.codebook
     found += bytes([negative, len(values) - 1 - negative]) + values.astype('<f2').tobytes()
@@ -155,7 +164,9 @@ def _read_numbers(head, at, kind, shape):
   size = {CONSTANT: 1, LEVELS: 1, CODEBOOK: 0}.get(kind, int(np.prod(shape, dtype=np.int64)))
   if kind in (CHANNELS, CHANNEL_CODEBOOK):
     size = shape[-1] if shape else 1
-  dtype = '<f4' if kind in (CONSTANT, FLOAT32, LEVELS) else '<f2'
+  if kind == SPARSE:
+    size, at = _read_varint(head, at)
+  dtype = '<f4' if kind in SINGLE else '<f2'
   numbers, at = _read_floats(head, at, dtype, size)
   codebook = None
   if kind in (CODEBOOK, CHANNEL_CODEBOOK):

@@ -5,16 +5,26 @@ import numpy as np
 from lepton_jax.deploy import container
 from lepton_jax.deploy.container import Packed
 
+SAMPLE = 4096  # entries whose variety tells whether a kernel is on levels
 CLOSE = 2e-4  # of a step: how far a weight that is on a level lies from it by rounding errors
 
 
 def of_kernel(kernel, bits):
-  """The Packed form of f32[..., out]: the levels that it has, or else 2^bits - 1 of each output."""
-  for found in (uniform(kernel, ()), uniform(kernel, tuple(range(kernel.ndim - 1))),
-                codebook(kernel)):
-    if found is not None:
-      return found
-  return rounded(kernel, bits, tuple(range(kernel.ndim - 1)))
+  """The Packed form of f32[..., out]: the levels that it has, or else 2^bits - 1 of each output.
+
+  With 0 bits what is on no levels stays as it is, to the last bit.
+  """
+  if np.unique(kernel.ravel()[:SAMPLE]).size <= SAMPLE // 2 or kernel.size < SAMPLE:
+    for found in (uniform(kernel, ()), uniform(kernel, tuple(range(kernel.ndim - 1))),
+                  codebook(kernel)):
+      if found is not None:
+        return found
+  if bits:
+    return rounded(kernel, bits, tuple(range(kernel.ndim - 1)))
+  there = kernel != 0
+  if there.mean() > 0.95:
+    return Packed(container.FLOAT32, kernel)
+  return Packed(container.SPARSE, kernel[there], there.astype(np.int32))
 
 
 def rounded(array, bits, axes):
@@ -133,11 +143,14 @@ def cheaper(packed, exact, rate, rounds=3):
 
 
 def of_numbers(array, bits):
-  """The Packed form of biases and the like: one value, rounded ones, or float16."""
+  """The Packed form of biases and the like: one value, rounded ones, or float16.
+
+  With None for bits they stay as they are.
+  """
   if array.size and np.all(array == array.flat[0]):
     return Packed(container.CONSTANT, np.array([array.flat[0]], np.float32))
   if bits and array.ndim == 1 and array.size > 8:
     return rounded(array, bits, ())
-  if np.abs(array).max(initial=0) < 60000 and array.size > 2:
+  if bits is not None and np.abs(array).max(initial=0) < 60000 and array.size > 2:
     return Packed(container.FLOAT16, array.astype(np.float16))
   return Packed(container.FLOAT32, array.astype(np.float32))

@@ -29,8 +29,9 @@ def pack(trained, bits=8, number_bits=8, rate=0.0):
   """The bytes of a file for a folder.Trained.
 
   Kernels that are on levels keep them; others are rounded to 2^bits - 1 of each output. Biases are
-  rounded to `number_bits`, other numbers to float16. With a `rate` above 0 weights take a lower
-  level where that saves bits (levels.cheaper). So a packed network is to be measured anew.
+  rounded to `number_bits`, other numbers to float16; with 0 bits both stay as they are. With a
+  `rate` above 0 weights take a lower level where that saves bits (levels.cheaper). So a packed
+  network is to be measured anew.
   """
   network = trained.network
   kept = network.compression.kept(trained.weights, trained.hparams)
@@ -48,8 +49,9 @@ def pack(trained, bits=8, number_bits=8, rate=0.0):
     if trees.is_kernel(name):
       packed.append(levels.cheaper(levels.of_kernel(leaf, bits), exact[name], rate))
     else:
-      packed.append(levels.of_numbers(leaf, number_bits if name.endswith('bias') else 0))
-  packed += [levels.of_numbers(leaf, 0) for leaf in state.values()]
+      few = number_bits if name.endswith('bias') else 0
+      packed.append(levels.of_numbers(leaf, few if number_bits else None))
+  packed += [levels.of_numbers(leaf, 0 if number_bits else None) for leaf in state.values()]
   if inputs:
     ranges = [float(leaf) for kind in ('learned', 'held')
               for leaf in ranges_of(trained.weights[kind]).values()]

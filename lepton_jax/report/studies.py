@@ -9,10 +9,10 @@ from lepton_jax.report import markdown
 def compression_table(lines):
   """The compression study: a row a network and sparsity, a column a bit width.
 
-  A cell has test accuracy and estimated kilobytes.
+  A cell has test accuracy and kilobytes of the packed file.
   """
   def cell(line):
-    return f'{percent(line, "test_accuracy")}, {float(line["estimated_bytes"]) / 1000:.1f} kB'
+    return f'{percent(line, "test_accuracy")}, {float(line["file_bytes"]) / 1000:.1f} kB'
   of = {(line['model'], float(line['prune_sparsity']), int(line['quantize_weight_bits'])): line
         for line in lines}
   bits = sorted({b for _, _, b in of if b})
@@ -26,7 +26,7 @@ def compression_table(lines):
              for s in sparsities]
   header = ('network', 'sparsity', 'float32', *(f'{b} bits' for b in bits))
   return (f'{markdown.table(header, body)}\n\nTest accuracy in %, mean ± standard deviation over '
-          f'{lines[0]["seeds"]} seeds, and the estimated size. {"; ".join(said)}.')
+          f'{lines[0]["seeds"]} seeds, and the packed file. {"; ".join(said)}.')
 
 
 def compression_tables(lines):

@@ -24,7 +24,7 @@ def read(runs_dir):
   folders = sorted(path.parent for path in inside.glob('*/result.json'))
   results = {folder: read_json(folder / 'result.json') for folder in folders}
   ranked = [f for f, result in results.items()
-            if {'measure', 'estimated_bytes'} <= result.keys()
+            if {'measure', 'file_bytes'} <= result.keys()
             and f'validation_{result["measure"]}' in result]
   if not ranked:
     raise UserError(f'{runs_dir} holds no finished runs with a validation part')
@@ -95,8 +95,8 @@ def varied(configs):
 
 
 SAID = ('Mean ± standard deviation over seeds (and folds), the best on validation first, those '
-        'that lack a seed last. Test is shown for the best alone, unless all were asked for. The '
-        'size is an estimate: bits, positions of zeros and scales, without headers and coding. '
+        'that lack a seed last. Test is shown for the best alone, unless all were asked for. '
+        'Bytes are those of the packed file. '
         'Seconds are those of a trial with its evaluation; the first of a program has its '
         'compilation as well.')
 
@@ -128,7 +128,7 @@ def rows(trials, all_tests=False, fields=None):
   A setting is of all trials that differ by seed and fold alone. A row has the fields that differ
   between settings (or the given ones), then seeds (and folds), validation (mean, sd, half of its
   95 % interval by Student's t), the same of test for the best row, or for `all_tests` of every one,
-  parameters, an estimate of the file's bytes, and seconds a trial. The order is by validation, but
+  parameters, bytes of the packed file, and seconds a trial. The order is by validation, but
   settings that lack some of their seeds, those that diverge perhaps, stand after all that are
   whole; equal ones are in the order of their fields.
   """
@@ -153,7 +153,7 @@ def rows(trials, all_tests=False, fields=None):
     shown = over_seeds(f'test_{measure}', results)
     row.update(shown if all_tests or place == 0 else dict.fromkeys(shown, ''))
     row.update(num_parameters=results[0]['num_parameters'],
-               estimated_bytes=round(statistics.mean(r['estimated_bytes'] for r in results)),
+               file_bytes=round(statistics.mean(r['file_bytes'] for r in results)),
                seconds=round(statistics.mean(r['train_seconds'] for r in results), 2))
     found.append(row)
   return found
