@@ -131,6 +131,22 @@ def gone(group, masks):
   return dead
 
 
+def unread(group, arrays):
+  """bool[channels]: those that no kernel reads, because all its entries for them are zero.
+
+  A table of vectors may be the output layer too, so its own entries count as readers.
+  """
+  dead, readers = np.ones(group.channels, bool), 0
+  for name, places in group.places.items():
+    for axis, positions in places:
+      last = axis == arrays[name].ndim - 1 if name in arrays else True
+      if name in arrays and trees.is_kernel(name) and (not last or name.endswith('embedding')):
+        others = tuple(i for i in range(arrays[name].ndim) if i != axis)
+        dead &= ~(arrays[name] != 0).any(others)[positions].any(-1)
+        readers += 1
+  return dead if readers else np.zeros(group.channels, bool)
+
+
 def without(group, chosen, shapes):
   """{array: bool mask} that is False at all entries of the chosen channels, bool[channels].
 

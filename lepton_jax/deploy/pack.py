@@ -10,6 +10,7 @@ from lepton_jax import assemble, folder, trees
 from lepton_jax import config as config_lib
 from lepton_jax import network as network_lib
 from lepton_jax import strengths as strengths_lib
+from lepton_jax.compress import coupling as coupling_lib
 from lepton_jax.compress.quantize import method as quantize
 from lepton_jax.data import dataset as dataset_lib
 from lepton_jax.deploy import container, levels
@@ -43,6 +44,7 @@ def pack(trained, bits=8, number_bits=8, rate=0.0):
   state = {name: np.asarray(leaf, np.float32) for name, leaf in
            trees.named(trained.weights['model_state']).items()}
   folded(params, state)
+  params = swept(network, trained.data, params, state)
   header = dict(o=config, f=facts(trained.data, config), w=network.widths)
   packed = []
   for name, leaf in params.items():
@@ -118,6 +120,20 @@ def filled(tree, arrays):
   values = [np.asarray(array, leaf.dtype).reshape(leaf.shape)
             for leaf, array in zip(leaves, arrays)]
   return jax.tree.unflatten(structure, values)
+
+
+def swept(network, data, params, state):
+  """Params with zeros in all channels that nothing reads, until there are no more; same answers."""
+  coupling = network_lib.coupled(network, trees.nest(params), trees.nest(state), data)
+  shapes = {name: leaf.shape for name, leaf in params.items()}
+  while True:
+    alive = dict(params)
+    for group in coupling.groups.values():
+      masks = coupling_lib.without(group, coupling_lib.unread(group, alive), shapes)
+      alive |= {name: np.where(mask, alive[name], 0) for name, mask in masks.items()}
+    if all(np.array_equal(alive[name], params[name]) for name in params):
+      return params
+    params = alive
 
 
 def folded(params, state):
