@@ -8,7 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lepton_jax import distill, layers, linear, post_training, removal, training_step, trees
+from lepton_jax import (
+  distill,
+  factorize,
+  layers,
+  linear,
+  post_training,
+  removal,
+  training_step,
+  trees,
+)
 from lepton_jax import network as network_lib
 from lepton_jax import strengths as strengths_lib
 from lepton_jax.compress import methods
@@ -69,14 +78,23 @@ def build(config, dataset, initial=None, ticket=None, widths=None, keeps=False, 
   network = network_lib.make_network(config, dataset, widths)
   init = network_lib.make_init(network, dataset)
   variables = init(jax.random.key(config.training.seed))
-  start = params, model_state = weights_of(variables, initial)
+  ranks = factorize.ranks(config.factorize, weights_of(variables, initial)[0],
+                          network_lib.grouped_layers(network, dataset))
+  network = dataclasses.replace(network, widths=network.widths | factorize.widths(ranks))
+  keeps = keeps and not ranks  # what was learned of one kernel says nothing of its two factors
+
+  def first_weights(variables):
+    params, model_state = weights_of(variables, initial)
+    return (factorize.split(params, ranks) if ranks else params), model_state
+
+  start = params, model_state = first_weights(variables)
   frozen = trees.matching(config.training.freeze, list(trees.named(params)), 'freeze')
   batches = make_batches(config, dataset)
   total_steps = batches.steps_per_epoch * config.training.epochs
   network = compressed(
       network, dataset, params, model_state, frozen=frozenset(frozen), total_steps=total_steps,
       steps_per_epoch=batches.steps_per_epoch, kept=keeps,
-      zeros=zeros_to_keep(config, params) if initial else frozenset(),
+      zeros=zeros_to_keep(config, params) if initial and not ranks else frozenset(),
       ticket=trees.named(ticket['params']) if ticket else {})
   compression = network.compression
   on = strengths_lib.strengths(config, compression).keys()
@@ -106,7 +124,7 @@ def build(config, dataset, initial=None, ticket=None, widths=None, keeps=False, 
 
   def another(config):
     variables = init(jax.random.key(config.training.seed))
-    return assembly(config, variables, weights_of(variables, initial),
+    return assembly(config, variables, first_weights(variables),
                     make_batches(config, dataset))
 
   return assembly(config, variables, start, batches)

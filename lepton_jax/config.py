@@ -13,6 +13,7 @@ from lepton_jax.options import (
   Augment,
   Data,
   Distill,
+  Factorize,
   Optimization,
   Prune,
   Quantize,
@@ -31,6 +32,7 @@ class Config:
   optimization: Optimization = Optimization()
   regularize: Regularize = Regularize()
   distill: Distill = Distill()
+  factorize: Factorize = Factorize()
   prune: Prune = Prune()
   quantize: Quantize = Quantize()
   training: Training = Training()

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import typing
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -235,6 +236,20 @@ def macs(network, weights, dataset):
         rows[kernel] += leaf.size
   sizes = {name: int(np.prod(leaf.shape)) for name, leaf in trees.named(params).items()}
   return {name: count * sizes[name] for name, count in rows.items()}
+
+
+def grouped_layers(network, dataset):
+  """Paths of the layers whose kernels see a part of the channels each, such as depthwise ones."""
+  found = set()
+
+  def look(next_function, args, kwargs, context):
+    if context.method_name == '__call__' and getattr(context.module, 'groups', 1) > 1:
+      found.add('/'.join(context.module.path))
+    return next_function(*args, **kwargs)
+
+  with nn.intercept_methods(look):
+    jax.eval_shape(network.init, jax.random.key(0), example_inputs(network.config, dataset))
+  return found
 
 
 def coupled(network, params, model_state, dataset):

@@ -231,6 +231,18 @@ class Distill:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Factorize:
+  """Low-rank factorisation of the weights that a run starts from; one layer becomes two."""
+  factorize_rank: float = option(
+      0.0, 'share of the parameters that all factorised layers keep together; 0: off',
+      low=0, high=0.999)
+  factorize_energy: float = option(
+      0.0, 'share of squared singular values that each kernel keeps; 0: off', low=0, high=0.9999)
+  factorize_exclude: str = option(
+      '', 'kernels whose path matches this regular expression stay whole', separator=';')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Prune:
   """Pruning: masked weights are exactly zero."""
   prune_sparsity: float = option(0.0, 'share of all prunable kernel entries set to zero; 0: off',

@@ -15,10 +15,11 @@ STAGES = {
     'channels': ('prune_', ('prune_sparsity',), dict(prune_structure='channels')),
     'quantize': ('quantize_', ('quantize_weight_bits', 'quantize_activation_bits'), {}),
     'cluster': ('quantize_', ('quantize_weight_bits',), dict(quantize_weights='cluster')),
+    'factorize': ('factorize_', ('factorize_rank',), {}),
     'distill': ('distill_', ('distill',), {})}
 PACK = dict(bits=int, number_bits=int, rate=float)
 # What a stage does once; the others stay on in all stages after it.
-ONCE = ('prune', 'training', 'distill')
+ONCE = ('prune', 'factorize', 'training', 'distill')
 
 
 class Stage(typing.NamedTuple):

@@ -12,7 +12,8 @@ class Conv(nn.Module):
   """[batch, height, width, in] -> [batch, height', width', features].
 
   Parameters: kernel[kernel height, kernel width, in / groups, features], bias[features].
-  `groups` = in makes it depthwise. Raises UserError if the image is smaller than the kernel.
+  `groups` = in makes it depthwise. A layer that was factorised is two, down and up. Raises
+  UserError if the image is smaller than the kernel.
   """
   features: int
   kernel_size: tuple[int, int] = (3, 3)
@@ -31,6 +32,10 @@ class Conv(nn.Module):
           f'without padding got a {height}x{width} image; use larger images (--image_size) or '
           f'another model')
     features = widths.width(self.path, self.features)
+    if rank := widths.width((*self.path, 'down'), 0):
+      down = Conv(rank, self.kernel_size, self.strides, self.padding, use_bias=False, name='down')
+      return Conv(features, (1, 1), use_bias=self.use_bias, kernel_init=self.kernel_init,
+                  name='up')(down(x))
     shape = (*self.kernel_size, x.shape[-1] // self.groups, features)
     kernel = self.param('kernel', self.kernel_init, shape, at_least_single(x.dtype))
     bias = None

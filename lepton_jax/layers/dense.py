@@ -10,7 +10,8 @@ from lepton_jax.precision import at_least_single
 class Dense(nn.Module):
   """[..., in] -> [..., features], with parameters kernel[in, features] and bias[features].
 
-  `batch_axis` changes nothing here; it says along which axis of x the examples lie.
+  `batch_axis` changes nothing here; it says along which axis of x the examples lie. A layer that
+  was factorised is two, down and up.
   """
   features: int
   use_bias: bool = True
@@ -20,8 +21,12 @@ class Dense(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    wide = at_least_single(x.dtype)
     features = widths.width(self.path, self.features)
+    if rank := widths.width((*self.path, 'down'), 0):
+      down = Dense(rank, False, batch_axis=self.batch_axis, name='down')
+      return Dense(features, self.use_bias, self.kernel_init, self.bias_init, self.batch_axis,
+                   name='up')(down(x))
+    wide = at_least_single(x.dtype)
     kernel = self.param('kernel', self.kernel_init, (x.shape[-1], features), wide)
     y = product(x, kernel.astype(x.dtype))
     if self.use_bias:

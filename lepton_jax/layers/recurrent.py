@@ -107,8 +107,8 @@ class Recurrent(nn.Module):
   @property
   def size(self):
     """Units of the state."""
-    gates = KINDS[self.kind].gates
-    return widths.width((*self.path, 'recurrent'), gates * self.features) // gates
+    gates, path = KINDS[self.kind].gates, (*self.path, 'recurrent')
+    return widths.width((*path, 'up'), widths.width(path, gates * self.features)) // gates
 
   def zero_states(self, x):
     """The states before the first step of x[batch, ...], in its dtype."""
@@ -144,6 +144,9 @@ class Recurrent(nn.Module):
     if not (self.layer_norm or self.is_initializing()):
       with contextlib.suppress(LookupError):  # a layer that is watched has to be called
         changed = watch.changes(recurrent.path)
+        for part in ('down', 'up'):  # of a layer that was factorised, whose inputs are its own
+          if watch.changes((*recurrent.path, part)) is not None:
+            raise LookupError(part)
         outputs, carry = self._fused(recurrent, gates, valid, keep, carry, changed)
         return outputs.swapaxes(0, 1), carry
 
@@ -163,8 +166,10 @@ class Recurrent(nn.Module):
 
   def _fused(self, recurrent, gates, valid, keep, carry, changed):
     """(outputs[time, ...], carry) without a call for each step; `changed` is watch.changes'."""
-    params = {name: leaf.astype(gates.dtype)
-              for name, leaf in recurrent.variables['params'].items()}
+    params = dict(recurrent.variables['params'])
+    if 'down' in params:  # factorised: the product once, instead of two at each step
+      params = dict(params['up'], kernel=params['down']['kernel'] @ params['up']['kernel'])
+    params = {name: leaf.astype(gates.dtype) for name, leaf in params.items()}
     if self._is_native(gates) and (changed is None or changed.grid is not None):
       carry, outputs = lstm.lstm(params['kernel'], params['bias'], gates, valid, keep, carry,
                                  *(changed or ()))

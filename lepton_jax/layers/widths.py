@@ -17,5 +17,8 @@ def using(widths):
 
 
 def width(path, features):
-  """Output features of the layer at `path`, a tuple of names, whose model asks for `features`."""
+  """Output features of the layer at `path`, a tuple of names, whose model asks for `features`.
+
+  A layer that was factorised has a narrow one within, 'down', whose features are its rank.
+  """
   return _WIDTHS.get({}).get('/'.join(path), features)

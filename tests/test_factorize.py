@@ -1,0 +1,92 @@
+"""Low-rank factorisation: layers that become two, of any model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lepton_jax import assemble, factorize, folder, run, trees
+from lepton_jax import network as network_lib
+from lepton_jax.errors import UserError
+from lepton_jax.options import Factorize
+from tests.test_channels import logits
+from tests.test_models import DISTINCT, SHALLOW, SMALL, random_like, tiny_dataset
+
+
+def of_rank(kernel, rank):
+  """A kernel of this rank and nearly the size of the given one."""
+  left, values, right = np.linalg.svd(factorize.matrix(kernel), full_matrices=False)
+  return ((left[:, :rank] * values[:rank]) @ right[:rank]).reshape(kernel.shape)
+
+
+@pytest.mark.parametrize('model', [name for name in DISTINCT if name != 'linear'])
+def test_kernels_of_low_rank_become_two_layers_with_the_same_answers(small, model, monkeypatch):
+  """The law for every registered model, without a line of it in the model."""
+  side = SMALL.get(model, 8)
+  data = tiny_dataset(model, (side, side, 1), 2)
+  config = small.replace(model=model, batch_size=8, sequence_length=8, **SHALLOW.get(model, {}))
+  network = network_lib.make_network(config, data)
+  real = network_lib.make_init
+
+  def make_init(*arguments):
+    def init(key):
+      variables = random_like(jax.eval_shape(lambda: real(*arguments)(key)))
+      low = lambda name, leaf: jnp.asarray(of_rank(leaf, 2)) if name.endswith('kernel') else leaf
+      return dict(variables, params=trees.map_named(low, variables['params']))
+    return init
+
+  monkeypatch.setattr(network_lib, 'make_init', make_init)
+  whole = assemble.build(config, data)
+  narrow = assemble.build(config.replace(factorize_energy=0.9999), data)
+  found = narrow.network.widths
+  assert found and all(path.endswith('/down') and rank <= 2 for path, rank in found.items())
+  assert trees.count(narrow.state.params) < trees.count(whole.state.params)
+  one, other = (logits(a.network, data, a.state.evaluated) for a in (whole, narrow))
+  np.testing.assert_allclose(other, one, rtol=0.05, atol=0.05 * np.abs(one).max())
+  assert not set(network_lib.grouped_layers(network, data)) & {
+      path.removesuffix('/down') for path in found}
+
+
+def test_ranks_by_energy_and_by_budget_worked_by_hand():
+  rng = np.random.default_rng(0)
+  diagonal = lambda *values: np.pad(np.diag(np.sqrt(values)), ((0, 20), (0, 30)))
+  params = {'a/kernel': diagonal(6.0, 3.0, 1.0), 'b/kernel': diagonal(9.0, 0.9, 0.1),
+            'c/kernel': rng.normal(size=(2, 3)), 'd/bias': np.zeros(5)}
+  params = trees.nest(params)
+  found = factorize.ranks(Factorize(factorize_energy=0.85), params, {'c'})
+  assert found == dict(a=2, b=1)
+  # A rank of a or b costs 23 + 33 = 56 parameters; beside the first ones 0.15 * 1518 pays for two,
+  # those that keep 0.3 and 0.1 of their kernel.
+  found = factorize.ranks(Factorize(factorize_rank=0.15), params, {'c'})
+  assert found == dict(a=3, b=1)
+  assert factorize.ranks(Factorize(factorize_rank=0.15, factorize_exclude='b'), params, set()) == (
+      dict(a=1))
+  assert factorize.ranks(Factorize(), params, set()) == {}
+
+
+def test_what_cannot_be_factorised_is_said():
+  params = trees.nest({'a/kernel': np.eye(3)})
+  for options, words in ((dict(factorize_energy=0.9999), 'no layer gets smaller'),
+                         (dict(factorize_energy=0.5, factorize_rank=0.5), 'one of them'),
+                         (dict(factorize_rank=0.5, factorize_exclude='x'), 'matches nothing')):
+    with pytest.raises(UserError, match=words):
+      factorize.ranks(Factorize(**options), params, set())
+
+
+@pytest.mark.parametrize('options', [dict(model='mlp'), dict(model='lstm_classifier', hidden=24)])
+def test_a_factorised_run_loads_and_is_compressed_further(small, tmp_path, options):
+  base = small.replace(runs_dir=str(tmp_path), batch_size=64, epochs=1, **options)
+  first = base.replace(factorize_rank=0.3)
+  result = run.train(first.check(), quiet=True)
+  place = str(tmp_path / first.name())
+  ranks = {path for path in result['widths'] if path.endswith('down')}
+  assert ranks
+  inputs, label = folder.load(place).data.splits['test']
+  for more in (dict(quantize_weight_bits=8, quantize_activation_bits=8),
+               dict(prune_structure='channels', prune_sparsity=0.4), dict(prune_sparsity=0.5)):
+    after = base.replace(init_from=place, **more)
+    found = run.train(after.check(), quiet=True)
+    assert ranks <= set(found['widths'])
+    assert found['num_parameters'] <= result['num_parameters']
+    trained = folder.load(str(tmp_path / after.name()))
+    assert np.mean(trained.predict(inputs) == label) == pytest.approx(found['test_accuracy'])
