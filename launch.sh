@@ -80,7 +80,7 @@ if [ "$command" = test ]; then
   exec "$venv/bin/python" -m pytest "$@"
 fi
 case $command in
-  benchmark|hourly_demand) install bench -r "$root/requirements-bench.txt" ;;  # peers to time, data to forecast
+  benchmark|hourly_demand|smallest_files) install bench -r "$root/requirements-bench.txt" ;;  # peers to time, data to forecast
   *) install run -r "$root/requirements.txt" ;;
 esac
 exec "$venv/bin/python" -m "experiments.$command" "$@"

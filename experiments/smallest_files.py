@@ -1,0 +1,99 @@
+"""How small known networks get: trained, compressed by a recipe and packed, over seeds.
+
+Question: in how many bytes, all of them counted, does a network fit, and with what error?
+Papers: Deep Compression (arXiv:1510.00149) has LeNet-300-100 in 27 kB at 1.58 % error and LeNet-5
+  in 44 kB at 0.74 %; Bayesian Compression (arXiv:1705.08665) and MIRACLE (arXiv:1810.00440) go on.
+Command: ./launch.sh smallest_files --data_dir=DIR --rows=lenet5,lenet_300_100
+Expected: experiments/results/smallest_files.csv and the files beside it in files/, as committed;
+  ./launch.sh evaluate --artifact=experiments/results/files/lenet5.lepton repeats a row.
+Cost: 15 minutes a seed and row on 2 cores.
+
+Recipes were chosen on validation, with one seed. The test split is read once for each file. Of the
+seeds the file with the best validation is kept. First and last layer are treated like all others.
+"""
+
+import pathlib
+import shutil
+import sys
+
+from absl import flags as absl_flags
+
+from lepton_jax import config as config_lib
+from lepton_jax import flags
+from lepton_jax.errors import UserError
+
+FLAGS = absl_flags.FLAGS
+OWN = ('rows', 'seeds', 'data_dir', 'output', 'runs_dir')
+RESULTS = pathlib.Path(__file__).parent / 'results'
+QUIET = dict(tensorboard=False, pictures=False, checkpoint_every=0)
+# Sparse networks have no weights to spare for shifted digits: those teach the dense one alone.
+SPARSE = dict(augment_crop=0, learning_rate=3e-3, distill=1.0)
+ROWS = {
+    'lenet5': (dict(model='lenet5', dataset='mnist', epochs=20, augment_crop=2), SPARSE,
+               'prune(0.993,end=0.6,updates=60):20,cluster(16,learning_rate=1e-3):5,'
+               'pack(number_bits=6)'),
+    'lenet_300_100': (dict(model='lenet_300_100', dataset='mnist', epochs=20, augment_crop=2),
+                      SPARSE, 'prune(0.98,end=0.6,updates=60):20,cluster(16,learning_rate=1e-3):5,'
+                              'pack(number_bits=6)')}
+COLUMNS = ('row', 'seed', 'measure', 'dense_test', 'dense_validation', 'test', 'validation',
+           'file_bytes', 'dense_bytes', 'xz_bytes', 'zstd_bytes', 'npz_bytes', 'pack_seconds',
+           'unpack_seconds', 'worst_class_change', 'disagree', 'seconds', 'processor',
+           'git_revision', 'recipe', 'flags')
+
+
+def main(config):
+  del config
+  from lepton_jax.report import markdown
+  names, output = FLAGS.rows.split(','), pathlib.Path(FLAGS.output)
+  if not set(names) <= set(ROWS):
+    raise UserError(f'--rows={FLAGS.rows}: allowed are {", ".join(ROWS)}')
+  table = output / 'smallest_files.csv'
+  lines = markdown.rows(table) if table.exists() else []
+  for name in names:
+    for seed in map(int, FLAGS.seeds.split(',')):
+      if not any((line['row'], line['seed'], line['recipe']) == (name, str(seed), ROWS[name][2])
+                 for line in lines):
+        place, found = compressed(name, seed)
+        best = max((float(line['validation']) for line in lines if line['row'] == name), default=0)
+        if found['validation'] > best:
+          (output / 'files').mkdir(parents=True, exist_ok=True)
+          shutil.copyfile(f'{place}/network.lepton', output / 'files' / f'{name}.lepton')
+        lines.append({column: str(found.get(column, '')) for column in COLUMNS})
+        lines.sort(key=lambda line: (line['row'], int(line['seed'])))
+        markdown.write_rows(table, lines)
+  return 0
+
+
+def compressed(name, seed):
+  """(the folder of the last stage, what there is to say of one file)."""
+  from lepton_jax import folder, recipe, run
+  from lepton_jax.deploy import measure
+  options, given, text = ROWS[name]
+  where = dict(QUIET, runs_dir=FLAGS.runs_dir, data_dir=FLAGS.data_dir, seed=seed)
+  base = config_lib.Config().replace(**options | where)
+  print(f'{name}, seed {seed}: {base.name()}', flush=True)
+  dense = run.train(base.check())
+  start = place = f'{FLAGS.runs_dir}/{base.name()}'
+  stages, seconds = recipe.parse(text), dense['train_seconds']
+  for one in recipe.configs(stages, base, given | dict(teacher=start)):
+    one = one.replace(init_from=place).check()
+    place = f'{FLAGS.runs_dir}/{one.name()}'
+    seconds += run.train(one)['train_seconds']
+  found, trained = measure.packed(place, **stages[-1].options), folder.load(start)
+  content = pathlib.Path(place, measure.FILE).read_bytes()
+  kind = found['measure']
+  words = lambda options: ' '.join(f'--{flag}={value}' for flag, value in options.items())
+  return place, found | measure.forgetting(trained, measure.opened(content, trained.data)) | dict(
+      row=name, seed=seed, dense_test=dense[f'test_{kind}'], seconds=round(seconds),
+      dense_validation=dense[f'validation_{kind}'], test=found[f'test_{kind}'],
+      validation=found[f'validation_{kind}'], recipe=text,
+      flags=f'{words(options)}; then {words(given)}')
+
+
+if __name__ == '__main__':
+  absl_flags.DEFINE_string('rows', 'lenet5', f'rows, comma-separated <{"|".join(ROWS)}>')
+  absl_flags.DEFINE_string('seeds', '0,1,2', 'seeds, comma-separated')
+  absl_flags.DEFINE_string('data_dir', '', 'folder of prepared TFDS data')
+  absl_flags.DEFINE_string('runs_dir', 'runs/smallest_files', 'the run folders are made here')
+  absl_flags.DEFINE_string('output', str(RESULTS), 'folder of the table and of files/')
+  sys.exit(flags.run(main, __doc__, OWN))
