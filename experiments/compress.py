@@ -32,8 +32,8 @@ def main(config):
   if not FLAGS.run or not FLAGS.recipe:
     raise UserError(f'--run=FOLDER names a finished run, --recipe its stages, such as '
                     f'{recipe.EXAMPLE!r}')
-  recipes = [recipe.parse(text) for text in FLAGS.recipe.split(';') if text.strip()]
-  base = folder.read_config(FLAGS.run)
+  recipes = recipe.recipes(FLAGS.recipe)
+  base, _ = folder.read_config(FLAGS.run), folder.read_weights(FLAGS.run)  # or say what is missing
   given = {name: value for name, value in config.flat().items() if FLAGS[name].present}
   given |= dict(runs_dir=config.run.runs_dir)
   if given.get('distill') and not given.get('teacher'):

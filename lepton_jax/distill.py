@@ -17,8 +17,12 @@ def check(config, teacher, dataset):
     return
   if dataset.stream:
     raise UserError(f'--teacher: {dataset.name} is running text, whose state a teacher would need')
-  for what in ('classes', 'vocabulary', 'input_shape', 'task'):
-    if getattr(teacher.data, what) != getattr(dataset, what):
+  theirs = teacher.config.data
+  for what in ('classes', 'vocabulary', 'input_shape', 'task', 'columns', 'targets'):
+    same = getattr(teacher.data, what) == getattr(dataset, what)
+    if what == 'targets':
+      same &= (theirs.target, theirs.relative) == (config.data.target, config.data.relative)
+    if not same:
       raise UserError(f'--teacher={options.teacher} was trained on other {what.replace("_", " ")}')
 
 
@@ -31,8 +35,13 @@ def answers(teacher, scaling):
     if inputs.dtype != jnp.int32:
       raw = inputs * scaling.std.astype(inputs.dtype) + scaling.mean.astype(inputs.dtype)
       inputs = (raw - theirs.mean.astype(raw.dtype)) / theirs.std.astype(raw.dtype)
-    return teacher.network.forward(counted, teacher.weights['model_state'], inputs,
-                                   teacher.hparams)[0]
+    found = teacher.network.forward(counted, teacher.weights['model_state'], inputs,
+                                    teacher.hparams)[0]
+    if not teacher.network.objective.regression:
+      return found
+    (mean, std), (own_mean, own_std) = theirs.target, scaling.target
+    as_mine = lambda number: jnp.asarray(number, found.dtype)
+    return (found * as_mine(std) + as_mine(mean) - as_mine(own_mean)) / as_mine(own_std)
 
   return answer
 

@@ -110,10 +110,12 @@ def inputs_of(network, owners):
 
 def modules(network, given, model_state, batch, owners):
   """{site: the layer, on its own}, in the order in which they are called."""
-  found = {}
+  found, kernels = {}, trees.named(given['params'])
 
   def note(module, path, x):
-    found.setdefault(path, module.clone(parent=None, name=None))
+    # As wide as it is, which may be narrower than its model asks for.
+    features = kernels[f'{path}/kernel'].shape[-1]
+    found.setdefault(path, module.clone(parent=None, name=None, features=features))
     return x
 
   batch = network.scaled(batch)

@@ -13,7 +13,8 @@ STAGES = {
     'train': ('', (), {}),
     'prune': ('prune_', ('prune_sparsity',), {}),
     'channels': ('prune_', ('prune_sparsity',), dict(prune_structure='channels')),
-    'quantize': ('quantize_', ('quantize_weight_bits', 'quantize_activation_bits'), {}),
+    'quantize': ('quantize_', ('quantize_weight_bits', 'quantize_activation_bits'),
+                 dict(quantize_weights='max')),
     'cluster': ('quantize_', ('quantize_weight_bits',), dict(quantize_weights='cluster')),
     'factorize': ('factorize_', ('factorize_rank',), {}),
     'distill': ('distill_', ('distill',), {})}
@@ -40,9 +41,14 @@ def parse(text):
   return stages
 
 
-def _split(text):
-  """The parts between commas that are in no brackets."""
-  return [part for part in re.split(r',(?![^(]*\))', text) if part.strip()]
+def recipes(text):
+  """[[Stage]] of several recipes, divided by ';'."""
+  return [parse(part) for part in _split(text, ';')]
+
+
+def _split(text, mark=','):
+  """The parts between marks that are in no brackets."""
+  return [part for part in re.split(rf'{mark}(?![^(]*\))', text) if part.strip()]
 
 
 def _stage(text):
@@ -101,6 +107,10 @@ def _pack_options(text, values):
     except ValueError:
       raise UserError(f'--recipe: {text!r}: {word!r} is not of type {PACK[option].__name__}'
                       ) from None
+    if option == 'rate' and not 0 <= options[option] < math.inf or (
+        option != 'rate' and not (options[option] == 0 or 2 <= options[option] <= 16)):
+      raise UserError(f'--recipe: {text!r}: bits are 0 (as they are) or 2 to 16, a rate is 0 or '
+                      f'more')
   return options
 
 

@@ -81,15 +81,11 @@ def places(old, new, staying):
 
 
 def taken(name, leaf, indices, shapes):
-  """A leaf without what left; one that is like an array, or has a number an output, follows it."""
+  """A leaf without what left: an array, or one of its rank that has a number an output."""
   owner = max((array for array in indices if f'/{array}/' in f'/{name}/'), key=len, default=None)
   if owner is None:
     return leaf
-  shape, last = shapes[owner], len(shapes[owner]) - 1
-  if leaf.ndim == 1 and len(shape) > 1:
-    if leaf.shape[0] == shape[-1] and last in indices[owner]:
-      leaf = np.take(leaf, indices[owner][last], 0)
-    return leaf
+  shape = shapes[owner]
   for axis, index in indices[owner].items():
     if leaf.ndim == len(shape) and leaf.shape[axis] == shape[axis]:
       leaf = np.take(leaf, index, axis)

@@ -9,15 +9,17 @@ import sys
 import zlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lepton_jax import folder, run, strengths, trees
-from lepton_jax.deploy import coder, container, levels, native, pack
+from lepton_jax import folder, registry, run, strengths, trees
+from lepton_jax.compress.method import Compression
+from lepton_jax.deploy import coder, container, levels, measure, native, pack
 from lepton_jax.errors import UserError
-from tests.test_channels import assembled
+from tests.test_channels import assembled, logits
 from tests.test_models import DISTINCT
 
 LONG = os.environ.get('LEPTON_LONG_TESTS')
@@ -100,6 +102,33 @@ def test_kernels_keep_the_levels_that_they_are_on():
   np.testing.assert_allclose(container.value(found, kernel.shape), kernel * each, rtol=3e-3)
 
 
+@pytest.mark.parametrize('name', ['max', 'mse', 'lsq'])
+@pytest.mark.parametrize('bits', [2, 4, 8, 12])
+@pytest.mark.parametrize('axes', [(0,), (1,), (0, 1)])
+def test_trained_levels_are_stored_as_they_are(name, bits, axes):
+  """One distance, one of each output, or of each row of a table, however few entries each has."""
+  quantizer = registry.WEIGHT_QUANTIZERS.get(name)()
+  kernel = jax.random.normal(jax.random.key(bits), (30, 500))
+  learned = quantizer.init(kernel, jnp.float32(bits), axes)
+  counted = np.asarray(quantizer.apply(kernel, jnp.float32(bits), axes, learned))
+  step = np.asarray(quantizer.step(kernel, jnp.float32(bits), axes, learned))
+  found = levels.of_steps(counted, step)
+  assert found.kind == {1: container.LEVELS, 500: container.CHANNELS,
+                        30: container.ROWS}[step.size]
+  assert np.abs(found.levels).max() <= 2 ** (bits - 1) - 1
+  np.testing.assert_allclose(container.value(found, kernel.shape), counted, rtol=1e-3)
+
+
+@pytest.mark.parametrize('size', [1e-7, 1e-5, 1.0, 1e6])
+@pytest.mark.parametrize('shape', [(5, 5, 1, 6), (60, 20), (300, 100)])
+def test_without_bits_nothing_is_rounded(size, shape):
+  kernel = (np.random.default_rng(0).normal(size=shape) * size).astype(np.float32)
+  kernel[..., 0] = 0
+  np.testing.assert_array_equal(container.value(levels.of_kernel(kernel, 0), shape), kernel)
+  rounded = container.value(levels.of_kernel(kernel, 8), shape)
+  assert np.abs(rounded - kernel).max() < 0.005 * np.abs(kernel).max()
+
+
 def test_other_kernels_are_rounded_to_half_a_step():
   kernel = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
   found = levels.of_kernel(kernel, 6)
@@ -135,7 +164,15 @@ def test_every_model_is_packed_and_unpacked(small, model, monkeypatch):
   before, after = arrays_of(trained), arrays_of(again)
   assert before.keys() == after.keys()
   for name in trees.kernels(trained.weights['params']):
-    np.testing.assert_allclose(after[name], before[name], rtol=1e-5, err_msg=name)
+    kept = np.where(after[name] == 0, 0, before[name])  # what nothing reads is not stored
+    np.testing.assert_allclose(after[name], kept, rtol=1e-5, err_msg=name)
+  whole = dataclasses.replace(trained.network, compression=Compression())
+  bare = dataclasses.replace(again.network, compression=Compression())
+  one, other = (logits(network, data_of, dict(weights, params=trees.map_named(
+      lambda name, leaf, of=of: jnp.asarray(of[name]), weights['params'])))
+      for network, data_of, weights, of in ((whole, trained.data, trained.weights, before),
+                                            (bare, trained.data, again.weights, after)))
+  np.testing.assert_allclose(other, one, rtol=0.05, atol=0.05 * np.abs(one).max())
   assert len(data) < 0.25 * 4 * trees.count(trained.weights['params']) + 2000
 
 
@@ -156,6 +193,35 @@ def test_a_fresh_process_gives_the_very_logits_that_were_measured(small, tmp_pat
   subprocess.run([sys.executable, '-c', code, str(tmp_path)], check=True, env=environment,
                  cwd=pathlib.Path(__file__).parents[1])
   np.testing.assert_array_equal(np.load(tmp_path / 'logits.npy'), here)
+
+
+@pytest.mark.parametrize('dataset,options', [
+    ('csv:{}/v.csv', dict(model='mlp', target='x', task='regression')),
+    ('csv:{}/t.csv', dict(model='mlp', target='y')),
+    ('series:{}/s.csv', dict(model='gru_regressor', hidden=8, target='x,z', window=8, horizon=3)),
+    ('csv:{}/w.csv', dict(model='text_cnn', width=0.05, text_column='text', target='y'))])
+def test_files_of_tables_series_and_text_are_those_that_were_measured(small, tmp_path, dataset,
+                                                                      options):
+  rng = np.random.default_rng(0)
+  rows = [f'{rng.normal():.3f},{i % 5 / 7:.3f},{"ab"[i % 2]}' for i in range(120)]
+  (tmp_path / 't.csv').write_text('x,z,y\n' + '\n'.join(rows) + '\n')
+  days = [f'2026-{1 + i // 28:02}-{1 + i % 28:02}' for i in range(120)]
+  (tmp_path / 's.csv').write_text('date,x,z\n' + '\n'.join(
+      f'{day},{row.rpartition(",")[0]}' for day, row in zip(days, rows)) + '\n')
+  (tmp_path / 'v.csv').write_text('x,z\n' + '\n'.join(r.rpartition(',')[0] for r in rows) + '\n')
+  words = [f'word{rng.integers(30)} word{i % 7} \u00e4h,{"ab"[i % 2]}' for i in range(120)]
+  (tmp_path / 'w.csv').write_text('text,y\n' + '\n'.join(words) + '\n')
+  config = small.replace(**dict(dataset=dataset.format(tmp_path), runs_dir=str(tmp_path / 'runs'),
+                                epochs=1, batch_size=16, split_seed=20_261_125) | options)
+  run.train(config.check(), quiet=True)
+  trained = folder.load(f'{config.run.runs_dir}/{config.name()}')
+  facts = measure.packed(f'{config.run.runs_dir}/{config.name()}', bits=0, number_bits=0)
+  path = f'{config.run.runs_dir}/{config.name()}/{measure.FILE}'
+  again = measure.open_file(path)
+  inputs = trained.data.splits['test'][0]
+  np.testing.assert_array_equal(again.outputs(inputs), trained.outputs(inputs))
+  kind = facts['measure']
+  assert measure.measurements(again, 'test')[kind] == facts[f'test_{kind}']
 
 
 def test_batch_norms_are_folded_and_the_rest_takes_few_bytes(small, monkeypatch):
@@ -281,6 +347,13 @@ def mutated(rng, content):
     (dict(o=dict(model='mlp'), f=dict(i=['float32', -7], c=3)), 'describes no data'),
     (dict(o=dict(model='mlp'), f=dict(i=['float32', 7], c=10**9)), 'describes no data'),
     (dict(o=dict(model='mlp'), f=dict(i=['object', 7], c=3, m=[0], s=[1])), 'damaged'),
+    (dict(o=dict(model='mlp'), f=dict(i=['float32', 7], c=3, m=[0, 0], s=[1, 1])), 'no data'),
+    (dict(o=dict(model='mlp'), f=dict(i=['float32', 7], c=3, m=[0], s=[0])), 'no data'),
+    (dict(o=dict(model='mlp'), f=dict(i=['float32', 7], c=3, m=[0], s=[1]), w=dict(head=2)),
+     'not of this network'),
+    (dict(o=dict(model='mlp', cache_dir='/etc'), f=dict(i=['float32', 7], c=3)), 'cache_dir'),
+    (dict(o=dict(model='mlp'), f=dict(i=['float32', 7], c=3, m=[0], s=[1], x=[[]] * 600_000)),
+     'describes itself'),
     (dict(o=dict(model='mlp'), f=dict(i=['float32', 7], c=3, m=[0], s=[1]), w=dict(dense1=-1)),
      'widths'),
     ([], 'no JSON object'), (dict(o=[1]), 'options'), (dict(f=[1]), 'describes no data')])

@@ -26,6 +26,7 @@ class Method(typing.NamedTuple):
     reaches: options of a run -> {kernel: facts}, what happens to each kernel, or the reason why
       nothing does.
     weights: (params, learned, held, hparams) -> params that count.
+    steps: like `weights` -> {kernel: distance of its levels}, of kernels on evenly spaced ones.
     rounds: whether `weights` puts kernels on levels. Noise comes before such methods, and
       penalties see the kernels without them.
     init: (params, hparams) -> (learned, held) before the first step.
@@ -46,6 +47,7 @@ class Method(typing.NamedTuple):
   name: str
   reaches: typing.Callable
   weights: typing.Callable
+  steps: typing.Callable = lambda params, learned, held, hparams: {}
   rounds: bool = False
   init: typing.Callable = lambda params, hparams: ({}, {})
   strengths: typing.Callable = lambda options: {}
@@ -147,6 +149,13 @@ class Compression:
         learned, held = arrays_of(method, weights)
         params = params | method.weights(params, learned, held, hparams)
     return dict(weights, params=trees.map_named(lambda name, _: params[name], weights['params']))
+
+  def steps(self, weights, hparams):
+    """{kernel: distance of its levels} of kept weights that are evenly spaced once rounded."""
+    named, found = trees.named(weights['params']), {}
+    for method in self.methods:
+      found |= method.steps(named, *arrays_of(method, weights), hparams)
+    return found
 
   @contextlib.contextmanager
   def reading(self, weights, hparams):

@@ -15,8 +15,10 @@ from lepton_jax.deploy import coder
 from lepton_jax.errors import UserError
 
 MAGIC, VERSION = b'LPT', 1
-CONSTANT, FLOAT32, FLOAT16, LEVELS, CHANNELS, CODEBOOK, CHANNEL_CODEBOOK, SPARSE = range(8)
-SINGLE = (CONSTANT, FLOAT32, LEVELS, SPARSE)  # kinds whose numbers are f32
+(CONSTANT, FLOAT32, FLOAT16, LEVELS, CHANNELS, CODEBOOK, CHANNEL_CODEBOOK, SPARSE, CHANNELS32,
+ ROWS) = range(10)
+SINGLE = (CONSTANT, FLOAT32, LEVELS, SPARSE, CHANNELS32, ROWS)  # kinds whose numbers are f32
+LONGEST, ENTRIES = 16 << 20, 1_000_000  # of the description
 MOST = 256 << 20  # bytes that the arrays of a file, or its head, may take by default
 
 
@@ -52,6 +54,8 @@ def value(packed, shape):
     found = values.astype(np.float32)[packed.levels + negative]
   if packed.kind == CODEBOOK:
     return found
+  if packed.kind == ROWS:
+    return found * packed.numbers.astype(np.float32).reshape(-1, *(1,) * (found.ndim - 1))
   return found * packed.numbers.astype(np.float32)
 
 
@@ -87,8 +91,13 @@ def read_header(data, most=MOST):
   if not expand.eof:
     raise UserError(f'the head of the packed file is cut, or larger than {most >> 20} MiB')
   length, start = _read_varint(head, 0)
+  text = head[start:start + length]
+  # What Python makes of JSON takes a hundred times its bytes where those are brackets and commas.
+  if length > LONGEST or sum(text.count(mark) for mark in b'[{,') > ENTRIES:
+    raise UserError(f'the packed file describes itself in more than {LONGEST >> 20} MiB or '
+                    f'{ENTRIES:,} entries')
   try:
-    header = json.loads(head[start:start + length].decode())
+    header = json.loads(text.decode())
   except (ValueError, RecursionError):
     raise UserError('the packed file is damaged: its head is no JSON') from None
   if not isinstance(header, dict):
@@ -107,7 +116,7 @@ def read_packed(rest, shapes, most=MOST):
   if 4 * sum(int(np.prod(shape, dtype=object)) for shape in shapes) > most:
     raise UserError(f'the packed network needs more than {most >> 20} MiB')
   kinds, at, found = head[:len(shapes)], len(shapes), []
-  if len(kinds) < len(shapes) or any(kind > SPARSE for kind in kinds):
+  if len(kinds) < len(shapes) or any(kind > ROWS for kind in kinds):
     raise UserError('the packed file is damaged: it does not describe the arrays of its network')
   for kind, shape in zip(kinds, shapes):
     packed, at = _read_numbers(head, at, kind, shape)
@@ -162,8 +171,10 @@ def _numbers(packed):
 def _read_numbers(head, at, kind, shape):
   """(Packed without levels, where the next one begins)."""
   size = {CONSTANT: 1, LEVELS: 1, CODEBOOK: 0}.get(kind, int(np.prod(shape, dtype=np.int64)))
-  if kind in (CHANNELS, CHANNEL_CODEBOOK):
+  if kind in (CHANNELS, CHANNEL_CODEBOOK, CHANNELS32):
     size = shape[-1] if shape else 1
+  if kind == ROWS:
+    size = shape[0] if shape else 1
   if kind == SPARSE:
     size, at = _read_varint(head, at)
   dtype = '<f4' if kind in SINGLE else '<f2'

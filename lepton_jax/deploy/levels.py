@@ -5,20 +5,20 @@ import numpy as np
 from lepton_jax.deploy import container
 from lepton_jax.deploy.container import Packed
 
-SAMPLE = 4096  # entries whose variety tells whether a kernel is on levels
-CLOSE = 2e-4  # of a step: how far a weight that is on a level lies from it by rounding errors
+MOST = 2 ** 15 - 1  # levels of a sign
+SAMPLE = 4096  # entries whose variety tells whether weights are on levels
+CLOSE = 1e-3  # of a step: how far a weight that is on a level lies from it by rounding errors
+NORMAL = 1e-4, 6e4  # between these a float16 has all its digits
 
 
-def of_kernel(kernel, bits):
+def of_kernel(kernel, bits, rounded_before=False):
   """The Packed form of f32[..., out]: the levels that it has, or else 2^bits - 1 of each output.
 
-  With 0 bits what is on no levels stays as it is, to the last bit.
+  With 0 bits a kernel that was not rounded before stays as it is, to the last bit.
   """
-  if np.unique(kernel.ravel()[:SAMPLE]).size <= SAMPLE // 2 or kernel.size < SAMPLE:
-    for found in (uniform(kernel, ()), uniform(kernel, tuple(range(kernel.ndim - 1))),
-                  codebook(kernel)):
-      if found is not None:
-        return found
+  for find in (of_all, of_outputs, of_rows, codebook) if bits or rounded_before else ():
+    if (found := find(kernel)) is not None:
+      return found
   if bits:
     return rounded(kernel, bits, tuple(range(kernel.ndim - 1)))
   there = kernel != 0
@@ -27,48 +27,92 @@ def of_kernel(kernel, bits):
   return Packed(container.SPARSE, kernel[there], there.astype(np.int32))
 
 
+def of_steps(kernel, step):
+  """Packed levels of a kernel whose entries are multiples of a step that broadcasts against it."""
+  levels = np.round(kernel / step).astype(np.int32)
+  if step.size == 1:
+    return Packed(container.LEVELS, step.reshape(1).astype(np.float32), levels)
+  if step.shape[-1] == step.size:
+    return scaled(container.CHANNELS, step.ravel(), levels, kernel)
+  return Packed(container.ROWS, step.ravel().astype(np.float32), levels)
+
+
+def of_all(kernel):
+  """Packed levels of one distance, or None."""
+  found = on_levels(kernel.reshape(-1, 1))
+  return found and Packed(container.LEVELS, found[0], found[1].reshape(kernel.shape))
+
+
+def of_outputs(kernel):
+  """Packed levels of a distance for each output, or None."""
+  found = on_levels(kernel.reshape(-1, kernel.shape[-1]))
+  return found and scaled(container.CHANNELS, *found, kernel)
+
+
+def of_rows(kernel):
+  """Packed levels of a distance for each row of a table, or None."""
+  if kernel.ndim != 2:
+    return None
+  found = on_levels(kernel.T)
+  return found and Packed(container.ROWS, found[0].astype(np.float32), found[1].T)
+
+
+def scaled(kind, scale, levels, kernel):
+  """Packed levels with the scales of outputs in float16, or float32 where those would not do."""
+  if not NORMAL[0] < scale.min() <= scale.max() < NORMAL[1]:
+    kind, scale = container.CHANNELS32, scale.astype(np.float32)
+  else:
+    scale = scale.astype(np.float16)
+  return Packed(kind, scale, levels.astype(np.int32).reshape(kernel.shape))
+
+
+def on_levels(columns):
+  """(f32[columns] distances, i32 levels) of columns of weights at equal distances from zero, or
+  None.
+  """
+  some = range(0, columns.shape[1], max(1, columns.shape[1] // 3))
+  if any(distance(columns[:SAMPLE, i]) is None for i in some):
+    return None
+  found = [distance(columns[:, i]) for i in range(columns.shape[1])]
+  if any(one is None for one in found):
+    return None
+  scale = np.array(found, np.float32)
+  return scale, np.round(columns / scale).astype(np.int32)
+
+
+def distance(weights):
+  """The distance of the levels that f32[n] weights are on, 1 if all are zero, or None."""
+  values = np.unique(np.abs(weights))
+  values = values[values > 0].astype(np.float64)
+  if not values.size:
+    return 1.0
+  if values.size > MOST or 4 * values.size > weights.size:
+    return None  # a few weights are always on some levels
+  top = values[-1]
+  # The smallest gap is one step where all levels occur, and few where they do not.
+  gap = np.diff(values, prepend=0.0).min()
+  for divisor in (1, 2, 3, 4, 5, 6, 7):
+    steps = round(top / gap * divisor)
+    if not values.size <= steps <= MOST:
+      continue
+    at = values * (steps / top)
+    if np.abs(at - np.round(at)).max() < CLOSE * max(1, steps / 128):
+      return top / steps
+  return None
+
+
 def rounded(array, bits, axes):
   """Uniform levels up to the largest entry; over `axes` each output has a scale of its own."""
   most = 2 ** (bits - 1) - 1
   scale = np.abs(array).max(axes or None) / most
   if axes:
-    scale = scale.astype(np.float16)
-    scale = np.where(scale > 0, scale, np.float16(6e-8))  # the least that there is
-    levels = np.clip(np.round(array / scale.astype(np.float32)), -most, most)
-    return Packed(container.CHANNELS, scale, levels.astype(np.int32))
+    scale = np.where(scale > 0, scale, 1).astype(np.float32)
+    found = scaled(container.CHANNELS, scale, np.zeros(array.shape), array)
+    levels = np.clip(np.round(array / found.numbers.astype(np.float32)), -most, most)
+    return found._replace(levels=levels.astype(np.int32))
   scale = np.float32(scale) if scale > 0 else np.float32(1)
   levels = np.clip(np.round(array / scale), -most, most)
   return Packed(container.LEVELS, np.array([scale], np.float32), levels.astype(np.int32))
-
-
-def uniform(kernel, axes, most=127):
-  """Packed levels of equal distances if the kernel is on at most `most` of each sign, or None.
-
-  With `axes` each output has its own distance.
-  """
-  flat = kernel.reshape(-1, kernel.shape[-1] if axes else kernel.size) if axes else (
-      kernel.reshape(-1, 1))
-  largest = np.abs(flat).max(0)
-  scale = np.zeros_like(largest)
-  for i, top in enumerate(largest):
-    values = np.unique(np.abs(flat[:, i]))
-    values = values[values > 0]
-    if values.size > most:
-      return None
-    if not values.size:
-      continue
-    for steps in range(values.size, most + 1):
-      at = values * (steps / top)
-      if np.abs(at - np.round(at)).max() < CLOSE * max(1, steps / 8):
-        scale[i] = top / steps
-        break
-    else:
-      return None
-  safe = np.where(scale > 0, scale, 1)
-  levels = np.round(flat / safe).astype(np.int32).reshape(kernel.shape)
-  if axes:
-    return Packed(container.CHANNELS, safe.astype(np.float16), levels)
-  return Packed(container.LEVELS, safe.astype(np.float32), levels)
 
 
 def codebook(kernel):
@@ -77,9 +121,13 @@ def codebook(kernel):
   With a scale of each output or without one, whichever takes fewer bits.
   """
   largest = np.abs(kernel.reshape(-1, kernel.shape[-1])).max(0)
+  if not NORMAL[0] < largest.max() < NORMAL[1]:
+    return None
   scale = np.where(largest > 0, largest, 1).astype(np.float16)
   found = [one for one in (with_codebook(kernel, None), with_codebook(kernel, scale)) if one]
-  return min(found, key=bits_of, default=None)
+  error = lambda one: np.abs(container.value(one, kernel.shape) - kernel).max()
+  near = [one for one in found if error(one) < 2e-3 * largest.max()]
+  return min(near, key=bits_of, default=None)
 
 
 def with_codebook(kernel, scale, most=255):
@@ -87,9 +135,11 @@ def with_codebook(kernel, scale, most=255):
   """
   relative = kernel if scale is None else kernel / scale.astype(np.float32)
   # Multiples are as exact as their scale.
-  near = np.round(relative, 6) if scale is None else np.round(relative * 2048)
+  near = np.round(relative / (1e-6 * np.abs(relative).max() if scale is None else 1 / 2048))
+  if np.unique(near.ravel()[:SAMPLE]).size > most:
+    return None
   values, index = np.unique(near, return_inverse=True)
-  if values.size > most:
+  if values.size > min(most, kernel.size // 4):
     return None
   counts = np.bincount(index.ravel())
   means = np.bincount(index.ravel(), relative.ravel().astype(np.float64)) / counts
@@ -119,13 +169,14 @@ def cheaper(packed, exact, rate, rounds=3):
   often entries of its row and its output are not zero, and how often a size occurs. `exact` is the
   kernel before rounding.
   """
-  if not rate or packed.levels is None or not packed.levels.any():
+  if not rate or packed.kind == container.SPARSE or packed.levels is None or (
+      not packed.levels.any()):
     return packed
   value = lambda levels: container.value(packed._replace(levels=levels), exact.shape)
   levels = packed.levels
   step = np.abs(value(levels)).sum() / np.abs(levels).sum()  # a mean one, of a codebook
-  if packed.kind != container.CODEBOOK and packed.codebook is None:
-    step = np.where(packed.numbers > 0, packed.numbers, 1).astype(np.float32)
+  if packed.kind in (container.LEVELS, container.CHANNELS, container.CHANNELS32):
+    step = packed.numbers.astype(np.float32)
   for _ in range(rounds):
     matrix = (levels != 0).reshape(-1, levels.shape[-1])
     odds = lambda share: np.log((share + 1e-3) / (1 - share + 1e-3))

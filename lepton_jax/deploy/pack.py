@@ -18,6 +18,11 @@ from lepton_jax.errors import UserError
 
 KEPT = ('architecture', 'data')  # concerns of which a file notes what is not the default
 LARGEST_OPTION, DEEPEST = 1_000_000, 200
+# Options that say how large a network is, and those that say nothing of it.
+SIZES = ('width', 'depth', 'hidden', 'embedding', 'vocabulary_size', 'image_size', 'window',
+         'horizon', 'sequence_length')
+ELSEWHERE = ('data_dir', 'cache_dir', 'manual_dir', 'batch_size')
+INPUTS = ('uint8', 'int32', 'float32')
 EPSILON = 1e-5  # of batch normalisation
 # Facts of a data set by short names, and what they are where a file does not say.
 FACTS = dict(inputs='i', label='l', classes='c', mean='m', std='s', vocabulary='v', columns='n',
@@ -46,10 +51,14 @@ def pack(trained, bits=8, number_bits=8, rate=0.0):
   folded(params, state)
   params = swept(network, trained.data, params, state)
   header = dict(o=config, f=facts(trained.data, config), w=network.widths)
-  packed = []
+  packed, steps = [], network.compression.steps(kept, trained.hparams)
+  rounded = {row['kernel'] for row in network.compression.kernels(
+      [name for name in params if trees.is_kernel(name)], trained.config) if 'weight_bits' in row}
   for name, leaf in params.items():
     if trees.is_kernel(name):
-      packed.append(levels.cheaper(levels.of_kernel(leaf, bits), exact[name], rate))
+      found = levels.of_steps(leaf, np.asarray(steps[name])) if name in steps else (
+          levels.of_kernel(leaf, bits, name in rounded))
+      packed.append(levels.cheaper(found, exact[name], rate))
     else:
       few = number_bits if name.endswith('bias') else 0
       packed.append(levels.of_numbers(leaf, few if number_bits else None))
@@ -95,8 +104,12 @@ def described(data, most):
   network = network_lib.make_network(config, dataset, widths)
   try:
     variables = jax.eval_shape(network_lib.make_init(network, dataset), jax.random.key(0))
-  except (TypeError, ValueError, OverflowError) as error:
-    raise UserError(f'the packed file is damaged: no such network ({error})') from None
+    check_widths(network, variables['params'], dataset)
+  except UserError:
+    raise
+  except Exception as error:  # whatever JAX and Flax say of shapes that cannot be
+    told = str(error).splitlines()[0]
+    raise UserError(f'the packed file is damaged: no such network ({told})') from None
   params = variables['params']
   state = {name: leaf for name, leaf in variables.items() if name not in ('params', 'carry')}
   network = assemble.compressed(network, dataset, params, state)
@@ -104,6 +117,18 @@ def described(data, most):
   learned, held = jax.eval_shape(network.compression.init, params, hparams)
   return (folder.Trained(config, dataset, network, {}, hparams), (params, state, learned, held),
           rest)
+
+
+def check_widths(network, params, dataset):
+  """Raises UserError where widths are of layers that there are not, or the answers are too many."""
+  paths = {name.rpartition('/')[0] for name in trees.named(params)}
+  unknown = [path for path in network.widths if path not in paths]
+  whole = network_lib.make_network(network.config, dataset)
+  shapes = (jax.eval_shape(lambda n=n: n.init(jax.random.key(0), network_lib.example_inputs(
+      n.config, dataset))[0]).shape for n in (network, whole))
+  if unknown or len(set(shapes)) > 1:
+    raise UserError(f'the packed file is damaged: its widths {network.widths} are not of this '
+                    f'network')
 
 
 def array_shapes(trees_of):
@@ -156,7 +181,7 @@ def as_packed(config, network, data):
   default = config_lib.Config()
   found = {name: value for group in KEPT for name, value in
            dataclasses.asdict(getattr(config, group)).items()
-           if name != 'data_dir' and (
+           if name not in ELSEWHERE and (
                name == 'model' or value != getattr(getattr(default, group), name))}
   if config.optimization.loss:
     found['loss'] = config.optimization.loss
@@ -216,7 +241,8 @@ def read_config(options):
   for name, value in options.items():
     allowed = name in config_lib.FIELDS and (
         config_lib.FIELDS[name][0] in (*KEPT, 'quantize') or name == 'loss')
-    large = isinstance(value, (int, float)) and not abs(value) <= LARGEST_OPTION
+    allowed = allowed and name not in ELSEWHERE
+    large = name in SIZES and isinstance(value, (int, float)) and not abs(value) <= LARGEST_OPTION
     if not allowed or large or (name == 'depth' and isinstance(value, int) and value > DEEPEST):
       raise UserError(f'the packed file is damaged: option {name!r} is {value!r}')
   values = {name: config_lib.coerce(name, value) for name, value in options.items()}
@@ -232,18 +258,28 @@ def read_facts(given, config):
         raise ValueError('classes')
       found['classes'] = list(map(str, range(found['classes'])))
     if isinstance(found['vocabulary'], str):
+      if found['vocabulary'].count('\n') >= LARGEST_OPTION:
+        raise ValueError('vocabulary')
       found['vocabulary'] = found['vocabulary'].split('\n')
     if found['stream']:
       found['classes'] = found['vocabulary']
     found |= dict(name=found['name'] or config.data.dataset, version='')
     for name in ('inputs', 'label'):
       dtype, *shape = found[name]
-      np.dtype(dtype)
-      if not all(type(side) is int and 0 < side <= LARGEST_OPTION for side in shape):
+      if dtype not in INPUTS or not all(
+          type(side) is int and 0 < side <= LARGEST_OPTION for side in shape):
         raise ValueError(name)
-    for name in ('classes', 'vocabulary', 'columns', 'targets'):
+    for name in ('classes', 'vocabulary', 'columns'):
       if not all(isinstance(word, str) for word in found[name]):
         raise ValueError(name)
+    if not all(type(target) is int and 0 <= target < len(found['columns'])
+               for target in found['targets']):
+      raise ValueError('targets')
+    for mean, deviation, of in (('mean', 'std', 'inputs'), ('target_mean', 'target_std', 'label')):
+      low, high = (np.asarray(found[name], np.float64) for name in (mean, deviation))
+      if not (np.isfinite(low).all() and np.isfinite(high).all() and (high > 0).all()
+              and low.shape == high.shape and low.size in (1, found[of][-1])):
+        raise ValueError(mean)
     return dataset_lib.without_examples(found)
   except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
     raise UserError(f'the packed file is damaged: it describes no data ({error})') from None

@@ -20,7 +20,7 @@ def parts(coupling, multiple):
       reasons=coupling.reasons, share=1.0, worth=functools.partial(worth, coupling.groups),
       units=dict, masks=functools.partial(chosen, coupling),
       masked=functools.partial(touched, coupling),
-      allowed=functools.partial(rounded, multiple))
+      allowed=functools.partial(allowed, coupling, multiple))
 
 
 def worth(groups, score, evidence, before):
@@ -72,6 +72,14 @@ def touched(coupling, groups):
   """Names of the parameters in which the channels of groups lie."""
   return tuple(dict.fromkeys(array for name in groups for array in coupling.groups[name].places
                              if array in coupling.trained))
+
+
+def allowed(coupling, multiple, name, units, count):
+  """How many of `units` channels of a group may go; some always stay."""
+  shapes = [coupling.shapes[kernel] for kernel in coupling.groups[name].made_by]
+  # A depthwise layer of one channel would be an ordinary one.
+  least = 2 if any(len(shape) == 4 and shape[-2] == 1 for shape in shapes) else 1
+  return min(rounded(multiple, units, count), max(units - least, 0))
 
 
 def rounded(multiple, units, count):

@@ -100,7 +100,8 @@ def without_dead(weights):
 
 def check(options, quantize):
   """Raises UserError for options that do not go together."""
-  bits, how = quantize.quantize_weight_bits, quantize.quantize_weights
+  bits = quantize.quantize_weight_bits or quantize.quantize_layers
+  how = quantize.quantize_weights
   if options.prune_structure == 'channels' and bits and how in NEED_ALL_ENTRIES:
     raise UserError(f'--prune_structure=channels with --quantize_weights={how}: its levels change '
                     f'when zeros leave; prune first, then quantise by --init_from')
@@ -215,7 +216,7 @@ def units_to_go(options, structure, share, fixed, worth, shapes):
     allocate = registry.ALLOCATIONS.get(allocation(options))
     counts |= allocate(rest, {key: shapes[key] for key in rest},
                        max(sum(gone[key] for key in rest), count))
-  return {key: max(structure.allowed(one.size, counts[key]), gone[key])
+  return {key: max(structure.allowed(key, one.size, counts[key]), gone[key])
           for key, one in units.items()}
 
 

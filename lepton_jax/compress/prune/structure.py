@@ -26,7 +26,7 @@ class Structure(typing.NamedTuple):
     units: {key: scores} -> {key: scores of units}.
     masks: ({key: scores}, {key: how many units go}) -> {array: mask of what stays}.
     masked: keys -> names of the parameters that get masks.
-    allowed: (units of a key, how many should go) -> how many may.
+    allowed: (key, its units, how many should go) -> how many may.
   """
   kernels: dict
   reasons: dict
@@ -35,7 +35,7 @@ class Structure(typing.NamedTuple):
   units: typing.Callable
   masks: typing.Callable
   masked: typing.Callable = tuple
-  allowed: typing.Callable = lambda units, count: count
+  allowed: typing.Callable = lambda key, units, count: count
 
 
 def structure(options, setting):

@@ -47,6 +47,13 @@ def make(config, setting):
       changed[name] = new if quantizer.keeps_zero else jnp.where(kernel == 0, 0, new)
     return params | changed
 
+  def steps(params, learned, held, hparams):
+    if quantizer.step is None:
+      return {}
+    return {name: quantizer.step(params[name], hparams['weight_bits'][i], shared[name],
+                                 part(learned, f'{KERNELS}/{name}'))
+            for name, i in kernel_place.items()}
+
   def range_of(site, learned, held, hparams):
     ends = part(held, f'{RANGES}/{site}')
     if reader.learned:
@@ -64,7 +71,7 @@ def make(config, setting):
 
   return Method(
       name=NAME, reaches=functools.partial(reached, setting), init=init, keeps=True,
-      weights=weights, rounds=True, sites=frozenset(input_bits), inputs=read,
+      weights=weights, steps=steps, rounds=True, sites=frozenset(input_bits), inputs=read,
       grid=grid,
       strengths=functools.partial(strengths, setting),
       hooks=functools.partial(hooks, reader, setting) if input_bits else lambda *_: [])

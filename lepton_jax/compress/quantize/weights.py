@@ -25,6 +25,8 @@ class Quantizer(typing.NamedTuple):
     keeps_zero: whether zero is one of its levels.
     most: the largest width that it has.
     whole: whether the kernel shares its levels, whatever the granularity.
+    step: (kernel, bits, axes, learned) -> the distance of levels, of which every entry that `apply`
+      gives is a whole multiple; None where levels have other distances.
   """
   apply: typing.Callable
   init: typing.Callable = lambda kernel, bits, axes: {}
@@ -32,6 +34,7 @@ class Quantizer(typing.NamedTuple):
   keeps_zero: bool = True
   most: int = 16
   whole: bool = False
+  step: typing.Callable | None = None
 
 
 def largest_level(bits):
@@ -60,12 +63,14 @@ def rounded(kernel, scale, largest):
 @WEIGHT_QUANTIZERS.register
 def max_():
   """Symmetric levels up to the largest |w| (arXiv:1806.08342)."""
-  def apply(kernel, bits, axes, learned):
-    largest = largest_level(bits)
-    scale = nonzero(lax.stop_gradient(max_magnitude(kernel, axes)) / largest)
-    return straight_through(kernel, rounded(kernel, scale, largest))
+  def step(kernel, bits, axes, learned):
+    return nonzero(lax.stop_gradient(max_magnitude(kernel, axes)) / largest_level(bits))
 
-  return Quantizer(apply)
+  def apply(kernel, bits, axes, learned):
+    scale = step(kernel, bits, axes, learned)
+    return straight_through(kernel, rounded(kernel, scale, largest_level(bits)))
+
+  return Quantizer(apply, step=step)
 
 
 @WEIGHT_QUANTIZERS.register
@@ -75,11 +80,14 @@ def mse():
   From each of a few shares of the largest |w|, kernels are rounded and the scale that fits what
   was rounded best is tried, a step of Lloyd's algorithm.
   """
+  def step(kernel, bits, axes, learned):
+    return mse_scale(lax.stop_gradient(kernel), largest_level(bits), axes)
+
   def apply(kernel, bits, axes, learned):
-    scale = mse_scale(lax.stop_gradient(kernel), largest_level(bits), axes)
+    scale = step(kernel, bits, axes, learned)
     return straight_through(kernel, rounded(kernel, scale, largest_level(bits)))
 
-  return Quantizer(apply)
+  return Quantizer(apply, step=step)
 
 
 def mse_scale(kernel, largest, axes):
@@ -118,7 +126,8 @@ def lsq():
     place = jnp.clip(kernel / step, -largest, largest)
     return straight_through(place, jnp.round(place)) * step
 
-  return Quantizer(apply, init)
+  return Quantizer(apply, init,
+                   step=lambda kernel, bits, axes, learned: jnp.exp(learned['log_step']))
 
 
 @WEIGHT_QUANTIZERS.register
