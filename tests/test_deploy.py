@@ -219,7 +219,8 @@ def test_files_of_tables_series_and_text_are_those_that_were_measured(small, tmp
   path = f'{config.run.runs_dir}/{config.name()}/{measure.FILE}'
   again = measure.open_file(path)
   inputs = trained.data.splits['test'][0]
-  np.testing.assert_array_equal(again.outputs(inputs), trained.outputs(inputs))
+  # In batches of another size, whose sums may end in another digit.
+  np.testing.assert_allclose(again.outputs(inputs), trained.outputs(inputs), rtol=1e-5, atol=1e-5)
   kind = facts['measure']
   assert measure.measurements(again, 'test')[kind] == facts[f'test_{kind}']
 
