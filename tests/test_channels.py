@@ -20,7 +20,8 @@ from tests.test_models import DISTINCT, SHALLOW, SMALL, random_like, tiny_datase
 FULL = DISTINCT + ['mobilenet_v1']
 EXTRA = [('resnet20', dict(width=0.5, depth=2)), ('bilstm_classifier', dict(depth=2)),
          ('gru_classifier', dict(depth=2)), ('lstm_lm', dict(tied=True, embedding=8, hidden=8)),
-         ('resnet8', dict(norm='none')), ('bilstm_classifier', dict(pooling='max'))]
+         ('resnet8', dict(norm='none')), ('bilstm_classifier', dict(pooling='max')),
+         ('mobilenet_v1', dict(width=0.05, share=0.9)), ('ds_cnn', dict(width=0.1, share=0.99))]
 
 
 def assembled(small, monkeypatch, model, **options):
@@ -46,7 +47,8 @@ def coupled(assembly, data):
 def masked(state, coupling, share, seed=0):
   """(state under masks without a share of each group's channels at random, channels that go)."""
   rng = np.random.default_rng(seed)
-  counts = {name: int(share * group.channels) for name, group in coupling.groups.items()}
+  counts = {name: channels.allowed(coupling, 1, name, group.channels, round(share * group.channels))
+            for name, group in coupling.groups.items()}
   scores = {name: rng.random(group.channels) for name, group in coupling.groups.items()}
   return prune.with_masks(state, channels.chosen(coupling, scores, counts), {}, False), counts
 
@@ -63,10 +65,12 @@ def logits(network, data, weights):
 @pytest.mark.parametrize('model,options', [(name, {}) for name in FULL if name != 'linear'] + EXTRA)
 def test_a_model_without_channels_answers_as_the_masked_one(small, model, options, monkeypatch):
   """The law for every registered model, without a line of it in the model."""
-  on = dict(prune_structure='channels', prune_sparsity=0.3)
+  options = dict(options)
+  share = options.pop('share', 0.3)
+  on = dict(prune_structure='channels', prune_sparsity=share)
   assembly, data = assembled(small, monkeypatch, model, **options | on)
   coupling = coupled(assembly, data)
-  state, counts = masked(assembly.state, coupling, 0.3)
+  state, counts = masked(assembly.state, coupling, share)
   assert sum(counts.values())
   network, weights = assemble.narrowed(assembly.network, data, state.evaluated, {})
   whole = logits(assembly.network, data, state.evaluated)
@@ -162,6 +166,16 @@ def test_a_narrow_run_loads_trains_on_and_is_compressed_again(small, tmp_path, o
                           prune_sparsity=0.5, prune_round=2, quantize_weight_bits=4,
                           quantize_weights='lsq', quantize_activation_bits=8, **options)
   assert again['num_parameters'] < after['num_parameters']
+  # Rounded after training from a few batches, too.
+  _, rounded, _ = run_of(small, tmp_path, quantize_after=True, quantize_weights='lsq', **on | dict(
+      quantize_inputs='mse_range'))
+  assert rounded['num_parameters'] == result['num_parameters']
+  for wrong in (dict(options, model='lenet_300_100', hidden=None), dict(
+      options, prune_ticket=further, prune_schedule='one_shot', prune_begin=0.0,
+      prune_sparsity=0.5, init_from='')):
+    config = small.replace(**dict(dict(init_from=place), **wrong))
+    with pytest.raises(UserError, match='other widths'):
+      run.other_runs(config, assemble.load_data(config))
   assert all(width % 2 == 0 and width < widths[path] for path, width in again['widths'].items())
   trained = folder.load(last)
   assert np.mean(trained.predict(inputs) == label) == pytest.approx(again['test_accuracy'])
@@ -214,6 +228,8 @@ def test_scores_of_channels_are_those_of_their_papers():
 
 @pytest.mark.parametrize('options,words', [
     (dict(prune_structure='channels', quantize_weight_bits=2, quantize_weights='ternary'),
+     'prune first'),
+    (dict(prune_structure='channels', quantize_layers='.*=2/0', quantize_weights='ternary'),
      'prune first'),
     (dict(prune_round=8), 'prune_structure=channels'),
     (dict(prune_score='taylor'), 'ranks channels'),
