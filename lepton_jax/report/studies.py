@@ -5,14 +5,19 @@ import statistics
 
 from lepton_jax.report import markdown
 
+SIZES = dict(file_bytes='packed file', estimated_bytes='estimated size')
+
 
 def compression_table(lines):
   """The compression study: a row a network and sparsity, a column a bit width.
 
-  A cell has test accuracy and kilobytes of the packed file.
+  A cell has test accuracy and kilobytes: of the packed file, or of tables that are older than it an
+  estimate.
   """
+  size = 'file_bytes' if 'file_bytes' in lines[0] else 'estimated_bytes'
+
   def cell(line):
-    return f'{percent(line, "test_accuracy")}, {float(line["file_bytes"]) / 1000:.1f} kB'
+    return f'{percent(line, "test_accuracy")}, {float(line[size]) / 1000:.1f} kB'
   of = {(line['model'], float(line['prune_sparsity']), int(line['quantize_weight_bits'])): line
         for line in lines}
   bits = sorted({b for _, _, b in of if b})
@@ -26,7 +31,7 @@ def compression_table(lines):
              for s in sparsities]
   header = ('network', 'sparsity', 'float32', *(f'{b} bits' for b in bits))
   return (f'{markdown.table(header, body)}\n\nTest accuracy in %, mean ± standard deviation over '
-          f'{lines[0]["seeds"]} seeds, and the packed file. {"; ".join(said)}.')
+          f'{lines[0]["seeds"]} seeds, and the {SIZES[size]}. {"; ".join(said)}.')
 
 
 def compression_tables(lines):
