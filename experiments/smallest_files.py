@@ -26,15 +26,15 @@ FLAGS = absl_flags.FLAGS
 OWN = ('rows', 'seeds', 'data_dir', 'output', 'runs_dir')
 RESULTS = pathlib.Path(__file__).parent / 'results'
 QUIET = dict(tensorboard=False, pictures=False, checkpoint_every=0)
-# Sparse networks have no weights to spare for shifted digits: those teach the dense one alone.
-SPARSE = dict(augment_crop=0, learning_rate=3e-3, distill=1.0)
 ROWS = {
-    'lenet5': (dict(model='lenet5', dataset='mnist', epochs=20, augment_crop=2), SPARSE,
-               'prune(0.993,end=0.6,updates=60):20,cluster(16,learning_rate=1e-3):5,'
-               'pack(number_bits=6)'),
-    'lenet_300_100': (dict(model='lenet_300_100', dataset='mnist', epochs=20, augment_crop=2),
-                      SPARSE, 'prune(0.98,end=0.6,updates=60):20,cluster(16,learning_rate=1e-3):5,'
-                              'pack(number_bits=6)')}
+    'lenet5': (dict(model='lenet5', dataset='mnist', epochs=20, augment_crop=2),
+               dict(augment_crop=0, learning_rate=3e-3, distill=1.0),
+               'prune(0.992,end=0.5,updates=100):40,cluster(8,learning_rate=1e-3):8,'
+               'pack(number_bits=5)'),
+    'lenet_300_100': (dict(model='lenet_300_100', dataset='mnist', epochs=60, augment_crop=2),
+                      dict(augment_crop=1, learning_rate=3e-3, distill=1.0),
+                      'prune(0.98,end=0.6,updates=100):60,cluster(16,learning_rate=1e-3):10,'
+                      'pack(number_bits=6)')}
 COLUMNS = ('row', 'seed', 'measure', 'dense_test', 'dense_validation', 'test', 'validation',
            'file_bytes', 'dense_bytes', 'xz_bytes', 'zstd_bytes', 'npz_bytes', 'pack_seconds',
            'unpack_seconds', 'worst_class_change', 'disagree', 'seconds', 'processor',
