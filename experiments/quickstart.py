@@ -37,6 +37,7 @@ WAYS = {'dense': ({}, {}), 'pruned': (PRUNED, {}), 'quantised': ({}, QUANTIZED),
 
 def main(config):
   from lepton_jax.report import markdown, pictures, tables
+  config = config.replace(runs_dir=FLAGS.runs_dir)
   output = pathlib.Path(config.run.runs_dir).expanduser()
   given = {name: value for name, value in config.flat().items() if FLAGS[name].present}
   rows = [one for name in NETWORKS for one in network(name, config, given)]

@@ -59,6 +59,26 @@ def compression_tables(lines):
           f'of equal seeds. Seconds on 2 cores of {lines[0]["processor"]}, other work beside them.')
 
 
+def smallest_table(lines):
+  """The smallest files: a row a network, over seeds."""
+  body = []
+  for name in dict.fromkeys(line['row'] for line in lines):
+    own = [line for line in lines if line['row'] == name]
+    of = lambda column, factor=1.0, own=own: [factor * float(line[column]) for line in own]
+    others = ', '.join(f'{coder} {statistics.mean(of(f"{coder}_bytes")):,.0f}'
+                       for coder in ('xz', 'zstd', 'npz') if own[0][f'{coder}_bytes'])
+    times = statistics.mean(of('dense_bytes')) / statistics.mean(of('file_bytes'))
+    body.append((name, markdown.spread(of('dense_test', 100)), markdown.spread(of('test', 100)),
+                 f'{statistics.mean(of("file_bytes")):,.0f} ({min(of("file_bytes")):,.0f} to '
+                 f'{max(of("file_bytes")):,.0f})', f'{times:.0f}', others, str(len(own)),
+                 f'`{own[0]["recipe"]}`'))
+  header = ('network on MNIST', 'dense, %', 'packed, %', 'bytes of the file', 'times smaller',
+            'its levels by others', 'seeds', 'recipe')
+  return (f'{markdown.table(header, body)}\n\nTest accuracy, mean ± standard deviation over seeds; '
+          f'mean bytes (range) of whole files. Flags and times are in the CSV; made on '
+          f'{lines[0]["processor"]}.')
+
+
 def regularization_table(lines):
   """The regularisation study: a row a method, best on test first."""
   body = [(line['method'].replace('_', ' '), line['strength'], line['tried'],
