@@ -19,6 +19,7 @@ from lepton_jax import folder, registry, run, strengths, trees
 from lepton_jax.compress.method import Compression
 from lepton_jax.deploy import coder, container, levels, measure, native, pack
 from lepton_jax.errors import UserError
+from lepton_jax.report import markdown
 from tests.test_channels import assembled, logits
 from tests.test_models import DISTINCT
 
@@ -244,6 +245,19 @@ def test_beside_its_weights_an_image_model_takes_less_than_200_bytes(small, monk
   data = pack.pack(trained)
   _, (_, coded) = container.read_header(data)
   assert len(data) - len(coded) < 200
+
+
+def test_committed_files_stay_readable_and_are_as_large_as_their_table_says():
+  results = pathlib.Path(__file__).parents[1] / 'experiments' / 'results'
+  lines = markdown.rows(results / 'smallest_files.csv')
+  for path in (results / 'files').glob('*.lepton'):
+    best = max((line for line in lines if line['row'] == path.stem),
+               key=lambda line: float(line['validation']))
+    data = path.read_bytes()
+    assert len(data) == int(best['file_bytes'])
+    found = pack.unpack(data)
+    assert found.config.architecture.model == path.stem
+    assert 4 * trees.count(found.weights['params']) == int(best['dense_bytes'])
 
 
 # files that lie
