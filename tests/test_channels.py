@@ -15,7 +15,7 @@ from lepton_jax.compress.prune import channel_scores, channels
 from lepton_jax.compress.prune import method as prune
 from lepton_jax.compress.prune.scores import Evidence
 from lepton_jax.errors import UserError
-from tests.test_models import DISTINCT, SHALLOW, SMALL, random_like, tiny_dataset
+from tests.test_models import FAMILIES, SHALLOW, SMALL, random_like, tiny_dataset
 
 EXTRA = [('resnet20', dict(width=0.5, depth=2)), ('bilstm_classifier', dict(depth=2)),
          ('gru_classifier', dict(depth=2)), ('lstm_lm', dict(tied=True, embedding=8, hidden=8)),
@@ -62,7 +62,7 @@ def logits(network, data, weights):
 
 
 @pytest.mark.parametrize(
-    'model,options', [(name, {}) for name in DISTINCT if name != 'linear'] + EXTRA)
+    'model,options', [(name, {}) for name in FAMILIES if name != 'linear'] + EXTRA)
 def test_a_model_without_channels_answers_as_the_masked_one(small, model, options, monkeypatch):
   """The law for every registered model, without a line of it in the model."""
   options = dict(options)

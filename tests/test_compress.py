@@ -11,7 +11,7 @@ from lepton_jax import network as network_lib
 from lepton_jax.compress import report
 from lepton_jax.compress.method import part
 from lepton_jax.compress.quantize import sites
-from tests.test_models import DISTINCT, SHALLOW, SMALL, random_like, tiny_dataset
+from tests.test_models import FAMILIES, SHALLOW, SMALL, random_like, tiny_dataset
 from tests.test_train import assert_same, run_steps
 
 SPARSE = dict(prune_begin=0.0, prune_schedule='one_shot')
@@ -35,9 +35,7 @@ def drawn(monkeypatch):
       lambda key: random_like(jax.eval_shape(lambda: real(*arguments)(key)))))
 
 
-# Of taggers and regressors one each: the others are the classifiers' cells with that end.
-@pytest.mark.parametrize('model', [name for name in DISTINCT if not name.startswith(
-    ('elman', 'gru', 'bilstm')) or name.endswith('classifier')])
+@pytest.mark.parametrize('model', FAMILIES)
 def test_every_method_reaches_every_model_by_flags(small, model, monkeypatch):
   """Masks, levels and reports of each registered model without a line of it in the model."""
   side = SMALL.get(model, 8)

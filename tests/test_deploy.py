@@ -21,7 +21,7 @@ from lepton_jax.deploy import coder, container, levels, measure, native, pack
 from lepton_jax.errors import UserError
 from lepton_jax.report import markdown
 from tests.test_channels import assembled, logits
-from tests.test_models import DISTINCT
+from tests.test_models import FAMILIES
 
 LONG = os.environ.get('LEPTON_LONG_TESTS')
 
@@ -151,7 +151,7 @@ def arrays_of(trained):
   return {name: np.asarray(leaf) for name, leaf in trees.named(params).items()}
 
 
-@pytest.mark.parametrize('model', DISTINCT)
+@pytest.mark.parametrize('model', FAMILIES)
 def test_every_model_is_packed_and_unpacked(small, model, monkeypatch):
   """Levels as they were trained; a second packing is the same bytes, so nothing is lost twice."""
   trained = trained_of(small, monkeypatch, model, quantize_weight_bits=4,

@@ -10,7 +10,7 @@ from lepton_jax import network as network_lib
 from lepton_jax.errors import UserError
 from lepton_jax.options import Factorize
 from tests.test_channels import logits
-from tests.test_models import DISTINCT, SHALLOW, SMALL, random_like, tiny_dataset
+from tests.test_models import FAMILIES, SHALLOW, SMALL, random_like, tiny_dataset
 
 
 def of_rank(kernel, rank):
@@ -19,8 +19,7 @@ def of_rank(kernel, rank):
   return ((left[:, :rank] * values[:rank]) @ right[:rank]).reshape(kernel.shape)
 
 
-@pytest.mark.parametrize('model', [name for name in DISTINCT if name != 'linear' and (
-    not name.startswith(('elman', 'gru', 'bilstm')) or name.endswith('classifier'))])
+@pytest.mark.parametrize('model', [name for name in FAMILIES if name != 'linear'])
 def test_kernels_of_low_rank_become_two_layers_with_the_same_answers(small, model, monkeypatch):
   """The law for every registered model, without a line of it in the model."""
   side = SMALL.get(model, 8)
@@ -74,8 +73,11 @@ def test_what_cannot_be_factorised_is_said():
       factorize.ranks(Factorize(**options), params, set())
 
 
-@pytest.mark.parametrize('options', [dict(model='mlp'), dict(model='lstm_classifier', hidden=24)])
-def test_a_factorised_run_loads_and_is_compressed_further(small, tmp_path, options):
+@pytest.mark.parametrize('options,more', [
+    (dict(model='mlp'), dict(prune_structure='channels', prune_sparsity=0.4)),
+    (dict(model='lstm_classifier', hidden=24),
+     dict(quantize_weight_bits=8, quantize_activation_bits=8))])
+def test_a_factorised_run_loads_and_is_compressed_further(small, tmp_path, options, more):
   base = small.replace(runs_dir=str(tmp_path), batch_size=64, epochs=1, **options)
   first = base.replace(factorize_rank=0.3)
   result = run.train(first.check(), quiet=True)
@@ -83,11 +85,9 @@ def test_a_factorised_run_loads_and_is_compressed_further(small, tmp_path, optio
   ranks = {path for path in result['widths'] if path.endswith('down')}
   assert ranks
   inputs, label = folder.load(place).data.splits['test']
-  for more in (dict(quantize_weight_bits=8, quantize_activation_bits=8),
-               dict(prune_structure='channels', prune_sparsity=0.4)):
-    after = base.replace(init_from=place, **more)
-    found = run.train(after.check(), quiet=True)
-    assert ranks <= set(found['widths'])
-    assert found['num_parameters'] <= result['num_parameters']
-    trained = folder.load(str(tmp_path / after.name()))
-    assert np.mean(trained.predict(inputs) == label) == pytest.approx(found['test_accuracy'])
+  after = base.replace(init_from=place, **more)
+  found = run.train(after.check(), quiet=True)
+  assert ranks <= set(found['widths'])
+  assert found['num_parameters'] <= result['num_parameters']
+  trained = folder.load(str(tmp_path / after.name()))
+  assert np.mean(trained.predict(inputs) == label) == pytest.approx(found['test_accuracy'])

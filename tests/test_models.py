@@ -1,3 +1,5 @@
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +37,11 @@ SHALLOW |= dict(resnet18=dict(depth=1, width=0.25), conv6=dict(width=0.25),
 # The others are these with more or fewer of the same layers; they would test the same twice.
 DISTINCT = [name for name in MODELS.names() if name not in (
     'resnet32', 'resnet44', 'resnet56', 'mobilenet_v1', 'conv2', 'conv4', 'cnn_64')]
+# One or two of each family: laws of compression hold for all models, which are made of the same
+# layers by a few classes; LEPTON_LONG_TESTS=1 asks every one.
+FAMILIES = [name for name in DISTINCT if os.environ.get('LEPTON_LONG_TESTS') or name in (
+    'lenet_300_100', 'lenet5', 'resnet8', 'ds_cnn', 'text_cnn', 'elman_classifier',
+    'gru_classifier', 'lstm_tagger', 'bilstm_classifier', 'lstm_lm')]
 # Models that read tokens, and how many words they know.
 VOCABULARY = {'text_cnn': 10_000, 'lstm_lm': 65}
 # Images as small as each architecture bears, so that gradients are quick.

@@ -73,7 +73,8 @@ def pack(trained, bits=8, number_bits=8, rate=0.0):
 def unpack(data, most=container.MOST):
   """The folder.Trained of a file's bytes; its splits are empty. Raises UserError for bad files.
 
-  No more than about 3 * `most` bytes are used beside the file.
+  Arrays of more than `most` bytes are refused; reading takes up to three times that, beside the
+  description of the network, which is bounded in container.py.
   """
   bare, trees_of, rest = described(data, most)
   params, state, learned, held = trees_of
