@@ -1,5 +1,6 @@
 """Runs that are stopped, killed or damaged end as if nothing had happened."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -243,8 +244,10 @@ def unsealed(folder):
   found = set()
   for part in ('checkpoints', 'weights'):
     if (folder / part).exists():
-      found |= {(p.name, p.stat().st_ino) for p in (folder / part).iterdir()
-                if not p.name.isdigit() or not (p / checkpoint.SEAL).exists()}
+      for p in (folder / part).iterdir():
+        with contextlib.suppress(FileNotFoundError):  # renamed since it was listed: it is finished
+          if not p.name.isdigit() or not (p / checkpoint.SEAL).exists():
+            found.add((p.name, p.stat().st_ino))
   return found
 
 
