@@ -36,8 +36,6 @@ def main(config):
   base, _ = folder.read_config(FLAGS.run), folder.read_weights(FLAGS.run)  # or say what is missing
   given = {name: value for name, value in config.flat().items() if FLAGS[name].present}
   given |= dict(runs_dir=config.run.runs_dir)
-  if given.get('distill') and not given.get('teacher'):
-    given['teacher'] = FLAGS.run
   for stages in recipes:  # mistakes are told before anything is trained
     for one in recipe.configs(stages, base, given):
       one.check()
@@ -54,23 +52,14 @@ def main(config):
 
 def follow(stages, base, given):
   """Trains the stages of a recipe and packs the last one; their rows."""
-  from lepton_jax import recipe, run
+  from lepton_jax import recipe
   place, rows = FLAGS.run, []
-  for stage, one in zip(stages, recipe.configs(stages, base, given)):
-    one = teaching(one, given).replace(init_from=place).check()
-    place = f'{one.run.runs_dir}/{one.name()}'
-    print(f'{stage.text}: {place}', flush=True)
-    rows.append(row(stage.text, run.train(one)))
+  for stage, last, result in recipe.follow(stages, base, given, FLAGS.run):
+    place = last
+    rows.append(row(stage.text, result))
   if stages[-1].epochs is None:
     rows.append(packed(place, stages[-1]))
   return rows
-
-
-def teaching(config, given):
-  """A stage 'distill' learns from the run itself."""
-  if config.distill.distill and not config.distill.teacher:
-    return config.replace(teacher=given.get('teacher', FLAGS.run))
-  return config
 
 
 def packed(place, stage):

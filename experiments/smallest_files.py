@@ -5,7 +5,8 @@ Papers: Deep Compression (arXiv:1510.00149) has LeNet-300-100 in 27 kB at 1.58 %
   in 44 kB at 0.74 %; Bayesian Compression (arXiv:1705.08665) and MIRACLE (arXiv:1810.00440) go on.
 Command: ./launch.sh smallest_files --data_dir=DIR --rows=lenet5,lenet_300_100
 Expected: experiments/results/smallest_files.csv and the files beside it in files/, as committed;
-  ./launch.sh evaluate --artifact=experiments/results/files/lenet5.lepton repeats a row.
+  ./launch.sh evaluate --artifact=experiments/results/files/lenet_300_100.lepton repeats a
+  row.
 Cost: 15 minutes a seed and row on 2 cores.
 
 Recipes were chosen on validation, with one seed. The test split is read once for each file. Of the
@@ -75,10 +76,9 @@ def compressed(name, seed):
   dense = run.train(base.check())
   start = place = f'{FLAGS.runs_dir}/{base.name()}'
   stages, seconds = recipe.parse(text), dense['train_seconds']
-  for one in recipe.configs(stages, base, given | dict(teacher=start)):
-    one = one.replace(init_from=place).check()
-    place = f'{FLAGS.runs_dir}/{one.name()}'
-    seconds += run.train(one)['train_seconds']
+  for _, last, result in recipe.follow(stages, base, given, start):
+    place = last
+    seconds += result['train_seconds']
   found, trained = measure.packed(place, **stages[-1].options), folder.load(start)
   content = pathlib.Path(place, measure.FILE).read_bytes()
   kind = found['measure']

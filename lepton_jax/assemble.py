@@ -79,7 +79,7 @@ def build(config, dataset, initial=None, ticket=None, widths=None, keeps=False, 
   init = network_lib.make_init(network, dataset)
   variables = init(jax.random.key(config.training.seed))
   ranks = factorize.ranks(config.factorize, weights_of(variables, initial)[0],
-                          network_lib.grouped_layers(network, dataset))
+                          functools.partial(network_lib.grouped_layers, network, dataset))
   network = dataclasses.replace(network, widths=network.widths | factorize.widths(ranks))
   keeps = keeps and not ranks  # what was learned of one kernel says nothing of its two factors
 

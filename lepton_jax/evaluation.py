@@ -119,7 +119,7 @@ def full_report(trained, split):
     raise UserError(f'{trained.data.name} has no {split} examples under this run\'s options')
   inputs, label = trained.data.splits[split]
   if trained.data.stream:
-    measured = trained.measure_stream(split)
+    measured = trained.measure(split)
     name, examples = trained.config.name(), len(label) - 1
     return dict(name=name, split=split, examples=examples, **measured), None
   logits, label = by_step(trained.outputs(inputs), label)

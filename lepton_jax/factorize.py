@@ -11,10 +11,10 @@ from lepton_jax import trees
 from lepton_jax.errors import UserError
 
 
-def ranks(options, params, grouped):
+def ranks(options, params, find_grouped):
   """{path of a layer: rank}; raises UserError where none would get smaller.
 
-  `grouped` are paths of layers whose kernels see a part of the channels each.
+  `find_grouped` gives the paths of layers whose kernels see a part of the channels each.
   """
   if not options.factorize_rank and not options.factorize_energy:
     return {}
@@ -23,7 +23,7 @@ def ranks(options, params, grouped):
                     f'{options.factorize_energy}: one of them says how large ranks are')
   kernels = {name: leaf for name, leaf in trees.named(params).items() if trees.is_kernel(name)}
   excluded = trees.matching(options.factorize_exclude, list(kernels), 'factorize_exclude')
-  open_to = {}
+  open_to, grouped = {}, find_grouped()
   for name, leaf in kernels.items():
     path, _, kind = name.rpartition('/')
     if not (name in excluded or kind != 'kernel' or path in grouped

@@ -110,12 +110,10 @@ class Trained:
     return evaluation.predictions(predict, self.weights, self.hparams, data, 'given',
                                   self.config.data.batch_size, layout)[0]
 
-  def measure_stream(self, split):
-    """Measurements of running text, as after training."""
+  def measure(self, split):
+    """{measurement: number} on a split, as after training."""
     layout = parallel.make_parallel('jit', 1)
-    predict = layout.predict(self.network.predict_stream)
-    measured = evaluation.evaluate_split(self.network, predict, self.weights, self.hparams,
-                                         self.data, split, self.config.data.batch_size, layout)
+    measured = evaluation.Meter(self.network, self.data, layout, self.hparams)(self.weights, split)
     return {name: value for name, value in measured.items() if name != 'score'}
 
   def predict(self, inputs):

@@ -96,6 +96,10 @@ class Network:
     shapes = jax.eval_shape(lambda: self.init(jax.random.key(0), inputs)[1])['carry']
     return fresh_carry(shapes, batch_size)
 
+  def begun(self, model_state, dataset):
+    """A model_state for one row; of running text with its empty state."""
+    return dict(model_state, carry=self.carry(1)) if dataset.stream else model_state
+
   def init(self, key, inputs):
     """(output, fresh variables) of the module."""
     with widths_lib.using(self.widths):
@@ -205,8 +209,7 @@ def layers_that_read(network, params, model_state, dataset):
   """Paths of the layers with kernels whose inputs are floating point, found by tracing one pass."""
   owners = {quantize_sites.owner(name) for name in trees.kernels(params)}
   inputs = example_inputs(network.config, dataset)
-  if dataset.stream:
-    model_state = dict(model_state, carry=network.carry(1))
+  model_state = network.begun(model_state, dataset)
   look = lambda params, state, x: network.observe(dict(params=params), state, x, owners)
   return frozenset(jax.eval_shape(look, params, model_state, inputs))
 
@@ -215,8 +218,7 @@ def macs(network, weights, dataset):
   """{kernel: multiply-accumulates of one example}, by tracing one pass; 0 for tables of words."""
   params, model_state = weights['params'], weights['model_state']
   names, inputs = trees.kernels(params), example_inputs(network.config, dataset)
-  if dataset.stream:
-    model_state = dict(model_state, carry=network.carry(1))
+  model_state = network.begun(model_state, dataset)
 
   def count(module, path, y):
     del path
@@ -254,8 +256,7 @@ def grouped_layers(network, dataset):
 
 def coupled(network, params, model_state, dataset):
   """The Coupling of a network's channels, found by tracing one pass."""
-  if dataset.stream:
-    model_state = dict(model_state, carry=network.carry(1))
+  model_state = network.begun(model_state, dataset)
 
   def look(variables, inputs):
     state = {name: leaf for name, leaf in variables.items() if name != 'params'}

@@ -114,6 +114,23 @@ def _pack_options(text, values):
   return options
 
 
+def follow(stages, base, given, start):
+  """Trains the stages, each from the one before, the first from the run folder `start`.
+
+  Yields (stage, its run folder, its result). A stage that distils learns from `start` unless a
+  teacher is named.
+  """
+  from lepton_jax import run
+  place = start
+  for stage, config in zip(stages, configs(stages, base, given)):
+    if config.distill.distill and not config.distill.teacher:
+      config = config.replace(teacher=start)
+    config = config.replace(init_from=place).check()
+    place = f'{config.run.runs_dir}/{config.name()}'
+    print(f'{stage.text}: {place}', flush=True)
+    yield stage, place, run.train(config)
+
+
 def configs(stages, base, given):
   """The configurations of the stages that train, each without the run that it starts from.
 

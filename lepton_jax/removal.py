@@ -101,9 +101,8 @@ def check(network, small, weights, fewer, dataset, hparams):
   inputs = jnp.asarray(inputs[None] if dataset.stream else inputs)
 
   def answers(network, weights):
-    bare, state = dataclasses.replace(network, compression=Compression()), weights['model_state']
-    if dataset.stream:
-      state = dict(state, carry=bare.carry(1))
+    bare = dataclasses.replace(network, compression=Compression())
+    state = bare.begun(weights['model_state'], dataset)
     kept = network.compression.kept(weights, hparams)
     found = jax.jit(lambda kept, state, inputs: bare.forward(
         kept, state, bare.scaling.inputs(inputs), {})[0])(kept, state, inputs)

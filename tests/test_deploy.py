@@ -223,7 +223,7 @@ def test_files_of_tables_series_and_text_are_those_that_were_measured(small, tmp
   # In batches of another size, whose sums may end in another digit.
   np.testing.assert_allclose(again.outputs(inputs), trained.outputs(inputs), rtol=1e-5, atol=1e-5)
   kind = facts['measure']
-  assert measure.measurements(again, 'test')[kind] == facts[f'test_{kind}']
+  assert again.measure('test')[kind] == facts[f'test_{kind}']
 
 
 def test_batch_norms_are_folded_and_the_rest_takes_few_bytes(small, monkeypatch):

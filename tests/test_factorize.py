@@ -53,15 +53,15 @@ def test_ranks_by_energy_and_by_budget_worked_by_hand():
   params = {'a/kernel': diagonal(6.0, 3.0, 1.0), 'b/kernel': diagonal(9.0, 0.9, 0.1),
             'c/kernel': rng.normal(size=(2, 3)), 'd/bias': np.zeros(5)}
   params = trees.nest(params)
-  found = factorize.ranks(Factorize(factorize_energy=0.85), params, {'c'})
+  found = factorize.ranks(Factorize(factorize_energy=0.85), params, lambda: {'c'})
   assert found == dict(a=2, b=1)
   # A rank of a or b costs 23 + 33 = 56 parameters; beside the first ones 0.15 * 1518 pays for two,
   # those that keep 0.3 and 0.1 of their kernel.
-  found = factorize.ranks(Factorize(factorize_rank=0.15), params, {'c'})
+  found = factorize.ranks(Factorize(factorize_rank=0.15), params, lambda: {'c'})
   assert found == dict(a=3, b=1)
-  assert factorize.ranks(Factorize(factorize_rank=0.15, factorize_exclude='b'), params, set()) == (
+  assert factorize.ranks(Factorize(factorize_rank=0.15, factorize_exclude='b'), params, set) == (
       dict(a=1))
-  assert factorize.ranks(Factorize(), params, set()) == {}
+  assert factorize.ranks(Factorize(), params, set) == {}
 
 
 def test_what_cannot_be_factorised_is_said():
@@ -70,7 +70,7 @@ def test_what_cannot_be_factorised_is_said():
                          (dict(factorize_energy=0.5, factorize_rank=0.5), 'one of them'),
                          (dict(factorize_rank=0.5, factorize_exclude='x'), 'matches nothing')):
     with pytest.raises(UserError, match=words):
-      factorize.ranks(Factorize(**options), params, set())
+      factorize.ranks(Factorize(**options), params, set)
 
 
 @pytest.mark.parametrize('options,more', [

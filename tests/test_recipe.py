@@ -94,7 +94,7 @@ def test_stages_keep_zeros_and_codebooks_and_common_ones_are_trained_once(dense)
   data = (pathlib.Path(last) / measure.FILE).read_bytes()
   assert facts['file_bytes'] == len(data) and f'{len(data)} |' in done.stdout
   trained, again = folder.load(last), measure.opened(data, folder.load(last).data)
-  assert measure.measurements(again, 'test')['accuracy'] == facts['test_accuracy']
+  assert again.measure('test')['accuracy'] == facts['test_accuracy']
   for name, kernel in kernels(last).items():
     packed = np.asarray(trees.named(again.weights['params'])[name])
     np.testing.assert_allclose(packed, kernel, rtol=2e-3, atol=1e-4)

@@ -77,8 +77,7 @@ def couple(function, variables, inputs):
   walk = _Walk()
   named = {name: walk.fresh(var.aval.shape) for name, var in zip(names, closed.jaxpr.invars)}
   rest = [_fixed(var.aval.shape) for var in closed.jaxpr.invars[len(names):]]
-  consts = [_fixed(np.shape(const)) for const in closed.consts]
-  outputs = walk.run(closed.jaxpr, consts, [*named.values(), *rest])
+  outputs = walk.run_closed(closed, [*named.values(), *rest])
   walk.doing = 'they are the answers'
   walk.fix(*(numbers for axes in outputs for numbers in axes))
   return Coupling(*_grouped(walk, named), {name: leaf.shape for name, leaf in arrays.items()},
@@ -126,8 +125,7 @@ def gone(group, masks):
   for name, places in group.places.items():
     if name in masks:
       for axis, positions in places:
-        others = tuple(i for i in range(masks[name].ndim) if i != axis)
-        dead &= ~masks[name].any(others)[positions].any(-1)
+        dead &= _empty(masks[name], axis, positions)
   return dead
 
 
@@ -141,10 +139,15 @@ def unread(group, arrays):
     for axis, positions in places:
       last = axis == arrays[name].ndim - 1 if name in arrays else True
       if name in arrays and trees.is_kernel(name) and (not last or name.endswith('embedding')):
-        others = tuple(i for i in range(arrays[name].ndim) if i != axis)
-        dead &= ~(arrays[name] != 0).any(others)[positions].any(-1)
+        dead &= _empty(arrays[name], axis, positions)
         readers += 1
   return dead if readers else np.zeros(group.channels, bool)
+
+
+def _empty(array, axis, positions):
+  """bool[channels]: those of whose places along an axis all entries are zero."""
+  others = tuple(i for i in range(array.ndim) if i != axis)
+  return ~(array != 0).any(others)[positions].any(-1)
 
 
 def without(group, chosen, shapes):
@@ -217,11 +220,10 @@ class _Walk:
     env = dict(zip(jaxpr.constvars, consts)) | dict(zip(jaxpr.invars, inputs))
 
     def read(atom):
-      return env[atom] if atom in env else _fixed(np.shape(atom.val))
+      return _fixed(np.shape(atom.val)) if hasattr(atom, 'val') else env[atom]
 
     for eqn in jaxpr.eqns:
-      ins = [read(atom) if not hasattr(atom, 'val') else _fixed(np.shape(atom.val))
-             for atom in eqn.invars]
+      ins = [read(atom) for atom in eqn.invars]
       name = eqn.primitive.name
       self.doing = f'{name} needs all of them'
       if name in ELEMENTWISE:
@@ -231,12 +233,15 @@ class _Walk:
       elif (rule := getattr(self, f'do_{name}', None)) is not None:
         outs = rule(eqn, ins)
       elif (inner := self.inner(eqn)) is not None:
-        outs = self.run(inner.jaxpr, [_fixed(np.shape(c)) for c in inner.consts], ins)
+        outs = self.run_closed(inner, ins)
       else:
         outs = self.unknown(eqn, ins)
       env.update(zip(eqn.outvars, outs))
-    return [env[atom] if not hasattr(atom, 'val') else _fixed(np.shape(atom.val))
-            for atom in jaxpr.outvars]
+    return [read(atom) for atom in jaxpr.outvars]
+
+  def run_closed(self, closed, inputs):
+    """The same of a closed jaxpr, whose constants are as they are."""
+    return self.run(closed.jaxpr, [_fixed(np.shape(const)) for const in closed.consts], inputs)
 
   def inner(self, eqn):
     """The closed jaxpr of a call, or None."""
@@ -425,8 +430,7 @@ class _Walk:
     inner, consts = eqn.params['jaxpr'], eqn.params['num_consts']
     carried = consts + eqn.params['num_carry']
     self.fix(*(axes[0] for axes in ins[carried:]))
-    found = self.run(inner.jaxpr, [_fixed(np.shape(c)) for c in inner.consts],
-                     [*ins[:carried], *(axes[1:] for axes in ins[carried:])])
+    found = self.run_closed(inner, [*ins[:carried], *(axes[1:] for axes in ins[carried:])])
     after = found[:eqn.params['num_carry']]
     self._same(ins[consts:carried], after)
     return [*after, *([np.full(eqn.params['length'], FIXED), *axes]
@@ -435,14 +439,12 @@ class _Walk:
   def do_while(self, eqn, ins):
     first, second = eqn.params['cond_nconsts'], eqn.params['body_nconsts']
     carry, body = ins[first + second:], eqn.params['body_jaxpr']
-    found = self.run(body.jaxpr, [_fixed(np.shape(c)) for c in body.consts],
-                     [*ins[first:first + second], *carry])
+    found = self.run_closed(body, [*ins[first:first + second], *carry])
     self._same(carry, found)
     return found
 
   def do_cond(self, eqn, ins):
-    results = [self.run(branch.jaxpr, [_fixed(np.shape(c)) for c in branch.consts], ins[1:])
-               for branch in eqn.params['branches']]
+    results = [self.run_closed(branch, ins[1:]) for branch in eqn.params['branches']]
     for other in results[1:]:
       self._same(results[0], other)
     return results[0]

@@ -33,7 +33,7 @@ def of_steps(kernel, step):
   if step.size == 1:
     return Packed(container.LEVELS, step.reshape(1).astype(np.float32), levels)
   if step.shape[-1] == step.size:
-    return scaled(container.CHANNELS, step.ravel(), levels, kernel)
+    return scaled(step.ravel(), levels)
   return Packed(container.ROWS, step.ravel().astype(np.float32), levels)
 
 
@@ -46,7 +46,7 @@ def of_all(kernel):
 def of_outputs(kernel):
   """Packed levels of a distance for each output, or None."""
   found = on_levels(kernel.reshape(-1, kernel.shape[-1]))
-  return found and scaled(container.CHANNELS, *found, kernel)
+  return found and scaled(found[0], found[1].reshape(kernel.shape))
 
 
 def of_rows(kernel):
@@ -57,13 +57,11 @@ def of_rows(kernel):
   return found and Packed(container.ROWS, found[0].astype(np.float32), found[1].T)
 
 
-def scaled(kind, scale, levels, kernel):
+def scaled(scale, levels):
   """Packed levels with the scales of outputs in float16, or float32 where those would not do."""
   if not NORMAL[0] < scale.min() <= scale.max() < NORMAL[1]:
-    kind, scale = container.CHANNELS32, scale.astype(np.float32)
-  else:
-    scale = scale.astype(np.float16)
-  return Packed(kind, scale, levels.astype(np.int32).reshape(kernel.shape))
+    return Packed(container.CHANNELS32, scale.astype(np.float32), levels)
+  return Packed(container.CHANNELS, scale.astype(np.float16), levels)
 
 
 def on_levels(columns):
@@ -107,7 +105,7 @@ def rounded(array, bits, axes):
   scale = np.abs(array).max(axes or None) / most
   if axes:
     scale = np.where(scale > 0, scale, 1).astype(np.float32)
-    found = scaled(container.CHANNELS, scale, np.zeros(array.shape), array)
+    found = scaled(scale, None)
     levels = np.clip(np.round(array / found.numbers.astype(np.float32)), -most, most)
     return found._replace(levels=levels.astype(np.int32))
   scale = np.float32(scale) if scale > 0 else np.float32(1)

@@ -32,9 +32,7 @@ def packed(place, **options):
                unpack_seconds=unpacking, **general_coders(data), processor=machine.processor(),
                git_revision=machine.git_revision())
   for split in ('validation', 'test'):
-    if trained.data.size(split):
-      measured = measurements(again, split)
-      found |= {f'{split}_{name}': value for name, value in measured.items() if name != 'score'}
+    found |= {f'{split}_{name}': value for name, value in again.measure(split).items()}
   temporary = place / f'{FILE}.partial'
   temporary.write_bytes(data)
   temporary.replace(place / FILE)
@@ -68,16 +66,6 @@ def open_file(path, **overrides):
       raise UserError(f'{path} was packed for other {what.replace("_", " ")} than {examples.name} '
                       f'has now')
   return opened(content, examples)
-
-
-def measurements(trained, split):
-  """{measurement: number} of a network on a split."""
-  if trained.data.stream:
-    return trained.measure_stream(split)
-  inputs, label = trained.data.splits[split]
-  logits, label = evaluation.by_step(trained.outputs(inputs), np.asarray(label))
-  label = trained.network.scaling.changes(inputs, label)
-  return evaluation.measurements(trained.network, logits, label, trained.hparams)
 
 
 def dense_parameters(trained):

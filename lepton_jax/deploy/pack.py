@@ -15,6 +15,7 @@ from lepton_jax.compress.quantize import method as quantize
 from lepton_jax.data import dataset as dataset_lib
 from lepton_jax.deploy import container, levels
 from lepton_jax.errors import UserError
+from lepton_jax.layers import norm
 
 KEPT = ('architecture', 'data')  # concerns of which a file notes what is not the default
 LARGEST_OPTION, DEEPEST = 1_000_000, 200
@@ -23,7 +24,6 @@ SIZES = ('width', 'depth', 'hidden', 'embedding', 'vocabulary_size', 'image_size
          'horizon', 'sequence_length')
 ELSEWHERE = ('data_dir', 'cache_dir', 'manual_dir', 'batch_size')
 INPUTS = ('uint8', 'int32', 'float32')
-EPSILON = 1e-5  # of batch normalisation
 # Facts of a data set by short names, and what they are where a file does not say.
 FACTS = dict(inputs='i', label='l', classes='c', mean='m', std='s', vocabulary='v', columns='n',
              targets='t', target_mean='a', target_std='b', stream='r', name='d')
@@ -43,17 +43,17 @@ def pack(trained, bits=8, number_bits=8, rate=0.0):
   kept = network.compression.kept(trained.weights, trained.hparams)
   counted = network.compression.rounded(kept, trained.hparams)
   exact = {name: np.asarray(leaf, np.float32) for name, leaf in trees.named(kept['params']).items()}
-  config, inputs = as_packed(trained.config, network, trained.data)
   params = {name: np.asarray(leaf, np.float32) for name, leaf in
             trees.named(counted['params']).items()}
   state = {name: np.asarray(leaf, np.float32) for name, leaf in
            trees.named(trained.weights['model_state']).items()}
   folded(params, state)
   params = swept(network, trained.data, params, state)
+  rows = network.compression.kernels([n for n in params if trees.is_kernel(n)], trained.config)
+  config = as_packed(trained.config, rows)
   header = dict(o=config, f=facts(trained.data, config), w=network.widths)
   packed, steps = [], network.compression.steps(kept, trained.hparams)
-  rounded = {row['kernel'] for row in network.compression.kernels(
-      [name for name in params if trees.is_kernel(name)], trained.config) if 'weight_bits' in row}
+  rounded = {row['kernel'] for row in rows if 'weight_bits' in row}
   for name, leaf in params.items():
     if trees.is_kernel(name):
       found = levels.of_steps(leaf, np.asarray(steps[name])) if name in steps else (
@@ -63,7 +63,7 @@ def pack(trained, bits=8, number_bits=8, rate=0.0):
       few = number_bits if name.endswith('bias') else 0
       packed.append(levels.of_numbers(leaf, few if number_bits else None))
   packed += [levels.of_numbers(leaf, 0 if number_bits else None) for leaf in state.values()]
-  if inputs:
+  if network.compression.sites:
     ranges = [float(leaf) for kind in ('learned', 'held')
               for leaf in ranges_of(trained.weights[kind]).values()]
     packed.append(container.Packed(container.FLOAT32, np.array(ranges, np.float32)))
@@ -105,7 +105,8 @@ def described(data, most):
   network = network_lib.make_network(config, dataset, widths)
   try:
     variables = jax.eval_shape(network_lib.make_init(network, dataset), jax.random.key(0))
-    check_widths(network, variables['params'], dataset)
+    if widths:
+      check_widths(network, variables['params'], dataset)
   except UserError:
     raise
   except Exception as error:  # whatever JAX and Flax say of shapes that cannot be
@@ -170,15 +171,15 @@ def folded(params, state):
     if kind != 'batch_stats' or leaf != 'var':
       continue
     mean, var = state[f'{kind}/{path}/mean'], state[name]
-    factor = params[f'{path}/scale'] / np.sqrt(var + np.float32(EPSILON))
+    factor = params[f'{path}/scale'] / np.sqrt(var + np.float32(norm.BatchNorm.epsilon))
     params[f'{path}/bias'] = params[f'{path}/bias'] - mean * factor
     params[f'{path}/scale'] = factor
     state[f'{kind}/{path}/mean'] = np.zeros_like(mean)
-    state[name] = np.full_like(var, np.float32(1 - EPSILON))
+    state[name] = np.full_like(var, np.float32(1 - norm.BatchNorm.epsilon))
 
 
-def as_packed(config, network, data):
-  """({option: value} of those that are not the default, sites whose inputs are rounded)."""
+def as_packed(config, rows):
+  """{option: value} of those that are not the default; `rows` say whose inputs are rounded."""
   default = config_lib.Config()
   found = {name: value for group in KEPT for name, value in
            dataclasses.asdict(getattr(config, group)).items()
@@ -186,8 +187,6 @@ def as_packed(config, network, data):
                name == 'model' or value != getattr(getattr(default, group), name))}
   if config.optimization.loss:
     found['loss'] = config.optimization.loss
-  rows = network.compression.kernels(
-      [name for name in trees.kernels(shapes_of(network, data))], config)
   inputs = {row['kernel']: row['activation_bits'] for row in rows if 'activation_bits' in row}
   if inputs:
     reading = [row for row in rows if 'floating-point' not in row.get('activation_reason', '')]
@@ -197,7 +196,7 @@ def as_packed(config, network, data):
       found['quantize_layers'] = ';'.join(f'^{name}$=0/{bits}' for name, bits in inputs.items())
     if config.quantize.quantize_inputs != default.quantize.quantize_inputs:
       found['quantize_inputs'] = config.quantize.quantize_inputs
-  return found, inputs
+  return found
 
 
 def shapes_of(network, data):
