@@ -27,7 +27,7 @@ FLAGS = absl_flags.FLAGS
 OWN = ('tables', 'seeds', 'data_dir', 'output', 'runs_dir', 'executor')
 RESULTS = pathlib.Path(__file__).parent / 'results' / 'compression_tables.csv'
 COLUMNS = ('table', 'setting', 'seed', 'measure', 'test', 'validation', 'num_parameters',
-           'sparsity', 'rounded_sparsity', 'file_bytes', 'epochs', 'train_seconds',
+           'sparsity', 'rounded_sparsity', 'macs', 'file_bytes', 'epochs', 'train_seconds',
            'processor', 'jax', 'git_revision', 'flags')
 
 
@@ -40,6 +40,7 @@ def main(config):
   output = pathlib.Path(FLAGS.output)
   for name in names:
     lines = markdown.rows(output) if output.exists() else []
+    lines = [{column: line.get(column, '') for column in COLUMNS} for line in lines]
     done = {(line['table'], line['setting'], line['seed'], line['flags']) for line in lines}
     missing = [(setting, seed) for setting in TABLES[name].settings
                for seed in FLAGS.seeds.split(',')
@@ -65,7 +66,7 @@ def train(name, missing):
   if not missing:
     return []
   table = TABLES[name]
-  where = dict(runs_dir=f'{FLAGS.runs_dir}/{name}', data_dir=FLAGS.data_dir, tensorboard=False,
+  where = dict(runs_dir=FLAGS.runs_dir, data_dir=FLAGS.data_dir, tensorboard=False,
                pictures=False, checkpoint_every=0)
   base = config_lib.Config().replace(**where)
   parents = {}
@@ -77,8 +78,19 @@ def train(name, missing):
   configs = {(setting, seed): base.replace(**table.base | start.get(seed, {}) |
                                            table.settings[setting], seed=int(seed)).check()
              for setting, seed in missing}
-  command.train_all(list(configs.values()))
+  train_all(list(configs.values()))
   return [line(name, setting, seed, config) for (setting, seed), config in configs.items()]
+
+
+def train_all(configs):
+  """Trains what is trained as trials of a sweep; what is rounded afterwards one by one."""
+  from lepton_jax import run
+  swept = [config for config in configs if not config.quantize.quantize_after]
+  if swept:
+    command.train_all(swept)
+  for config in configs:
+    if config.quantize.quantize_after:
+      run.train(config)
 
 
 def line(name, setting, seed, config):
@@ -87,6 +99,7 @@ def line(name, setting, seed, config):
   found = result | dict(
       table=name, setting=setting, seed=seed, test=result[f'test_{measure}'],
       validation=result[f'validation_{measure}'], jax=result['versions']['jax'],
+      processor=result['processor'] if result['device'] == 'cpu' else result['device'],
       flags=described(TABLES[name], setting))
   return {column: str(found[column]) for column in COLUMNS}
 

@@ -19,6 +19,7 @@ import sys
 
 from absl import flags as absl_flags
 
+from experiments.tables import compression
 from lepton_jax import config as config_lib
 from lepton_jax import flags
 from lepton_jax.errors import UserError
@@ -27,6 +28,7 @@ FLAGS = absl_flags.FLAGS
 OWN = ('rows', 'seeds', 'data_dir', 'output', 'runs_dir')
 RESULTS = pathlib.Path(__file__).parent / 'results'
 QUIET = dict(tensorboard=False, pictures=False, checkpoint_every=0)
+RESIDUAL = compression.RESIDUAL | compression.BEFORE | dict(model='resnet20')
 ROWS = {
     'lenet5': (dict(model='lenet5', dataset='mnist', epochs=20, augment_crop=2),
                dict(augment_crop=0, learning_rate=3e-3, distill=1.0),
@@ -35,7 +37,12 @@ ROWS = {
     'lenet_300_100': (dict(model='lenet_300_100', dataset='mnist', epochs=60, augment_crop=2),
                       dict(augment_crop=1, learning_rate=3e-3, distill=1.0),
                       'prune(0.98,end=0.6,updates=100):60,cluster(16,learning_rate=1e-3):10,'
-                      'pack(number_bits=6)')}
+                      'pack(number_bits=6)'),
+    # CIFAR-10 as in MLPerf Tiny (arXiv:2106.07597): 85 % by an int8 ResNet-8 of 98,496 bytes.
+    'resnet20_32kb': (RESIDUAL, dict(learning_rate=0.05), 'prune(0.9,end=0.7):25,quantize(4,8,'
+                      'quantize_weights=lsq,learning_rate=0.02):10,pack(number_bits=8)'),
+    'resnet20_98kb': (RESIDUAL, dict(learning_rate=0.05), 'prune(0.5,end=0.7):25,quantize(4,8,'
+                      'quantize_weights=lsq,learning_rate=0.02):10,pack(number_bits=8)')}
 COLUMNS = ('row', 'seed', 'measure', 'dense_test', 'dense_validation', 'test', 'validation',
            'file_bytes', 'dense_bytes', 'xz_bytes', 'zstd_bytes', 'npz_bytes', 'pack_seconds',
            'unpack_seconds', 'worst_class_change', 'disagree', 'seconds', 'processor',

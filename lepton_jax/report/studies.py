@@ -72,7 +72,7 @@ def smallest_table(lines):
                  f'{statistics.mean(of("file_bytes")):,.0f} ({min(of("file_bytes")):,.0f} to '
                  f'{max(of("file_bytes")):,.0f})', f'{times:.0f}', others, str(len(own)),
                  f'`{own[0]["recipe"]}`'))
-  header = ('network on MNIST', 'dense, %', 'packed, %', 'bytes of the file', 'times smaller',
+  header = ('network', 'dense, %', 'packed, %', 'bytes of the file', 'times smaller',
             'its levels by others', 'seeds', 'recipe')
   return (f'{markdown.table(header, body)}\n\nTest accuracy, mean ± standard deviation over seeds; '
           f'mean bytes (range) of whole files. Flags and times are in the CSV; made on '
