@@ -7,11 +7,12 @@ Command: ./launch.sh compression_tables --data_dir=DIR --tables=scores_lenet5
 Expected: experiments/results/compression_tables.csv as committed, times apart.
 Cost: half an hour a table on 2 cores for LeNet-5 and LSTMs, hours for ResNets.
 
-Finished lines are kept: a table is trained only for the settings and seeds that the file lacks, and
-a run that was stopped goes on where it was. Every setting has a fixed number of epochs and nothing
+Finished lines are kept, a seed at a time: a table is trained only for the settings and seeds that
+the file lacks, and a run that was stopped goes on where it was. Every setting has a fixed number of epochs and nothing
 is chosen by what it scores, so the test column is of all settings.
 """
 
+import itertools
 import pathlib
 import sys
 
@@ -38,14 +39,11 @@ def main(config):
   if not set(names) <= set(TABLES):
     raise UserError(f'--tables={FLAGS.tables}: allowed are {", ".join(TABLES)}')
   output = pathlib.Path(FLAGS.output)
-  for name in names:
+  for name, seed in itertools.product(names, FLAGS.seeds.split(',')):
     lines = markdown.rows(output) if output.exists() else []
-    lines = [{column: line.get(column, '') for column in COLUMNS} for line in lines]
     done = {(line['table'], line['setting'], line['seed'], line['flags']) for line in lines}
-    missing = [(setting, seed) for setting in TABLES[name].settings
-               for seed in FLAGS.seeds.split(',')
-               if (name, setting, seed, described(TABLES[name], setting)) not in done]
-    lines += train(name, missing)
+    lines += train(name, seed, [setting for setting in TABLES[name].settings if (
+        name, setting, seed, described(TABLES[name], setting)) not in done])
     order = list(TABLES)
     lines.sort(key=lambda line: (order.index(line['table']),
                                  list(TABLES[line['table']].settings).index(line['setting']),
@@ -61,25 +59,22 @@ def described(table, setting):
   return start + words(table.base | table.settings[setting])
 
 
-def train(name, missing):
-  """Trains [(setting, seed)] of a table, first the runs that they start from; the new lines."""
-  if not missing:
+def train(name, seed, settings):
+  """Trains settings of a table, first the run that they start from; their lines."""
+  if not settings:
     return []
   table = TABLES[name]
-  where = dict(runs_dir=FLAGS.runs_dir, data_dir=FLAGS.data_dir, tensorboard=False,
-               pictures=False, checkpoint_every=0)
-  base = config_lib.Config().replace(**where)
-  parents = {}
+  base = config_lib.Config().replace(
+      runs_dir=FLAGS.runs_dir, data_dir=FLAGS.data_dir, tensorboard=False, pictures=False,
+      checkpoint_every=0, seed=int(seed), **table.base)
+  start = {}
   if table.parent is not None:
-    parents = {seed: base.replace(**table.base | table.parent, seed=int(seed)).check()
-               for _, seed in missing}
-    command.train_all(list(parents.values()))
-  start = {seed: dict(init_from=str(trials.folder_of(one))) for seed, one in parents.items()}
-  configs = {(setting, seed): base.replace(**table.base | start.get(seed, {}) |
-                                           table.settings[setting], seed=int(seed)).check()
-             for setting, seed in missing}
-  train_all(list(configs.values()))
-  return [line(name, setting, seed, config) for (setting, seed), config in configs.items()]
+    parent = base.replace(**table.parent).check()
+    command.train_all([parent])
+    start = dict(init_from=str(trials.folder_of(parent)))
+  configs = [base.replace(**start | table.settings[setting]).check() for setting in settings]
+  train_all(configs)
+  return [line(name, setting, seed, config) for setting, config in zip(settings, configs)]
 
 
 def train_all(configs):
