@@ -2,7 +2,8 @@
 
 On a CPU convolutions and matrix products run by oneDNN where it is there, pools and sums over
 positions in forms of our own. Everywhere else, and in programs that leave this machine, XLA's plain
-forms run.
+forms run. For other runtimes a network is traced as a graph, in which what they have an operator
+for is one `operator`.
 """
 
 import contextlib
@@ -19,14 +20,28 @@ from lepton_jax.layers.native import library
 _choice = jax.make_user_context('auto')
 
 
+LEAVING = ('portable', 'graph')  # choices for programs that leave this machine
+
+
 @contextlib.contextmanager
 def using(choice):
-  """A context for tracing programs by a choice of --convolution, or 'portable' ones.
+  """A context for tracing programs by a choice of --convolution, or 'portable' ones, or a 'graph'.
 
-  A portable program stays portable inside.
+  A program that leaves this machine does so inside as well.
   """
-  with _choice('portable' if _choice.value == 'portable' else choice):
+  with _choice(_choice.value if _choice.value in LEAVING else choice):
     yield
+
+
+def as_graph():
+  """Whether a graph of operators is traced, for other runtimes."""
+  return _choice.value == 'graph'
+
+
+def operator(name, function, *arrays, **attributes):
+  """function(*arrays), which a graph shows as one operation `lepton.name` with its attributes."""
+  whole = jax.lax.composite(lambda *given, **_: function(*given), f'lepton.{name}', version=1)
+  return whole(*arrays, **attributes)
 
 
 def export(function, *arguments, platforms=('cpu', 'cuda', 'tpu')):
@@ -48,7 +63,7 @@ def check(choice):
 
 def own_forms():
   """Whether layers use the forms made for a CPU."""
-  return jax.default_backend() == 'cpu' and _choice.value != 'portable'
+  return jax.default_backend() == 'cpu' and _choice.value not in LEAVING
 
 
 def native(*arrays, half=True):

@@ -16,6 +16,8 @@ def product(x, kernel):
   """
   if platform.native(x, kernel):
     return _product(x, kernel)
+  if platform.as_graph():
+    return x @ kernel
   # One flat product: with more axes XLA's CPU backend orders those of the kernel's gradient slowly.
   return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 

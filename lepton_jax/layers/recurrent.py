@@ -170,6 +170,8 @@ class Recurrent(nn.Module):
     if 'down' in params:  # factorised: the product once, instead of two at each step
       params = dict(params['up'], kernel=params['down']['kernel'] @ params['up']['kernel'])
     params = {name: leaf.astype(gates.dtype) for name, leaf in params.items()}
+    if platform.as_graph():  # operators of recurrence round no states
+      return self._operator(params, gates, valid, carry)
     if self._is_native(gates) and (changed is None or changed.grid is not None):
       carry, outputs = lstm.lstm(params['kernel'], params['bias'], gates, valid, keep, carry,
                                  *(changed or ()))
@@ -183,6 +185,21 @@ class Recurrent(nn.Module):
     carry, outputs = recur.fused(KINDS[self.kind].join, step, read, params['kernel'],
                                  params['bias'], gates, valid, carry)
     return outputs, carry
+
+  def _operator(self, params, gates, valid, carry):
+    """The same as one operation of a graph: recurrence(kernel, bias, gates, valid, *states)."""
+    valid = jnp.ones(gates.shape[:2], bool) if valid is None else valid
+    step = functools.partial(_step, self.kind, self.activation)
+
+    def run(kernel, bias, gates, valid, *states):
+      last, outputs = recur.plain(KINDS[self.kind].join, step, lambda h: h, kernel, bias, gates,
+                                  valid, states)
+      return outputs, *last
+
+    outputs, *carry = platform.operator(
+        'recurrence', run, params['kernel'], params['bias'], gates, valid, *carry,
+        kind=self.kind, activation=self.activation)
+    return outputs, tuple(carry)
 
   def _is_native(self, gates):
     """Whether the library of a CPU has this cell."""
@@ -203,6 +220,12 @@ def reverse(x, valid):
 
   Steps that are not valid stay where they are.
   """
+  if platform.as_graph():
+    return platform.operator('reverse', _reverse, x, valid)
+  return _reverse(x, valid)
+
+
+def _reverse(x, valid):
   time = jnp.arange(x.shape[1])[None]
   length = valid.sum(-1, keepdims=True)
   index = jnp.where(time < length, length - 1 - time, time)

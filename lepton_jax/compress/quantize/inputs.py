@@ -67,7 +67,11 @@ def grid(low, high, bits):
 
 @jax.custom_vjp
 def _affine(x, low, high, bits):
-  scale, zero, levels = grid(low, high, bits)
+  return rounded(x, *grid(low, high, bits))
+
+
+def rounded(x, scale, zero, levels):
+  """x on the levels of a `grid`."""
   return (jnp.clip(jnp.round(x / scale) + zero, 0, levels) - zero) * scale
 
 

@@ -9,6 +9,7 @@ from lepton_jax.compress import rules
 from lepton_jax.compress.method import Method, part, placed, replaced, under
 from lepton_jax.compress.quantize import inputs, sites
 from lepton_jax.errors import UserError
+from lepton_jax.layers import platform
 from lepton_jax.precision import at_least_single
 
 NAME, KERNELS, RANGES = 'quantize', 'kernels', 'ranges'
@@ -64,6 +65,8 @@ def make(config, setting):
     return ends['low'], ends['high'], hparams['input_bits'][site_place[site]]
 
   def read(site, x, entries, *arrays):
+    if platform.as_graph():
+      return platform.operator('rounded', inputs.rounded, x, *grid(site, *arrays))
     return reader.apply(x, *range_of(site, *arrays), entries)
 
   def grid(site, *arrays):
