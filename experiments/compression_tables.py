@@ -8,9 +8,8 @@ Expected: experiments/results/compression_tables.csv as committed, times apart.
 Cost: half an hour a table on 2 cores for LeNet-5 and LSTMs, hours for ResNets.
 
 Finished lines are kept, a seed at a time: a table is trained only for the settings and seeds that
-the file lacks, and a run that was stopped goes on where it was. Every setting has a fixed number
-of epochs and nothing
-is chosen by what it scores, so the test column is of all settings.
+the file lacks, and a run that was stopped goes on where it was. Every setting has a fixed number of
+epochs and nothing is chosen by what it scores, so the test column is of all settings.
 """
 
 import itertools

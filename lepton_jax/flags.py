@@ -154,8 +154,8 @@ def _flag_line(flag, text):
   return f'  --{flag.name}={default}\n      {text}'
 
 
-def run(main, doc, own=()):
-  """Parses the command line and calls `main(config)`.
+def run(main, doc, own=(), files=False):
+  """Parses the command line and calls `main(config)`, of a script of `files` main(their names).
 
   A user's mistake ends in one line and exit status 1. `main` returns an exit status or None; `own`
   names the flags that the script defined itself. A script that called `define_lists` gets what
@@ -171,6 +171,8 @@ def run(main, doc, own=()):
     gc.set_threshold(100_000, 20, 20)
     logging.set_verbosity(logging.WARNING)  # jax and orbax narrate at INFO
     try:
+      if files:
+        return main(argv[1:])
       if len(argv) > 1:
         raise UserError(f'unexpected argument {argv[1]!r}: options are given as --name=value')
       if 'config' not in flags.FLAGS:

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lepton_jax import network as network_lib
 from lepton_jax import trees
 from lepton_jax.data import series
 from lepton_jax.deploy import levels
@@ -69,6 +68,11 @@ def trace(trained):
   return Traced(run, weights, inputs, outputs, found, notes(trained, found))
 
 
+def symbolic(shape, scope):
+  """A shape whose words are free sizes."""
+  return jax.export.symbolic_shape(','.join(map(str, shape)), scope=scope)
+
+
 def on_levels(network, kept, params, hparams):
   """{kernel: (levels, scale)} of the kernels that are at equal distances from zero."""
   steps, found = network.compression.steps(kept, hparams), {}
@@ -93,22 +97,31 @@ def notes(trained, found):
   if found and not sites:
     told.append('weights are stored as whole numbers; inputs of layers are not rounded, so a '
                 'runtime computes in float: only size is won')
+  if any(bits < 8 for bits in input_bits(trained).values()):
+    told.append('inputs of fewer than 8 bits are clipped before they are rounded to 8; runtimes '
+                'compute such layers in float: only size is won')
   return told
 
 
-def samples(trained, count, split='test'):
-  """Raw inputs of a split, drawn once: the first are of unequal lengths where they are sequences.
+def input_bits(trained):
+  """{kernel: bits of the inputs that it multiplies} where those are rounded."""
+  rows = trained.network.compression.kernels(trees.kernels(trained.weights['params']),
+                                             trained.config)
+  return {row['kernel']: row['activation_bits'] for row in rows if 'activation_bits' in row}
 
-  For running text, pieces of it.
-  """
+
+def samples(trained, count, split='test'):
+  """Raw inputs of a split, always the same; of running text pieces."""
   rng, data = np.random.default_rng(SEED), trained.data
   inputs = data.splits[split][0]
   if data.stream:
     length = min(trained.config.data.sequence_length, len(inputs) - 1)
     starts = rng.integers(0, len(inputs) - length, count)
     return np.stack([inputs[start:start + length] for start in starts])
-  some = rng.permutation(len(inputs))[:count]
-  return np.asarray(inputs)[some]
+  found = np.asarray(inputs[np.sort(rng.permutation(len(inputs))[:count])])
+  if data.vocabulary:  # no longer than its longest text
+    found = found[:, :max(1, np.flatnonzero(found.any(0)).max(initial=0) + 1)]
+  return found
 
 
 def reference(trained, inputs):
@@ -123,7 +136,3 @@ def reference(trained, inputs):
     return trained.network.scaling.values(inputs, outputs)
   return outputs
 
-
-def example(trained):
-  """One scaled input, to learn shapes from."""
-  return network_lib.example_inputs(trained.config, trained.data)

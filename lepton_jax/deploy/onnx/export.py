@@ -5,22 +5,22 @@ import json
 import jax
 import numpy as np
 
-from lepton_jax import trees
 from lepton_jax.deploy import traced as traced_lib
 from lepton_jax.deploy.onnx import graph as graph_lib
 from lepton_jax.deploy.onnx import operations, simplify
 from lepton_jax.layers import platform
 
 
-def export(trained):
+def export(trained, int4=False):
   """(the bytes of an ONNX file, notes) of a folder.Trained.
 
-  Raises UserError for an operation that has no form there.
+  With `int4` kernels of up to four bits take four bits each, even where a runtime would compute
+  with eight in whole numbers. Raises UserError for an operation that has no form in ONNX.
   """
   import onnx
   traced = traced_lib.trace(trained)
   scope = jax.export.SymbolicScope()
-  shapes = [jax.ShapeDtypeStruct(symbolic(shape, scope), dtype)
+  shapes = [jax.ShapeDtypeStruct(traced_lib.symbolic(shape, scope), dtype)
             for dtype, shape in traced.inputs.values()]
   with platform.using('graph'):
     closed, outs = jax.make_jaxpr(traced.run, return_shape=True)(traced.weights, *shapes)
@@ -39,18 +39,13 @@ def export(trained):
   found = operations.walk(graph, closed, values)
   for name, value in zip(traced.outputs, found):
     graph.nodes.append(onnx.helper.make_node('Identity', [graph.place(value, whole=True)], [name]))
-  simplify.simplify(graph, traced.outputs)
+  simplify.simplify(graph, traced.outputs, int4)
   outputs = {name: (out.dtype, tuple(map(told, out.shape)))
              for name, out in zip(traced.outputs, jax.tree.leaves(outs))}
   model = graph.model(trained.config.architecture.model, traced.inputs, outputs,
                       metadata(trained))
   onnx.checker.check_model(model, full_check=True)
   return model.SerializeToString(), traced.notes
-
-
-def symbolic(shape, scope):
-  words = ','.join(str(size) for size in shape)
-  return jax.export.symbolic_shape(words, scope=scope)
 
 
 def told(size):
@@ -68,29 +63,3 @@ def metadata(trained):
   if data.columns:
     found['columns'] = json.dumps(list(data.columns))
   return found
-
-
-def session(content, threads=1):
-  """An ONNX Runtime session of a file's bytes on a CPU."""
-  import onnxruntime
-  options = onnxruntime.SessionOptions()
-  options.intra_op_num_threads = threads
-  options.inter_op_num_threads = 1
-  options.log_severity_level = 3
-  return onnxruntime.InferenceSession(content, options, providers=['CPUExecutionProvider'])
-
-
-def predict(running, inputs):
-  """Outputs of a session for raw inputs; states begin empty."""
-  given = {}
-  for one in running.get_inputs():
-    if one.name.startswith('state_'):
-      given[one.name] = np.zeros((len(inputs), *one.shape[1:]), np.float32)
-    else:
-      given[one.name] = np.asarray(inputs)
-  return running.run(None, given)[0]
-
-
-def arrays(tree):
-  """{path: array}."""
-  return {name: np.asarray(leaf) for name, leaf in trees.named(tree).items()}

@@ -123,21 +123,25 @@ class Graph:
       name = self.node('Expand', name, self.shape(sizes))
     return name
 
-  def weights(self, array, levels=None, dtype=None):
+  def weights(self, array, levels=None, dtype=None, zero=False):
     """The name of a layer's kernel: its levels times their scale, where it is on some.
 
-    The levels are of a dtype; None: of the narrowest.
+    The levels are of a dtype; None: of the narrowest. With `zero` the level of zero is there too.
     """
     if levels is None or levels.axis() is None:
       levels, name = None, self.hold(array)
     else:
       axis, scale = levels.axis(), levels.scale.ravel().astype(np.float32)
-      one = scale.size == 1
-      inputs = self.whole(levels.whole, dtype), self.hold(scale[0] if one else scale)
+      scale = scale[0] if scale.size == 1 else scale
+      inputs = [self.whole(levels.whole, dtype), self.hold(scale)]
+      if zero:
+        whole = self.array(inputs[0]).dtype
+        inputs.append(self.hold(np.zeros(np.shape(scale), whole)))
       key = ('DequantizeLinear', *inputs)
       if key not in self._known:
         after, self.nodes = self.nodes, self._first
-        self._known[key] = self.node('DequantizeLinear', *inputs, axis=None if one else axis)
+        self._known[key] = self.node('DequantizeLinear', *inputs,
+                                     axis=axis if np.ndim(scale) else None)
         self.nodes = after
       name = self._known[key]
     self.kernels[name] = array, levels
@@ -146,11 +150,11 @@ class Graph:
   def whole(self, levels, dtype=None):
     """The name of whole numbers of a dtype, or in the narrowest type that holds them."""
     most = np.abs(levels).max(initial=0)
-    if dtype is not None:
-      return self.hold(levels.astype(dtype))
-    if most <= INT4:
+    if dtype is None and most <= INT4:
       return self.hold(levels.astype(np.int8), 'int4')
-    return self.hold(levels.astype(np.int8 if most < 128 else np.int16))
+    if most > 127 and dtype != np.int32:
+      dtype = np.int16
+    return self.hold(levels.astype(dtype or np.int8))
 
   def array(self, name):
     """The array of a constant's name."""

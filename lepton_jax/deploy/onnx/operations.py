@@ -290,19 +290,21 @@ def split(graph, equation, x):
 def cut(graph, equation, x):
   begin, end = equation.params['start_indices'], equation.params['limit_indices']
   step = equation.params['strides'] or (1,) * len(begin)
-  return result(equation, sliced(graph, graph.place(x, whole=True), x.shape, begin, end, step))
+  return result(equation, sliced(graph, x, begin, end, step), axes=x.axes)
 
 
-def sliced(graph, name, shape, begin, end, step):
-  some = [i for i in range(len(shape)) if (begin[i], end[i], step[i]) != (0, shape[i], 1)]
+def sliced(graph, x, begin, end, step):
+  """The name of a part of a value, in its layout."""
+  name = graph.place(x, x.axes, whole=True)
+  some = [i for i in range(len(x.shape)) if (begin[i], end[i], step[i]) != (0, x.shape[i], 1)]
   if not some:
     return name
+  order = x.axes or tuple(range(len(x.shape)))
   last = 2 ** 62  # of an axis that is taken to its end
-  ends = [last if end[i] is shape[i] or end[i] == shape[i] else end[i] for i in some]
-  parts = [graph.shape([one[i] for i in some]) for one in (begin,)] + [
-      graph.shape(ends), graph.hold(np.array(some, np.int64)),
-      graph.hold(np.array([step[i] for i in some], np.int64))]
-  return graph.node('Slice', name, *parts)
+  ends = [last if end[i] == x.shape[i] else end[i] for i in some]
+  held = [graph.hold(np.array(part, np.int64))
+          for part in ([order.index(i) for i in some], [step[i] for i in some])]
+  return graph.node('Slice', name, graph.shape([begin[i] for i in some]), graph.shape(ends), *held)
 
 
 @operation('rev')
@@ -420,9 +422,12 @@ def product(graph, equation, x, y):
   (left, right), (left_batch, right_batch) = equation.params['dimension_numbers']
   plain = not left_batch and tuple(left) == (len(x.shape) - 1,) and tuple(right) == (0,)
   if plain and len(y.shape) == 2:
-    weights = graph.weights(y.array, y.levels) if y.constant else graph.place(y, whole=True)
-    operator = 'Gemm' if len(x.shape) == 2 else 'MatMul'
-    return result(equation, graph.node(operator, graph.place(x, whole=True), weights))
+    name = graph.place(x, whole=True)
+    if len(x.shape) == 2 and y.constant:  # scales along the first axis are applied much faster
+      kernel = graph.weights(y.array.T, y.levels and y.levels.transposed((1, 0)))
+      return result(equation, graph.node('Gemm', name, kernel, transB=1))
+    kernel = graph.weights(y.array, y.levels) if y.constant else graph.place(y, whole=True)
+    return result(equation, graph.node('MatMul', name, kernel))
   letters = iter('abcdefghijklmnopqrstuvwxyz')
   one, two = ([next(letters) for _ in v.shape] for v in (x, y))
   for mine, theirs in ((left_batch, right_batch), (left, right)):
@@ -465,10 +470,19 @@ def gather(graph, equation, x, index):
     begin, end = [0] * len(x.shape), list(x.shape)
     for axis, start in zip(where, index.array.tolist()):
       begin[axis], end[axis] = start, start + sizes[axis]
-    name = sliced(graph, graph.place(x, whole=True), x.shape, begin, end, [1] * len(begin))
+    part = Value(x.shape, x.dtype, sliced(graph, x, begin, end, [1] * len(begin)), axes=x.axes)
+    name = graph.place(part)
     if gone:
       name = graph.node('Squeeze', name, graph.hold(np.array(gone, np.int64)))
     return result(equation, name)
+  if index.constant and not batch and (steps := strided(index.array)) and gone == where and (
+      numbers.offset_dims == tuple(i for i in range(len(x.shape)) if i not in where)):
+    # Every n-th position of some axes, such as x[:, ::2].
+    begin, end, step = [0] * len(x.shape), list(x.shape), [1] * len(x.shape)
+    for axis, (start, distance, count) in zip(where, steps):
+      begin[axis], step[axis] = start, distance
+      end[axis] = min(start + distance * count, x.shape[axis])
+    return result(equation, sliced(graph, x, begin, end, step), axes=x.axes)
   first = len(batch)
   after = tuple(range(first, first + len(where)))
   rank = len(index.shape) - 1
@@ -489,6 +503,23 @@ def gather(graph, equation, x, index):
     return result(equation, graph.node('Gather', graph.place(x, whole=True), indices, axis=0))
   return result(equation, graph.node('GatherND', graph.place(x, whole=True), indices,
                                      batch_dims=first))
+
+
+def strided(index):
+  """[(start, distance, count)] of index[n1, n2, ..., k] whose k-th entries step along axis k alone;
+  None for others.
+  """
+  if index.ndim != index.shape[-1] + 1:
+    return None
+  found = []
+  for axis in range(index.shape[-1]):
+    along = np.moveaxis(index[..., axis], axis, 0).reshape(index.shape[axis], -1)
+    distance = int(along[1, 0] - along[0, 0]) if len(along) > 1 else 1
+    expected = along[0, 0] + distance * np.arange(len(along))
+    if distance < 1 or (along != expected[:, None]).any():
+      return None
+    found.append((int(along[0, 0]), distance, len(along)))
+  return found
 
 
 def scaled_rows(graph, levels, indices, rank):

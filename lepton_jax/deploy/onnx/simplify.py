@@ -2,18 +2,22 @@
 
 import numpy as np
 
-from lepton_jax.deploy.onnx.graph import Levels
+from lepton_jax.deploy.onnx.graph import INT4, Levels
 
 LARGEST = 2 ** 31 - 1
+MOVES = ('Transpose', 'Reshape', 'MaxPool')  # what leaves values on their levels
 
 
-def simplify(graph, outputs):
-  """Changes a Graph in place; what `outputs` names stays."""
+def simplify(graph, outputs, int4):
+  """Changes a Graph in place; what `outputs` names stays.
+
+  With `int4` kernels of four bits stay so, though runtimes then compute in float.
+  """
   while any(merged(graph, node, outputs) for node in list(graph.nodes)):
     pass
   for node in graph.nodes:
-    if node.op_type in ('Conv', 'Gemm') and len(node.input) > 2:
-      round_bias(graph, node)
+    if node.op_type in ('Conv', 'Gemm'):
+      whole_numbers(graph, node, int4)
 
 
 def merged(graph, node, outputs):
@@ -28,10 +32,8 @@ def merged(graph, node, outputs):
       before.op_type not in ('Conv', 'Gemm') or before.input[1] not in graph.kernels):
     return False
   kernel, levels = graph.kernels[before.input[1]]
-  place = 0 if before.op_type == 'Conv' else 1
-  channels = kernel.shape[place]
+  channels, rank = kernel.shape[0], kernel.ndim
   number = graph.array(node.input[held[0]]).astype(np.float32)
-  rank = kernel.ndim
   wanted = [1] * rank
   wanted[1] = channels  # of what a layer answers, channels are the second axis
   if number.size > 1 and list(number.shape) not in (wanted, wanted[-number.ndim:]):
@@ -39,7 +41,7 @@ def merged(graph, node, outputs):
   number = np.broadcast_to(number.ravel(), channels)
   bias = graph.array(before.input[2]) if len(before.input) > 2 else np.zeros(channels, np.float32)
   if node.op_type == 'Mul':
-    along = number.reshape([channels if i == place else 1 for i in range(rank)])
+    along = number.reshape(-1, *[1] * (rank - 1))
     if levels is not None:
       levels = Levels(levels.whole, levels.scale * along)
     before.input[1] = graph.weights(kernel * along, levels)
@@ -53,14 +55,21 @@ def merged(graph, node, outputs):
   return True
 
 
-def round_bias(graph, node):
-  """Puts a bias on the levels that sums of products of levels have, where both factors are rounded.
+def whole_numbers(graph, node, int4):
+  """Readies a layer whose kernel and inputs are rounded to be computed in whole numbers.
 
-  Runtimes then compute the whole layer in whole numbers.
+  Runtimes look for a zero beside the scales of the kernel, and for a bias on the levels that sums
+  of products of levels have.
   """
-  _, levels = graph.kernels.get(node.input[1], (None, None))
+  kernel, levels = graph.kernels.get(node.input[1], (None, None))
   before = next((n for n in graph.nodes if node.input[0] in n.output), None)
-  if levels is None or before is None or before.op_type != 'DequantizeLinear':
+  while before is not None and before.op_type in MOVES:
+    before = next((n for n in graph.nodes if before.input[0] in n.output), None)
+  if levels is None or before is None or before.op_type != 'DequantizeLinear' or (
+      clipped(graph, before) or int4 and np.abs(levels.whole).max(initial=0) <= INT4):
+    return
+  node.input[1] = graph.weights(kernel, levels, np.int8, zero=True)
+  if len(node.input) < 3:
     return
   step = graph.array(before.input[1]) * levels.scale.ravel()
   bias = graph.array(node.input[2])
@@ -68,4 +77,10 @@ def round_bias(graph, node):
   with np.errstate(divide='ignore', invalid='ignore'):
     whole = np.round(bias.astype(np.float64) / step)
   if np.isfinite(whole).all() and np.abs(whole).max(initial=0) < LARGEST:
-    node.input[2] = graph.weights(bias, Levels(whole.astype(np.int32), step), np.int32)
+    node.input[2] = graph.weights(bias, Levels(whole.astype(np.int32), step), np.int32, zero=True)
+
+
+def clipped(graph, node):
+  """Whether what a DequantizeLinear reads was clipped to fewer levels than its type has."""
+  made = {output: n for n in graph.nodes for output in n.output}
+  return made[made[node.input[0]].input[0]].op_type == 'Clip'

@@ -1,0 +1,115 @@
+"""Files for other runtimes, each verified before it is there."""
+
+import json
+import pathlib
+
+import numpy as np
+
+from lepton_jax import config as config_lib
+from lepton_jax import network as network_lib
+from lepton_jax import trees
+from lepton_jax.deploy import pack, runtime, stablehlo
+from lepton_jax.deploy import traced as traced_lib
+from lepton_jax.errors import UserError
+
+FORMATS = ('onnx', 'stablehlo', 'lepton')
+BATCHES = (1, 7)
+SAMPLES = 256
+CLOSE = 1e-4  # of the largest output, where nothing is rounded
+ALIKE = 0.99  # share of equal decisions where something is
+
+
+def write(trained, format, path, int4=False):
+  """Writes a file of a folder.Trained and compares what it answers on real samples.
+
+  Returns what there is to say of the file, which is beside it as FILE.json too. Raises UserError,
+  and leaves no file, where the answers differ.
+  """
+  path = pathlib.Path(path).expanduser()
+  content, notes = made(trained, format, int4)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  draft = path.with_name(f'.{path.name}.draft')
+  try:
+    draft.write_bytes(content)
+    found = compare(trained, reader(trained, format, draft), rounds(trained, format))
+    draft.replace(path)
+  finally:
+    draft.unlink(missing_ok=True)
+  found = dict(file=path.name, format=format, bytes=len(content), **found, **about(trained),
+               notes=notes)
+  path.with_name(f'{path.name}.json').write_text(json.dumps(found, indent=2) + '\n')
+  return found
+
+
+def about(trained):
+  """What measuring the file elsewhere needs to know: its data, and the work of one example."""
+  default, weights = config_lib.Config().flat(), trained.weights
+  options = {name: value for name, value in trained.config.flat().items()
+             if config_lib.FIELDS[name][0] in pack.KEPT and value != default[name]
+             and name not in pack.ELSEWHERE}
+  macs = network_lib.macs(trained.network, weights, trained.data)
+  return dict(options=options, measure=trained.data.measure, macs=sum(macs.values()),
+              num_parameters=trees.count(weights['params']))
+
+
+def made(trained, format, int4):
+  """(bytes, notes) of a file."""
+  if format == 'onnx':
+    from lepton_jax.deploy.onnx import export
+    return export.export(trained, int4)
+  if format == 'stablehlo':
+    return stablehlo.export(trained)
+  return pack.pack(trained), []
+
+
+def reader(trained, format, path):
+  """raw inputs -> outputs by the runtime of a file, in the target's units."""
+  if format == 'onnx':
+    running = runtime.session(str(path))
+    return lambda inputs: runtime.predict(running, inputs)
+  if format == 'stablehlo':
+    inputs = list(traced_lib.trace(trained).inputs.values())
+    return lambda given: stablehlo.predict(path, given, [shape for _, shape in inputs[1:]])
+  opened = pack.unpack(path.read_bytes())
+  return lambda inputs: traced_lib.reference(opened, inputs)
+
+
+def rounds(trained, format):
+  """Whether answers may differ by more than the order of sums: levels fall to the next one."""
+  return format == 'lepton' or bool(trained.network.compression.sites)
+
+
+def compare(trained, answer, rounded):
+  """What `answer` makes of real samples, beside the network's own answers."""
+  error = largest = 0.0
+  for count in BATCHES:
+    inputs = traced_lib.samples(trained, count)
+    own, other = traced_lib.reference(trained, inputs), answer(inputs)
+    if own.shape != other.shape:
+      raise UserError(f'the exported network answers {list(other.shape)} for {len(inputs)} inputs, '
+                      f'the trained one {list(own.shape)}; no file was written')
+    error = max(error, float(np.abs(own - other).max()))
+    largest = max(largest, float(np.abs(own).max()))
+  inputs = traced_lib.samples(trained, SAMPLES)
+  own, other = traced_lib.reference(trained, inputs), answer(inputs)
+  error = max(error, float(np.abs(own - other).max()))
+  found = dict(largest_error=error, largest_output=max(largest, float(np.abs(own).max())),
+               samples=len(inputs))
+  regression = trained.network.objective.regression
+  if not regression:
+    found['same_decisions'] = float(np.mean(decided(own) == decided(other)))
+  fits = error <= CLOSE * max(1.0, found['largest_output'])
+  if rounded and not regression:
+    fits = found['same_decisions'] >= ALIKE
+  if rounded and regression:
+    fits = error <= (1 - ALIKE) * max(1e-6, np.ptp(own)) + CLOSE
+  if not fits:
+    told = ', '.join(f'{name.replace("_", " ")} {value:.4g}' for name, value in found.items())
+    raise UserError(f'the exported network answers otherwise than the trained one: {told}; no file '
+                    f'was written')
+  return found
+
+
+def decided(outputs):
+  """Class numbers; of one logit its sign."""
+  return outputs > 0 if outputs.shape[-1] == 1 else outputs.argmax(-1)

@@ -1,0 +1,54 @@
+"""A trained network as StableHLO: one file that JAX reads without a line of this project."""
+
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import jax
+import numpy as np
+
+from lepton_jax.deploy import traced as traced_lib
+from lepton_jax.errors import UserError
+from lepton_jax.layers import platform
+
+# What a user of the file writes, and what checks it here: nothing but JAX.
+READER = '''
+import sys
+import jax, numpy as np
+program = jax.export.deserialize(open(sys.argv[1], 'rb').read())
+given = np.load(sys.argv[2], allow_pickle=False)
+arguments = [given[name] for name in sorted(given, key=int)]
+found = jax.jit(program.call)(*arguments)
+np.save(sys.argv[3], found[0])
+'''
+
+
+def export(trained):
+  """(the bytes of a serialised jax.export.Exported for CPU, CUDA and TPU, notes).
+
+  It takes raw inputs and, of running text, states, and returns the outputs and new states, as a
+  tuple; batch size and the length of texts are free.
+  """
+  traced = traced_lib.trace(trained)
+  scope = jax.export.SymbolicScope()
+  shapes = [jax.ShapeDtypeStruct(traced_lib.symbolic(shape, scope), dtype)
+            for dtype, shape in traced.inputs.values()]
+  exported = platform.export(lambda *given: traced.run(traced.weights, *given), *shapes)
+  return exported.serialize(), traced.notes
+
+
+def predict(path, inputs, states):
+  """Outputs for raw inputs by a process that imports no module of this project.
+
+  `states` are shapes of the states that begin empty.
+  """
+  with tempfile.TemporaryDirectory() as place:
+    place = pathlib.Path(place)
+    given = [inputs, *(np.zeros((len(inputs), *shape[1:]), np.float32) for shape in states)]
+    np.savez(place / 'given.npz', **{str(i): array for i, array in enumerate(given)})
+    done = subprocess.run([sys.executable, '-I', '-c', READER, str(path), place / 'given.npz',
+                           place / 'found.npy'], capture_output=True, text=True)
+    if done.returncode:
+      raise UserError(f'the StableHLO program does not run: {done.stderr.strip()[-500:]}')
+    return np.load(place / 'found.npy', allow_pickle=False)
