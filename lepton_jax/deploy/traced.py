@@ -97,17 +97,7 @@ def notes(trained, found):
   if found and not sites:
     told.append('weights are stored as whole numbers; inputs of layers are not rounded, so a '
                 'runtime computes in float: only size is won')
-  if any(bits < 8 for bits in input_bits(trained).values()):
-    told.append('inputs of fewer than 8 bits are clipped before they are rounded to 8; runtimes '
-                'compute such layers in float: only size is won')
   return told
-
-
-def input_bits(trained):
-  """{kernel: bits of the inputs that it multiplies} where those are rounded."""
-  rows = trained.network.compression.kernels(trees.kernels(trained.weights['params']),
-                                             trained.config)
-  return {row['kernel']: row['activation_bits'] for row in rows if 'activation_bits' in row}
 
 
 def samples(trained, count, split='test'):

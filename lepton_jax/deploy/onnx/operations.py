@@ -578,17 +578,14 @@ def scan(graph, equation, *given):
 
 
 def rounded(graph, equation, x, scale, zero, levels):
-  """A range of inputs: QuantizeLinear to eight bits and back; narrower ranges clip before."""
+  """QuantizeLinear to eight bits and back; of fewer bits the whole numbers are clipped between."""
   if not all(v.constant for v in (scale, zero, levels)) or levels.array > 255:
     return None
-  scale, zero, most = np.float32(scale.array), int(zero.array), int(levels.array)
-  name = graph.place(x, x.axes, whole=True)
-  if most < 255:
-    low, high = -zero * scale, (most - zero) * scale
-    name = graph.node('Clip', name, graph.hold(np.float32(low)), graph.hold(np.float32(high)))
-  ends = graph.hold(scale), graph.hold(np.uint8(zero))
-  name = graph.node('DequantizeLinear', graph.node('QuantizeLinear', name, *ends), *ends)
-  return [result(equation, name, axes=x.axes)]
+  ends = graph.hold(np.float32(scale.array)), graph.hold(np.uint8(zero.array))
+  name = graph.node('QuantizeLinear', graph.place(x, x.axes, whole=True), *ends)
+  if levels.array < 255:
+    name = graph.node('Clip', name, graph.hold(np.uint8(0)), graph.hold(np.uint8(levels.array)))
+  return [result(equation, graph.node('DequantizeLinear', name, *ends), axes=x.axes)]
 
 
 # Our gates in the order of ONNX's, and its name of each activation.

@@ -66,7 +66,7 @@ def whole_numbers(graph, node, int4):
   while before is not None and before.op_type in MOVES:
     before = next((n for n in graph.nodes if before.input[0] in n.output), None)
   if levels is None or before is None or before.op_type != 'DequantizeLinear' or (
-      clipped(graph, before) or int4 and np.abs(levels.whole).max(initial=0) <= INT4):
+      int4 and np.abs(levels.whole).max(initial=0) <= INT4):
     return
   node.input[1] = graph.weights(kernel, levels, np.int8, zero=True)
   if len(node.input) < 3:
@@ -79,8 +79,3 @@ def whole_numbers(graph, node, int4):
   if np.isfinite(whole).all() and np.abs(whole).max(initial=0) < LARGEST:
     node.input[2] = graph.weights(bias, Levels(whole.astype(np.int32), step), np.int32, zero=True)
 
-
-def clipped(graph, node):
-  """Whether what a DequantizeLinear reads was clipped to fewer levels than its type has."""
-  made = {output: n for n in graph.nodes for output in n.output}
-  return made[made[node.input[0]].input[0]].op_type == 'Clip'
