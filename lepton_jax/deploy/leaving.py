@@ -14,7 +14,7 @@ from lepton_jax.errors import UserError
 
 FORMATS = ('onnx', 'stablehlo', 'lepton')
 BATCHES = (1, 7)
-SAMPLES = 256
+SAMPLES = 1000
 CLOSE = 1e-4  # of the largest output, where nothing is rounded
 ALIKE = 0.99  # share of equal decisions where something is
 

@@ -17,35 +17,48 @@ def export(trained, int4=False):
   With `int4` kernels of up to four bits take four bits each, even where a runtime would compute
   with eight in whole numbers. Raises UserError for an operation that has no form in ONNX.
   """
-  import onnx
   traced = traced_lib.trace(trained)
+  content = build(traced.run, traced.weights, traced.inputs, traced.outputs, traced.levels,
+                  trained.config.architecture.model, metadata(trained), int4)
+  return content, traced.notes
+
+
+def build(run, weights, inputs, outputs, levels, name, about, int4=False):
+  """The bytes of an ONNX file of a function run(weights, *inputs) -> outputs.
+
+  Args:
+    weights: {'params': tree, ...}, which become constants.
+    inputs: {name: (dtype, shape)}; words in shapes are sizes that stay free.
+    outputs: names of the outputs.
+    levels: {kernel of params: (levels, scale)} of those that are whole numbers times a scale.
+    name, about: of the graph, and {key: text} for its metadata.
+    int4: as in `export`.
+  """
+  import onnx
   scope = jax.export.SymbolicScope()
   shapes = [jax.ShapeDtypeStruct(traced_lib.symbolic(shape, scope), dtype)
-            for dtype, shape in traced.inputs.values()]
+            for dtype, shape in inputs.values()]
   with platform.using('graph'):
-    closed, outs = jax.make_jaxpr(traced.run, return_shape=True)(traced.weights, *shapes)
+    closed, outs = jax.make_jaxpr(run, return_shape=True)(weights, *shapes)
   graph = graph_lib.Graph()
-  for name, (_, shape) in traced.inputs.items():
+  for one, (_, shape) in inputs.items():
     for axis, size in enumerate(shape):
       if isinstance(size, str):
-        graph.sizes.setdefault(size, (name, axis))
+        graph.sizes.setdefault(size, (one, axis))
   values = []
-  for path, leaf in jax.tree_util.tree_leaves_with_path(traced.weights):
-    name = '/'.join(str(key.key) for key in path[1:])
-    on = traced.levels.get(name) if path[0].key == 'params' else None
+  for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
+    on = levels.get('/'.join(str(key.key) for key in path[1:])) if path[0].key == 'params' else None
     values.append(graph_lib.constant(np.asarray(leaf), on and graph_lib.Levels(*on)))
-  values += [graph_lib.Value(shape.shape, shape.dtype, name)
-             for name, shape in zip(traced.inputs, shapes)]
+  values += [graph_lib.Value(shape.shape, shape.dtype, one) for one, shape in zip(inputs, shapes)]
   found = operations.walk(graph, closed, values)
-  for name, value in zip(traced.outputs, found):
-    graph.nodes.append(onnx.helper.make_node('Identity', [graph.place(value, whole=True)], [name]))
-  simplify.simplify(graph, traced.outputs, int4)
-  outputs = {name: (out.dtype, tuple(map(told, out.shape)))
-             for name, out in zip(traced.outputs, jax.tree.leaves(outs))}
-  model = graph.model(trained.config.architecture.model, traced.inputs, outputs,
-                      metadata(trained))
+  for one, value in zip(outputs, found):
+    graph.nodes.append(onnx.helper.make_node('Identity', [graph.place(value, whole=True)], [one]))
+  simplify.simplify(graph, outputs, int4)
+  described = {one: (out.dtype, tuple(map(told, out.shape)))
+               for one, out in zip(outputs, jax.tree.leaves(outs))}
+  model = graph.model(name, inputs, described, about)
   onnx.checker.check_model(model, full_check=True)
-  return model.SerializeToString(), traced.notes
+  return model.SerializeToString()
 
 
 def told(size):

@@ -40,9 +40,10 @@ def walk(graph, closed, values):
 def computed(equation, given):
   """The constants that an operation on constants gives, or None."""
   primitive, outs = equation.primitive, [var.aval for var in equation.outvars]
-  fixed = all(isinstance(size, int) for aval in outs for size in aval.shape)
-  if not given or not fixed or not all(v.constant for v in given) or primitive.name in FUNCTIONS:
+  if not given or not all(v.constant for v in given) or primitive.name in FUNCTIONS:
     return None
+  if not all(isinstance(size, int) for aval in outs for size in aval.shape):
+    return computed_thin(equation, given)
   levels = given[0].levels
   if levels is not None:
     levels = levels.transposed(equation.params['permutation']) if (
@@ -50,6 +51,24 @@ def computed(equation, given):
   arrays = [np.broadcast_to(value.array, value.shape) for value in given]
   found = primitive.bind(*arrays, **equation.params)
   return [constant(one, levels) for one in (found if primitive.multiple_results else [found])]
+
+
+def computed_thin(equation, given):
+  """The same of constants that stand for arrays of a free size."""
+  name, out = equation.primitive.name, equation.outvars[0].aval
+  arrays = [value.array for value in given]
+  if name in ELEMENTWISE:
+    found = equation.primitive.bind(*np.broadcast_arrays(*arrays), **equation.params)
+  elif name in REDUCE and name != 'reduce_prod':
+    axes, sizes = equation.params['axes'], given[0].shape
+    if arrays[0].ndim != len(sizes) or not all(isinstance(sizes[axis], int) for axis in axes):
+      return None
+    counts = [sizes[axis] // arrays[0].shape[axis] for axis in axes]
+    found = getattr(arrays[0], name.removeprefix('reduce_'))(axes)
+    found = found * np.prod(counts, dtype=int) if name == 'reduce_sum' else found
+  else:
+    return None
+  return [Value(out.shape, out.dtype, array=np.asarray(found, out.dtype))]
 
 
 def translated(graph, equation, given):
@@ -107,6 +126,10 @@ def elementwise(graph, equation, operator, *given, **attributes):
 
 def thin(value):
   return value.array.shape != value.shape if value.constant else value.thin
+
+
+ELEMENTWISE = {*UNARY, *BINARY, 'ne', 'rsqrt', 'square', 'integer_pow', 'select_n', 'clamp',
+               'convert_element_type', 'rem', 'round'}
 
 
 @operation(*UNARY)
@@ -475,6 +498,12 @@ def gather(graph, equation, x, index):
     if gone:
       name = graph.node('Squeeze', name, graph.hold(np.array(gone, np.int64)))
     return result(equation, name)
+  if index.constant and index.array.size == 1 and batch and len(where) == 1 and gone == where:
+    # The same step of every example.
+    begin, end = [0] * len(x.shape), list(x.shape)
+    begin[where[0]], end[where[0]] = index.array.item(), index.array.item() + 1
+    if len(index.shape) == len(batch) + 2 and index.shape[-2] == 1:
+      return result(equation, sliced(graph, x, begin, end, [1] * len(begin)), axes=x.axes)
   if index.constant and not batch and (steps := strided(index.array)) and gone == where and (
       numbers.offset_dims == tuple(i for i in range(len(x.shape)) if i not in where)):
     # Every n-th position of some axes, such as x[:, ::2].
@@ -602,8 +631,11 @@ def recurrence(graph, equation, kernel, bias, gates, valid, *states, kind, activ
   x, weights, own_bias = projection(graph, gates.name)
   features = kernel.shape[0]
   arrange = functools.partial(rearranged, order=order, features=features)
-  both = [np.zeros_like(bias.array) if own_bias is None else own_bias, bias.array]
-  both = graph.hold(np.concatenate([arrange(b) for b in both])[None])
+  both = graph.hold(arrange(bias.array)[None])
+  if own_bias is None:  # a bias of the input's projection is wanted as well
+    both = graph.node('Pad', both, graph.hold(np.array([0, bias.array.size, 0, 0], np.int64)))
+  else:
+    both = graph.hold(np.concatenate([arrange(own_bias), arrange(bias.array)])[None])
   lengths = None
   if not (valid.constant and valid.array.all()):
     count = graph.node('Cast', graph.place(valid, whole=True), to=NUMBERS['int32'])
