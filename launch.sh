@@ -81,7 +81,7 @@ if [ "$command" = test ]; then
 fi
 case $command in
   benchmark|hourly_demand|smallest_files) install bench -r "$root/requirements-bench.txt" ;;  # peers to time, data to forecast
-  export|measure|select|serve) install deploy -r "$root/requirements-deploy.txt" ;;  # other runtimes
+  export|measure|runtimes|select|serve|service_load) install deploy -r "$root/requirements-deploy.txt" ;;  # other runtimes
   *) install run -r "$root/requirements.txt" ;;
 esac
 exec "$venv/bin/python" -m "experiments.$command" "$@"

@@ -30,7 +30,8 @@ OWN = ('data_dir', 'output', 'runs_dir', 'rounds', 'rows', 'seeds')
 OUTPUT = pathlib.Path(__file__).parent / 'results' / 'runtimes.csv'
 EIGHT = dict(quantize_weights='lsq', quantize_weight_bits=8, quantize_activation_bits=8)
 ROWS = dict(
-    lstm=(dict(model='lstm_classifier', dataset='digits_50x16', hidden=64, epochs=10, learning_rate=3e-3),
+    lstm=(dict(model='lstm_classifier', dataset='digits_50x16', hidden=64, epochs=10,
+               learning_rate=3e-3),
           dict(EIGHT, quantize_granularity='tensor', epochs=3, learning_rate=1e-3)),
     cnn=(dict(model='cnn_mnist', dataset='mnist', epochs=5),
          dict(EIGHT, epochs=2, learning_rate=3e-4)),
@@ -63,7 +64,8 @@ def measured(name, seed, place):
   from lepton_jax.report import tables
   options, changed = ROWS[name]
   base = config_lib.Config().replace(
-      **options, seed=seed, data_dir=FLAGS.data_dir, runs_dir=FLAGS.runs_dir, tensorboard=False, pictures=False)
+      **options, seed=seed, data_dir=FLAGS.data_dir, runs_dir=FLAGS.runs_dir, tensorboard=False,
+      pictures=False)
   dense = f'{FLAGS.runs_dir}/{base.check().name()}'
   run.train(base)
   small = base.replace(init_from=dense, **changed).check()

@@ -48,6 +48,11 @@ def facts_of(path):
     return {}
 
 
+def metadata(path):
+  """{name: text} of what an ONNX file says of itself."""
+  return session(str(path)).get_modelmeta().custom_metadata_map
+
+
 def session(content, threads=1):
   """An ONNX Runtime session, on a CPU, of a path or a file's bytes."""
   import onnxruntime
