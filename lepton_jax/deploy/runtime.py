@@ -105,7 +105,10 @@ def _lepton(path, threads):
   import jax
 
   from lepton_jax.deploy import pack, traced
-  found = traced.trace(pack.unpack(path.read_bytes()))
+  try:
+    found = traced.trace(pack.unpack(path.read_bytes()))
+  except UserError as error:
+    raise UserError(f'{path} cannot be read: {error}') from None
   call, weights = jax.jit(found.run), jax.tree.map(jax.numpy.asarray, found.weights)
   (dtype, shape), *states = found.inputs.values()
 

@@ -34,7 +34,8 @@ def export(trained):
   scope = jax.export.SymbolicScope()
   shapes = [jax.ShapeDtypeStruct(traced_lib.symbolic(shape, scope), dtype)
             for dtype, shape in traced.inputs.values()]
-  exported = platform.export(lambda *given: traced.run(traced.weights, *given), *shapes)
+  weights = jax.tree.map(jax.numpy.asarray, traced.weights)
+  exported = platform.export(lambda *given: traced.run(weights, *given), *shapes)
   return exported.serialize(), traced.notes
 
 

@@ -7,13 +7,17 @@ import onnx
 from onnx import helper, numpy_helper
 
 OPSET, IR_VERSION = 21, 10  # the first with 4-bit integers
-INT4 = 7  # the largest level of four bits
 
 
 class Levels(typing.NamedTuple):
   """A constant as whole numbers i32[...] times a scale f32 that broadcasts against them."""
   whole: np.ndarray
   scale: np.ndarray
+
+  @property
+  def narrow(self):
+    """Whether four bits hold each of them."""
+    return -8 <= self.whole.min(initial=0) <= self.whole.max(initial=0) <= 7
 
   def transposed(self, axes):
     return Levels(self.whole.transpose(axes), self.scale.transpose(axes))
@@ -62,6 +66,7 @@ class Graph:
   def __init__(self):
     self.nodes, self.constants, self.sizes, self._count = [], {}, {}, 0
     self.kernels = {}  # {name: (array, Levels or None)} of what inputs are multiplied by
+    self.line = ''  # of the program that is being translated
     self._first, self._known = [], {}
 
   def new(self):
@@ -83,7 +88,9 @@ class Graph:
     if key not in self._known:
       name = self._known[key] = f'c{len(self.constants)}'
       if packed == 'int4':
-        tensor = helper.make_tensor(name, onnx.TensorProto.INT4, array.shape, array.ravel())
+        nibbles = np.pad(array.ravel() & 15, (0, array.size % 2)).astype(np.uint8)
+        tensor = helper.make_tensor(name, onnx.TensorProto.INT4, array.shape,
+                                    (nibbles[::2] | nibbles[1::2] << 4).tobytes(), raw=True)
       else:
         tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
       self.constants[name] = tensor
@@ -133,7 +140,7 @@ class Graph:
     else:
       axis, scale = levels.axis(), levels.scale.ravel().astype(np.float32)
       scale = scale[0] if scale.size == 1 else scale
-      inputs = [self.whole(levels.whole, dtype), self.hold(scale)]
+      inputs = [self.whole(levels, dtype), self.hold(scale)]
       if zero:
         whole = self.array(inputs[0]).dtype
         inputs.append(self.hold(np.zeros(np.shape(scale), whole)))
@@ -149,12 +156,11 @@ class Graph:
 
   def whole(self, levels, dtype=None):
     """The name of whole numbers of a dtype, or in the narrowest type that holds them."""
-    most = np.abs(levels).max(initial=0)
-    if dtype is None and most <= INT4:
-      return self.hold(levels.astype(np.int8), 'int4')
-    if most > 127 and dtype != np.int32:
-      dtype = np.int16
-    return self.hold(levels.astype(dtype or np.int8))
+    if dtype is None and levels.narrow:
+      return self.hold(levels.whole.astype(np.int8), 'int4')
+    if dtype != np.int32:
+      dtype = np.int8 if np.abs(levels.whole).max(initial=0) < 128 else np.int16
+    return self.hold(levels.whole.astype(dtype))
 
   def array(self, name):
     """The array of a constant's name."""

@@ -74,16 +74,17 @@ def computed_thin(equation, given):
 def translated(graph, equation, given):
   """The Values of an operation's outputs."""
   name = equation.primitive.name
+  line = graph.line = source(equation) or graph.line
   if name not in OPERATIONS:
-    raise UserError(f'--format=onnx: the operation {name!r}{source(equation)} has no form in ONNX '
-                    f'here; export it as stablehlo, or write it with other operations')
+    raise UserError(f'--format=onnx: the operation {name!r}{line} has no form in ONNX here; export '
+                    f'it as stablehlo, or write it with other operations')
   try:
     found = OPERATIONS[name](graph, equation, *given)
   except NotImplementedError as error:
-    raise UserError(f'--format=onnx: {name!r}{source(equation)}: {error}') from None
+    raise UserError(f'--format=onnx: {name!r}{line}: {error}') from None
   except LookupError as error:
-    raise UserError(f'--format=onnx: {name!r}{source(equation)} needs a size that is computed of '
-                    f'others: {error}') from None
+    raise UserError(f'--format=onnx: {name!r}{line} needs a size that is computed of others: '
+                    f'{error}') from None
   return found if isinstance(found, (list, tuple)) and not isinstance(found, Value) else [found]
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lepton_jax.deploy.onnx.graph import INT4, Levels
+from lepton_jax.deploy.onnx.graph import Levels
 
 LARGEST = 2 ** 31 - 1
 MOVES = ('Transpose', 'Reshape', 'MaxPool')  # what leaves values on their levels
@@ -66,7 +66,7 @@ def whole_numbers(graph, node, int4):
   while before is not None and before.op_type in MOVES:
     before = next((n for n in graph.nodes if before.input[0] in n.output), None)
   if levels is None or before is None or before.op_type != 'DequantizeLinear' or (
-      int4 and np.abs(levels.whole).max(initial=0) <= INT4):
+      int4 and levels.narrow):
     return
   node.input[1] = graph.weights(kernel, levels, np.int8, zero=True)
   if len(node.input) < 3:
