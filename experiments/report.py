@@ -51,6 +51,7 @@ def readme(check):
                 compression_study=studies.compression_table,
                 compression_tables=studies.compression_tables,
                 regularization_study=studies.regularization_table,
+                runtimes=studies.runtimes_table,
                 smallest_files=studies.smallest_table,
                 sweep_cost=studies.sweep_cost_table)
   text = fresh = (ROOT / 'README.md').read_text()

@@ -20,10 +20,9 @@ from lepton_jax.compress.method import Compression
 from lepton_jax.deploy import coder, container, levels, measure, native, pack
 from lepton_jax.errors import UserError
 from lepton_jax.report import markdown
+from tests import LONG
 from tests.test_channels import assembled, logits
 from tests.test_models import FAMILIES
-
-LONG = os.environ.get('LEPTON_LONG_TESTS')
 
 
 def sparse(seed, shape, share, size):

@@ -14,6 +14,7 @@ from lepton_jax.layers import columns as column_sums
 from lepton_jax.layers import convolve, platform, recurrent
 from lepton_jax.layers.native import library
 from lepton_jax.layers.product import product
+from tests import LONG
 
 
 def normal(seed, *shape):
@@ -48,7 +49,7 @@ CHOICES = ('xla', 'onednn') if not isinstance(library.status(), library.Missing)
 TOLERANCE = dict(float32=1e-4, bfloat16=0.05)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40 if LONG else 15)
 @given(choice=st.sampled_from(CHOICES), batch=st.integers(1, 19),
        sides=st.tuples(st.integers(5, 9), st.integers(5, 9)),
        channels=st.sampled_from([1, 2, 3, 6, 17]), features=st.sampled_from([1, 3, 16, 32]),
@@ -88,7 +89,7 @@ def test_convolutions_equal_the_plain_one(choice, batch, sides, channels, featur
   assert_near(found, run(values_and_gradients(plain), exact), TOLERANCE[dtype])
 
 
-@settings(max_examples=20)
+@settings(max_examples=20 if LONG else 10)
 @given(rows=st.lists(st.integers(1, 9), min_size=1, max_size=3), inputs=st.integers(1, 70),
        features=st.integers(1, 70), mapped=st.sampled_from(['', 'x', 'w', 'xw']),
        dtype=st.sampled_from(['float32', 'bfloat16']))
@@ -354,7 +355,7 @@ def test_an_image_smaller_than_the_kernel_is_an_error_for_people():
     layers.max_pool(jnp.ones((1, 1, 9, 1)))
 
 
-@settings(max_examples=20)
+@settings(max_examples=20 if LONG else 10)
 @given(rows=st.integers(1, 3000), columns=st.integers(1, 200), mean=st.sampled_from([0.0, 100.0]),
        lanes=st.booleans())
 def test_moments_and_sums_of_columns_equal_float64(rows, columns, mean, lanes):

@@ -1,4 +1,3 @@
-import os
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +7,7 @@ import pytest
 from lepton_jax import layers, models, trees
 from lepton_jax.data import dataset as dataset_lib
 from lepton_jax.registry import MODELS
+from tests import LONG
 
 # Trainable parameters: (input, outputs) the architecture is published for, and their number.
 GOLDEN = {
@@ -39,7 +39,7 @@ DISTINCT = [name for name in MODELS.names() if name not in (
     'resnet32', 'resnet44', 'resnet56', 'mobilenet_v1', 'conv2', 'conv4', 'cnn_64')]
 # One or two of each family: laws of compression hold for all models, which are made of the same
 # layers by a few classes; LEPTON_LONG_TESTS=1 asks every one.
-FAMILIES = [name for name in DISTINCT if os.environ.get('LEPTON_LONG_TESTS') or name in (
+FAMILIES = [name for name in DISTINCT if LONG or name in (
     'lenet_300_100', 'lenet5', 'resnet8', 'ds_cnn', 'text_cnn', 'elman_classifier',
     'gru_classifier', 'lstm_tagger', 'bilstm_classifier', 'lstm_lm')]
 # Models that read tokens, and how many words they know.

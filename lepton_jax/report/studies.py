@@ -79,6 +79,39 @@ def smallest_table(lines):
           f'{lines[0]["processor"]}.')
 
 
+def runtimes_table(lines):
+  """Exported networks in ONNX Runtime: a row a file, over seeds, beside the dense one."""
+  groups = collections.defaultdict(list)
+  for line in lines:
+    groups[line['row'], line['file'].partition('.')[0]].append(line)
+  body = []
+  for (name, file), own in groups.items():
+    dense = groups[name, 'dense']
+    against = lambda column, own=own, dense=dense: [
+        (float(line[column]), float(other[column])) for line, other in zip(own, dense)]
+    row = [name, file, f'{statistics.mean(float(line["bytes"]) for line in own):,.0f}',
+           f'{statistics.mean(b / a for a, b in against("bytes")):.2f}',
+           f'{statistics.median(float(line["ms_1"]) for line in own):.3g}',
+           faster(own, 1), faster(own, 64),
+           markdown.spread([100 * float(line['test_accuracy']) for line in own]),
+           f'{100 * statistics.mean(a - b for a, b in against("test_accuracy")):+.2f}',
+           str(len(own))]
+    if file == 'dense':  # all is relative to it
+      row = [cell if place in (0, 1, 2, 4, 7, 9) else '' for place, cell in enumerate(row)]
+    body.append(row)
+  header = ('network', 'file', 'bytes', 'times smaller', 'ms of one example', 'times faster, 1',
+            'times faster, 64', 'test, %', 'change', 'seeds')
+  return (f'{markdown.table(header, body)}\n\nONNX Runtime with one thread on '
+          f'{lines[0]["processor"]}; files took turns. Times faster are of batches of 1 and 64: '
+          f'the median over seeds, and the widest of their 95 % intervals.')
+
+
+def faster(lines, batch):
+  """How many times faster than the first file, the median over seeds and all their intervals."""
+  of = lambda column: [float(line[f'{column}_{batch}']) for line in lines]
+  return f'{statistics.median(of("ratio")):.2f} ({min(of("low")):.2f} to {max(of("high")):.2f})'
+
+
 def regularization_table(lines):
   """The regularisation study: a row a method, best on test first."""
   body = [(line['method'].replace('_', ' '), line['strength'], line['tried'],
