@@ -157,13 +157,17 @@ def open_folder(config, folder, data):
   """Makes or finds the run folder, and writes its config.json and data.json.
 
   With --rerun a folder that is finished, or was begun on other data, is removed first. Raises
-  UserError if the run was begun on other data.
+  UserError if the run was begun on other data, and for a folder that cannot be made.
   """
   if config.run.rerun and folder.exists():
     finished = folder_lib.read_result(folder) is not None
     if finished or folder_lib.begun_on(folder) != data.version:
       folder.rmtree()
-  folder.mkdir(parents=True, exist_ok=True)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(f'--runs_dir={config.run.runs_dir}: cannot make the folder {folder}: '
+                    f'{error.strerror or error}') from None
   # The file is written without --rerun, so that a later command that reads it keeps the run.
   record_lib.write_atomically(folder / 'config.json', config.replace(rerun=False).to_json())
   folder_lib.check_data(folder, data.version)

@@ -28,6 +28,12 @@ def script(name, *arguments, cwd):
                           stderr=subprocess.PIPE)
 
 
+def test_a_folder_that_cannot_be_made_is_told(small, tmp_path):
+  (tmp_path / 'file').touch()
+  with pytest.raises(UserError, match='cannot make the folder'):
+    run.train(small.replace(runs_dir=str(tmp_path / 'file')).check(), quiet=True)
+
+
 def test_train_then_evaluate_from_any_folder(tmp_path):
   done = script('train', '--model=mlp', '--dataset=digits', '--epochs=8', cwd=tmp_path)
   output, errors = done.communicate()
@@ -35,6 +41,7 @@ def test_train_then_evaluate_from_any_folder(tmp_path):
   folder, = (tmp_path / 'runs').iterdir()
   result = json.loads((folder / 'result.json').read_text())
   assert result['test_accuracy'] > 0.93 and f'{result["test_accuracy"]:.2%}' in output
+  assert f'runs/{folder.name}' in output.splitlines()  # whole, to be copied
   for key in ('validation_accuracy', 'num_parameters', 'steps', 'train_seconds',
               'examples_per_second', 'versions', 'device', 'git_revision', 'seed'):
     assert key in result

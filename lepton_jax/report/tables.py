@@ -11,10 +11,12 @@ ROWS = (('test_accuracy', '{:.2%}'), ('validation_accuracy', '{:.2%}'), ('test_l
 
 
 def print_table(title, rows):
-  """Prints (name, value) rows as a table; plain text where stdout is no terminal."""
+  """Prints a title, which may be a path to copy, and (name, value) rows as a table; plain text
+  where stdout is no terminal.
+  """
   from rich import box, console, table
-  grid = table.Table(title=title, title_justify='left', show_header=False,
-                     box=box.ROUNDED if sys.stdout.isatty() else box.ASCII2)
+  print(title)
+  grid = table.Table(show_header=False, box=box.ROUNDED if sys.stdout.isatty() else box.ASCII2)
   grid.add_column()
   grid.add_column(justify='right')
   for name, value in rows:

@@ -66,6 +66,8 @@ class Graph:
   def __init__(self):
     self.nodes, self.constants, self.sizes, self._count = [], {}, {}, 0
     self.kernels = {}  # {name: (array, Levels or None)} of what inputs are multiplied by
+    self.made = {}  # {what a node does: the names of its outputs}
+    self.turned = {}  # {name of sequences: (name of what they reverse, of their lengths or None)}
     self.line = ''  # of the program that is being translated
     self._first, self._known = [], {}
 
@@ -75,11 +77,21 @@ class Graph:
     return f'v{self._count}'
 
   def node(self, operator, *inputs, outputs=1, **attributes):
-    """Adds a node; returns the name of its output, or a tuple of them."""
-    names = tuple(self.new() for _ in range(outputs))
+    """Adds a node, unless there is one that does the same; returns the name of its output, or a
+    tuple of them.
+    """
     attributes = {k: v for k, v in attributes.items() if v is not None}
-    self.nodes.append(helper.make_node(operator, [i or '' for i in inputs], names, **attributes))
+    key = (operator, inputs, outputs, repr(sorted(attributes.items())))
+    if key not in self.made or 'body' in attributes:
+      self.made[key] = tuple(self.new() for _ in range(outputs))
+      self.nodes.append(helper.make_node(operator, [i or '' for i in inputs], self.made[key],
+                                         **attributes))
+    names = self.made[key]
     return names[0] if outputs == 1 else names
+
+  def maker(self, name):
+    """The node whose output a name is, or None."""
+    return next((node for node in reversed(self.nodes) if name in node.output), None)
 
   def hold(self, array, packed=None):
     """The name of a constant; equal ones are held once. `packed` 'int4' stores four bits each."""

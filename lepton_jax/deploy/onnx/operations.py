@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import onnx
 from jax import lax
 from jax.extend import core
 
@@ -591,6 +592,7 @@ def scan(graph, equation, *given):
                           given[consts + carried:])
   first = [graph.place(v, whole=True) for v in (*states, *steps)]
   outer, graph.nodes = graph.nodes, []
+  known, graph.made = graph.made, dict(graph.made)
   arguments = [var.aval for var in params['jaxpr'].jaxpr.invars[consts:]]
   inside = [Value(aval.shape, aval.dtype, graph.new()) for aval in arguments]
   found = walk(graph, params['jaxpr'], [*fixed, *inside])
@@ -598,7 +600,7 @@ def scan(graph, equation, *given):
   names = [graph.node('Identity', graph.place(v, whole=True)) for v in found]
   body = graph.body([(v.name, v.dtype) for v in inside],
                     [(n, v.dtype) for n, v in zip(names, found)])
-  graph.nodes = outer
+  graph.nodes, graph.made = outer, known
   back = int(params['reverse'])
   count = len(equation.outvars)
   out = graph.node('Scan', *first, outputs=count, body=body, num_scan_inputs=len(steps),
@@ -688,11 +690,46 @@ def projection(graph, name):
 
 
 def reverse(graph, equation, x, valid):
-  """The steps of each example that exist, reversed."""
-  count = graph.node('Cast', graph.place(valid, whole=True), to=NUMBERS['int64'])
-  lengths = graph.node('ReduceSum', count, graph.hold(np.array([1], np.int64)), keepdims=0)
-  return [result(equation, graph.node('ReverseSequence', graph.place(x, whole=True), lengths,
-                                      batch_axis=0, time_axis=1))]
+  """The steps of each example that exist, reversed; a recurrence between two is a backward one."""
+  name, lengths = graph.place(x, whole=True), None
+  if not (valid.constant and valid.array.all()):
+    count = graph.node('Cast', graph.place(valid, whole=True), to=NUMBERS['int64'])
+    lengths = graph.node('ReduceSum', count, graph.hold(np.array([1], np.int64)), keepdims=0)
+  if (backward := read_backward(graph, name, lengths)) is not None:
+    return [result(equation, backward)]
+  if lengths is None:
+    one, last = (graph.hold(np.array([n], np.int64)) for n in (1, -2 ** 62))
+    step = graph.hold(np.array([-1], np.int64))
+    found = graph.node('Slice', name, step, last, one, step)
+  else:
+    found = graph.node('ReverseSequence', name, lengths, batch_axis=0, time_axis=1)
+  graph.turned[found] = name, lengths
+  return [result(equation, found)]
+
+
+def read_backward(graph, name, lengths):
+  """The outputs of a recurrence that reads what `lengths` reversed, in the order before; or None.
+
+  Time leads inside of a recurrence: there is a transposition on both sides.
+  """
+  chain = [graph.maker(name)]
+  for operator in ('Transpose', 'Squeeze'):
+    if chain[-1] is None or chain[-1].op_type != operator:
+      return None
+    chain.append(graph.maker(chain[-1].input[0]))
+  cell = chain[-1]
+  if cell is None or cell.op_type not in ('LSTM', 'GRU', 'RNN'):
+    return None
+  turned = graph.maker(cell.input[0])
+  before, own = graph.turned.get(turned.input[0], (None, None)) if turned else (None, None)
+  if before is None or own != lengths:
+    return None
+  attributes = {one.name: onnx.helper.get_attribute_value(one) for one in cell.attribute}
+  attributes |= dict(direction='reverse')
+  found = graph.node(cell.op_type, graph.node('Transpose', before, perm=[1, 0, 2]),
+                     *cell.input[1:], outputs=len(cell.output), **attributes)
+  steps = graph.node('Squeeze', found[0], chain[1].input[1])
+  return graph.node('Transpose', steps, perm=[1, 0, 2])
 
 
 OPERATORS = {'lepton.rounded': rounded, 'lepton.recurrence': recurrence,
