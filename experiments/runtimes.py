@@ -19,7 +19,6 @@ import pathlib
 import sys
 import tempfile
 
-import numpy as np
 from absl import flags as absl_flags
 
 from lepton_jax import config as config_lib
@@ -88,6 +87,7 @@ def measured(name, seed, place):
 @registry.DATASETS.register
 def digits_50x16(cache_root, image_size):
   """5,000 of MNIST's digits as images of 50 rows and 16 columns: sequences of 50 steps."""
+  import numpy as np
   from PIL import Image
 
   from lepton_jax.data import embedded
