@@ -1,6 +1,6 @@
-"""Accuracy against size over every combination of pruning and quantisation values in the flags.
+"""Accuracy against size over combinations of pruning and quantisation flags, or over recipes.
 
-Question: which sparsity and which bit widths are worth their accuracy, for this network?
+Question: which sparsity, which bit widths and which order of them are worth their accuracy here?
 Papers: pruning arXiv:1710.01878; quantisation arXiv:1806.08342, arXiv:1902.08153.
 Command: ./launch.sh compression_sweep --model=lenet5 --prune_sparsity=0.5,0.8,0.9,0.95
   --quantize_weight_bits=2,3,4,8 --seed=0,1,2
@@ -11,13 +11,107 @@ Cost: three quarters of an hour on 2 cores for this command, with --executor=dev
 Every flag of `train` takes a comma list. All sparsities and bit widths but 0 share one compiled
 program. With --init_from=RUN every trial starts from that dense run. The size is that of the packed
 file, whose levels are those that were trained.
+
+With --recipes='prune(0.9):5,cluster(16):5,pack;cluster(16):5,prune(0.9):5,pack' every combination
+is trained dense and then follows each recipe; what recipes have in common is trained once.
 """
 
+import collections
+import pathlib
+import statistics
 import sys
 
+from absl import flags as absl_flags
+
 from lepton_jax import flags
-from lepton_jax.sweep import command
+from lepton_jax.sweep import command, engine, grid, trials
+
+FLAGS = absl_flags.FLAGS
+
+
+def main(lists):
+  if not FLAGS.recipes:
+    return command.main(lists)
+  from lepton_jax import recipe
+  recipes = recipe.recipes(FLAGS.recipes)
+  dense = grid.product(lists[0].replace(save_weights=True), lists[1] | dict(save_weights=[True]))
+  trials.check(dense)
+  for stages in recipes:  # mistakes are told before anything is trained
+    for one in recipe.configs(stages, dense[0], {}):
+      one.check()
+  return command.trained(dense[0], lambda: (dense, train(dense, recipes)),
+                         lambda configs: show(configs, recipes))
+
+
+def train(dense, recipes):
+  """Trains the dense networks, then stage by stage all recipes; the Costs."""
+  from lepton_jax import recipe
+  tell = lambda text: print(text, flush=True)
+  costs = engine.sweep(dense, FLAGS.executor, FLAGS.workers, tell)
+  for depth in range(max(map(len, recipes))):
+    level = [path[depth] for config in dense for stages in recipes
+             if depth < len(path := paths(config, stages, recipe))]
+    level = list({config.name(): config for config in level}.values())
+    if level:
+      more = engine.sweep(level, FLAGS.executor, FLAGS.workers, tell)
+      costs = type(costs)(*(a + b for a, b in zip(costs, more)))
+  return costs
+
+
+def paths(config, stages, recipe):
+  """The configurations of the stages of a recipe that train, from the dense one's run on."""
+  start = place = str(trials.folder_of(config))
+  found = []
+  for one in recipe.configs(stages, config, {}):
+    found.append(recipe.begun(one, start, place))
+    place = str(trials.folder_of(found[-1]))
+  return found
+
+
+def show(dense, recipes):
+  """Prints and writes a row for each setting and recipe, best on validation first."""
+  from lepton_jax import recipe
+  from lepton_jax.deploy import measure
+  from lepton_jax.report import markdown, sweeps, tables
+  fields, groups = sweeps.varied(dense), collections.defaultdict(list)
+  for config in dense:
+    setting = tuple(config.flat()[name] for name in fields)
+    if (result := trials.finished(config)) is not None:
+      groups[*setting, 'dense'].append(result)
+    for stages in recipes:
+      *_, last = paths(config, stages, recipe)
+      if trials.finished(last) is not None:
+        packing = stages[-1].epochs is None
+        groups[*setting, ','.join(stage.text for stage in stages)].append(
+            measure.packed(trials.folder_of(last), **stages[-1].options) if packing else
+            trials.finished(last))
+  rows = []
+  for (*setting, name), results in groups.items():
+    kind = results[0]['measure']
+    validation = [result[f'validation_{kind}'] for result in results]
+    rows.append(dict(zip(fields, setting)) | {
+        'recipe': name, 'seeds': len(results),
+        f'validation_{kind}': statistics.mean(validation),
+        f'validation_{kind}_sd': statistics.stdev(validation) if len(results) > 1 else '',
+        f'test_{kind}': statistics.mean(result[f'test_{kind}'] for result in results),
+        'file_bytes': round(statistics.mean(result['file_bytes'] for result in results))})
+  rows.sort(key=lambda row: row[f'validation_{kind}'], reverse=kind == 'accuracy')
+  if not FLAGS.report_all_test:  # the test part is for what was chosen
+    rows = [row if i == 0 else row | {f'test_{kind}': ''} for i, row in enumerate(rows)]
+  output = pathlib.Path(FLAGS.output or f'{dense[0].run.runs_dir}/report').expanduser()
+  output.mkdir(parents=True, exist_ok=True)
+  tables.print_rows(rows)
+  markdown.write_rows(output / 'recipes.csv', rows)
+  print(f'{output}/recipes.csv')
+  failed = trials.without_result(dense + [c for d in dense for s in recipes
+                                          for c in paths(d, s, recipe)])
+  for config, why in failed:
+    print(f'failed: {trials.folder_of(config)}: {why}', file=sys.stderr)
+  return 1 if failed else 0
+
 
 if __name__ == '__main__':
   command.define('compression_sweep')
-  sys.exit(flags.run(command.main, __doc__, command.OWN))
+  absl_flags.DEFINE_string('recipes', '', 'recipes as in compress, divided by ";", which every '
+                                          'combination follows')
+  sys.exit(flags.run(main, __doc__, (*command.OWN, 'recipes')))

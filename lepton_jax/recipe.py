@@ -123,12 +123,17 @@ def follow(stages, base, given, start):
   from lepton_jax import run
   place = start
   for stage, config in zip(stages, configs(stages, base, given)):
-    if config.distill.distill and not config.distill.teacher:
-      config = config.replace(teacher=start)
-    config = config.replace(init_from=place).check()
+    config = begun(config, start, place)
     place = f'{config.run.runs_dir}/{config.name()}'
     print(f'{stage.text}: {place}', flush=True)
     yield stage, place, run.train(config)
+
+
+def begun(config, start, place):
+  """A stage's configuration from the run at `place` on; it learns from `start`, if it distils."""
+  if config.distill.distill and not config.distill.teacher:
+    config = config.replace(teacher=start)
+  return config.replace(init_from=place).check()
 
 
 def configs(stages, base, given):

@@ -13,6 +13,7 @@ from lepton_jax import folder, recipe, run, trees
 from lepton_jax.config import Config
 from lepton_jax.deploy import measure, pack
 from lepton_jax.errors import UserError
+from lepton_jax.report import markdown
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -130,3 +131,26 @@ def test_lower_levels_are_taken_where_they_save_more_bits_than_they_err(dense):
   trained = folder.load(str(dense))
   sizes = [len(pack.pack(trained, bits=4, rate=rate)) for rate in (0.0, 0.1, 0.3, 3.0)]
   assert sizes == sorted(sizes, reverse=True) and sizes[-1] < 0.8 * sizes[0]
+
+
+def test_a_sweep_of_recipes_trains_once_what_they_share(tmp_path):
+  """Recipes with a common beginning: their stages are the runs of `follow`."""
+  given = ('--model=mlp', '--dataset=digits', '--width=0.5', '--epochs=1',
+           f'--runs_dir={tmp_path}', '--recipes=prune(0.8):1,quantize(4):1,pack;'
+           'prune(0.8):1,cluster(16):1')
+  done = subprocess.run([sys.executable, '-m', 'experiments.compression_sweep', *given], cwd=ROOT,
+                        capture_output=True, text=True, env=dict(os.environ, JAX_PLATFORMS='cpu'))
+  assert done.returncode == 0, done.stderr
+  rows = markdown.rows(tmp_path / 'report' / 'recipes.csv')
+  assert {row['recipe'] for row in rows} == {
+      'dense', 'prune(0.8):1,quantize(4):1,pack', 'prune(0.8):1,cluster(16):1'}
+  assert sum(bool(row['test_accuracy']) for row in rows) == 1
+  runs = [path for path in tmp_path.glob('mlp-*') if (path / 'result.json').exists()]
+  assert len(runs) == 1 + 3  # of four stages one is shared
+  base = Config().replace(model='mlp', dataset='digits', width=0.5, epochs=1, tensorboard=False,
+                          pictures=False, checkpoint_every=0, runs_dir=str(tmp_path)).check()
+  start = tmp_path / base.name()
+  stages = recipe.parse('prune(0.8):1,quantize(4):1')
+  before = {path.name for path in runs}
+  for _, place, _ in recipe.follow(stages, base, {}, str(start)):
+    assert pathlib.Path(place).name in before

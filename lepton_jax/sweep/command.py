@@ -100,10 +100,10 @@ def drawn(base, lists):
   return trained(base, work)
 
 
-def trained(config, work):
+def trained(config, work, present=None):
   """Does the work, shows what it found and returns the exit status.
 
-  `work` returns (configurations, Costs).
+  `work` returns (configurations, Costs); `present` shows the configurations, None: as a sweep's.
   """
   from lepton_jax.train import loop
   for folder in (config.run.runs_dir, FLAGS.output):
@@ -115,7 +115,7 @@ def trained(config, work):
     print(f'{signal}: what has begun was saved. To go on, repeat the same command', file=sys.stderr)
     return 130
   print(costs)
-  return show(configs)
+  return (present or show)(configs)
 
 
 def make_folder(name):
