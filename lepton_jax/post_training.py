@@ -43,10 +43,10 @@ def check(config):
 def quantize(assembly, state, put):
   """The state with rounded kernels; reads --quantize_calibration training batches, no others."""
   network, options = assembly.network, assembly.config.quantize
-  if not assembly.batches.same_shapes or jax.process_count() > 1:
-    raise UserError('--quantize_after reads batches of one shape in one process; for text pass '
-                    '--buckets=1')
-  batches = [put(assembly.batches.at(i)) for i in range(options.quantize_calibration)]
+  if jax.process_count() > 1:
+    raise UserError('--quantize_after reads its batches in one process')
+  batches = [put(one) for one in equally_long([
+      assembly.batches.at(i) for i in range(options.quantize_calibration)])]
   state = with_best_steps(state)
   for hook in assembly.make_hooks(put, slice(None), jax.jit):
     state = hook(state, 0)
@@ -66,6 +66,22 @@ def quantize(assembly, state, put):
   if 'batch_stats' in state.model_state:
     state = with_statistics(network, state, batches)
   return state
+
+
+def equally_long(batches):
+  """Batches of texts padded to the longest of them; others as they are."""
+  longest = max(batch['inputs'].shape[1] for batch in batches)
+
+  def padded(batch):
+    more = longest - batch['inputs'].shape[1]
+    if not more:
+      return batch
+    by_step = batch['label'].ndim == 2  # a step without a label has -1
+    label = np.pad(batch['label'], ((0, 0), (0, more)), constant_values=-1) if by_step else (
+        batch['label'])
+    return dict(batch, inputs=np.pad(batch['inputs'], ((0, 0), (0, more))), label=label)
+
+  return [padded(batch) for batch in batches]
 
 
 def rounded_kernels(state):

@@ -96,3 +96,28 @@ def test_options_that_do_not_fit_say_so(trained):
                          (dict(prune_sparsity=0.5), 'does not prune')):
     with pytest.raises(UserError, match=words):
       assemble.build(whole.replace(**options), data)
+
+
+def test_texts_in_buckets_are_read_at_the_length_of_the_longest(small, tmp_path):
+  """Batches of several lengths; eight bits change no answer of a word-level network."""
+  rng = np.random.default_rng(0)
+  good, bad = ['fine', 'good', 'great', 'nice'], ['bad', 'poor', 'sad', 'dull']
+  lines = ['text,label']
+  for i in range(300):
+    words = rng.choice(good if i % 2 else bad, 1 + i % 20)
+    lines.append(f'{" ".join(words)},{"up" if i % 2 else "down"}')
+  (tmp_path / 'texts.csv').write_text('\n'.join(lines) + '\n')
+  config = small.replace(model='lstm_classifier', hidden=16, embedding=8, epochs=4, batch_size=16,
+                         dataset=f'csv:{tmp_path}/texts.csv', text_column='text', target='label',
+                         learning_rate=1e-2, runs_dir=str(tmp_path / 'runs'))
+  exact = run.train(config.check(), quiet=True)
+  place = f'{config.run.runs_dir}/{config.name()}'
+  assembly = assemble.build(config, assemble.load_data(config))
+  widths = {assembly.batches.at(i)['inputs'].shape[1] for i in range(4)}
+  assert len(widths) > 1
+  rounded = config.replace(init_from=place, quantize_weight_bits=8, quantize_activation_bits=8,
+                           **AFTER).check()
+  found = run.train(rounded, quiet=True)
+  assert found['quantized_kernels'] == 4 and found['steps'] == 0
+  assert exact['test_accuracy'] > 0.95
+  assert abs(found['test_loss'] - exact['test_loss']) < 0.02

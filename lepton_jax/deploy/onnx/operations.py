@@ -108,11 +108,11 @@ def result(equation, name, index=0, **layout):
 
 UNARY = dict(neg='Neg', exp='Exp', log='Log', tanh='Tanh', logistic='Sigmoid', sqrt='Sqrt',
              abs='Abs', sign='Sign', floor='Floor', ceil='Ceil', erf='Erf', sin='Sin', cos='Cos',
-             is_finite=None, stop_gradient='Identity', copy='Identity', copy_p='Identity')
+             stop_gradient='Identity', copy='Identity', copy_p='Identity')
 UNARY['not'] = 'Not'
 BINARY = dict(add='Add', sub='Sub', mul='Mul', div='Div', max='Max', min='Min', pow='Pow',
               eq='Equal', lt='Less', gt='Greater', le='LessOrEqual', ge='GreaterOrEqual',
-              atan2=None, add_any='Add')
+              add_any='Add')
 BINARY |= {'and': 'And', 'or': 'Or', 'xor': 'Xor'}
 
 
@@ -136,21 +136,17 @@ ELEMENTWISE = {*UNARY, *BINARY, 'ne', 'rsqrt', 'square', 'integer_pow', 'select_
 
 @operation(*UNARY)
 def unary(graph, equation, x):
-  operator = UNARY[equation.primitive.name]
-  if operator is None:
-    raise NotImplementedError('no operator')
-  return elementwise(graph, equation, operator, x)
+  return elementwise(graph, equation, UNARY[equation.primitive.name], x)
 
 
 @operation(*BINARY)
 def binary(graph, equation, x, y):
   operator = BINARY[equation.primitive.name]
-  logical = operator in ('And', 'Or', 'Xor')
+  if operator in ('And', 'Or', 'Xor') and x.dtype != bool:
+    raise NotImplementedError('only of truth values')
   zero = y.constant and not y.array.any()
   if operator == 'Max' and zero and np.issubdtype(x.dtype, np.floating):
     return elementwise(graph, equation, 'Relu', x)
-  if operator is None or logical and equation.outvars[0].aval.dtype != bool:
-    raise NotImplementedError('no operator')
   return elementwise(graph, equation, operator, x, y)
 
 
