@@ -30,18 +30,22 @@ OWN = ('split', 'data_dir', 'batches', 'rounds', 'output')
 def main(files):
   from lepton_jax.deploy import measured
   from lepton_jax.report import markdown, tables
+  from lepton_jax.sweep import command
   if not files:
     raise UserError('name the files to measure, the dense network first')
   try:
     batches = [int(size) for size in FLAGS.batches.split(',')]
   except ValueError:
-    raise UserError(f'--batches={FLAGS.batches}: allowed are whole numbers with commas') from None
+    batches = [0]
+  if min(batches) < 1:
+    raise UserError(f'--batches={FLAGS.batches}: allowed are whole numbers from 1, with commas')
   with tempfile.TemporaryDirectory() as place:
     rows = measured.rows(files, FLAGS.split, FLAGS.data_dir, batches, FLAGS.rounds,
                          pathlib.Path(place))
   tables.print_rows(measured.table(rows))
   print(rows[0]['processor'])
   if FLAGS.output:
+    command.make_folder(pathlib.Path(FLAGS.output).parent)
     markdown.write_rows(FLAGS.output, [{k: str(v) for k, v in row.items()} for row in rows])
   return 0
 

@@ -34,6 +34,8 @@ def main(config):
   given = dict(kb=FLAGS.max_kb, ms=FLAGS.max_ms, accuracy=FLAGS.min_accuracy)
   limits = {name: limit for name, limit in given.items() if limit is not None}
   rows = budget.candidates(folders, FLAGS.data_dir)
+  if FLAGS.min_accuracy is not None and rows[0]['measure'] != 'accuracy':
+    raise UserError(f'--min_accuracy: these runs are measured by {rows[0]["measure"]}')
   budget.time(rows)
   best, output = budget.chosen(rows, limits), pathlib.Path(FLAGS.output).expanduser()
   print(f'{len(rows)} runs; nothing beats these in accuracy, bytes and milliseconds together:')
@@ -58,7 +60,7 @@ if __name__ == '__main__':
   absl_flags.DEFINE_string('runs', 'runs/*', 'run folders, patterns with commas between')
   absl_flags.DEFINE_float('max_kb', None, 'largest ONNX file in kB (1,000 bytes)', lower_bound=0)
   absl_flags.DEFINE_float('max_ms', None, 'longest time of one example in ms', lower_bound=0)
-  absl_flags.DEFINE_float('min_accuracy', None, 'least validation accuracy, a share', lower_bound=0)
+  absl_flags.DEFINE_float('min_accuracy', None, 'least validation accuracy, a share', 0, 1)
   absl_flags.DEFINE_string('data_dir', '', 'folder of prepared TFDS data; empty: as trained')
   absl_flags.DEFINE_string('output', 'runs/select', 'folder of the picture and of budget.json')
   sys.exit(flags.run(main, __doc__, OWN))

@@ -13,6 +13,7 @@ POST /predict takes {"inputs": [...]} in the network's shape, /image the bytes o
 
 import os
 import pathlib
+import socket
 import sys
 
 from absl import flags as absl_flags
@@ -41,9 +42,15 @@ def main(config):
       raise UserError(f'--token_file={FLAGS.token_file} is empty')
   limits = service.Limits(FLAGS.max_body, FLAGS.max_queue, FLAGS.max_batch, FLAGS.timeout)
   app = service.make_app(FLAGS.artifact.split(','), token, limits)
-  print(f'http://{FLAGS.host}:{FLAGS.port}', flush=True)
-  uvicorn.run(app, host=FLAGS.host, port=FLAGS.port, log_level='warning', access_log=False,
-              timeout_graceful_shutdown=int(FLAGS.timeout) + 1)
+  try:
+    link = socket.create_server((FLAGS.host, FLAGS.port), backlog=1024)
+  except OSError as error:
+    raise UserError(f'cannot listen at --host={FLAGS.host} --port={FLAGS.port}: {error}') from None
+  print(f'http://{FLAGS.host}:{link.getsockname()[1]}', flush=True)
+  settings = uvicorn.Config(app, log_level='warning', access_log=False,
+                            limit_concurrency=max(1000, 4 * FLAGS.max_queue),
+                            timeout_graceful_shutdown=int(FLAGS.timeout) + 1)
+  uvicorn.Server(settings).run(sockets=[link])
   return 0
 
 

@@ -60,7 +60,7 @@ def test_every_model_answers_alike_in_other_runtimes(small, model, options, monk
   trained = shaken(trained_of(small, monkeypatch, model, **options))
   content, _ = export.export(trained)
   session = runtime.session(content)
-  program, _ = stablehlo.export(trained)
+  program = stablehlo.export(trained)
   program = jax.export.deserialize(program)
   states = [np.zeros((7, *one.shape[1:]), one.dtype) for one in program.in_avals[1:]]
   for count in (1, 7):
@@ -201,6 +201,62 @@ def test_a_new_model_of_our_layers_and_common_functions_is_exported(small, monke
   inputs = traced.samples(trained, 7)
   close(runtime.predict(runtime.session(export.export(trained)[0]), inputs),
         traced.reference(trained, inputs))
+
+
+ROWS = np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32)
+FLAT = dict(
+    thin_sum=lambda x: (x[:, :1] + jnp.zeros((x.shape[0], 6))).sum(1),
+    thin_relu=lambda x: jnp.maximum(x[:, :1], jnp.zeros((x.shape[0], 6))),
+    literal=lambda x: x + jax.lax.scan(lambda c, y: (c + y, c), 0., np.arange(5, dtype='f4'))[0],
+    loop=lambda x: jax.lax.fori_loop(0, 4, lambda i, c: c * 0.5 + 1, x),
+    twice=lambda x: jax.lax.scan(lambda c, y: (c * 0.5 + y,) * 2, x[:, 0] * 0,
+                                 jnp.stack([x[:, 0]] * 3))[1],
+    read_in_a_loop=lambda x: (lambda u: (u + 1).sum() + jax.lax.scan(
+        lambda c, y: (c + u * y, c), u * 0, np.arange(3, dtype='f4'))[0])(x @ ROWS),
+    stack=lambda x: jnp.stack([x, x + 1], 1), tile=lambda x: jnp.tile(x, (1, 2)),
+    gelu=lambda x: jax.nn.gelu(x, approximate=False), some=lambda x: x[:, np.array([3, 0, 5])],
+    logsumexp=lambda x: jax.nn.logsumexp(x, -1), truth=lambda x: jnp.where(x > 0, x > 1, x < -1),
+    whole=lambda x: x // 0.3, last=lambda x: x[:, -1], flip=lambda x: x[:, ::-1] - x[:, ::2].sum())
+SEQUENCES = dict(rest=lambda x: x[:, 1:] - x[:, :-1], last=lambda x: x[:, -1],
+                 places=lambda x: x + jnp.arange(x.shape[1])[:, None] * 0.1)
+
+
+@pytest.mark.parametrize('name,function,shape', [
+    *((name, function, (6,)) for name, function in FLAT.items()),
+    *((name, function, ('time', 6)) for name, function in SEQUENCES.items())])
+def test_common_functions_mean_the_same_in_onnx(name, function, shape):
+  inputs = dict(inputs=(np.dtype('float32'), ('batch', *shape)))
+  run = lambda _, x: (function(x),)
+  with jax.numpy_dtype_promotion('standard'):
+    content = export.build(run, dict(params={}), inputs, ('out',), {}, name, {})
+  session = runtime.session(content)
+  for count, time in ((1, 3), (7, 5)):
+    sizes = [time if size == 'time' else size for size in shape]
+    x = np.random.default_rng(count).normal(size=(count, *sizes)).astype(np.float32)
+    with jax.numpy_dtype_promotion('standard'):
+      wanted = np.asarray(function(jnp.asarray(x)))
+    found = runtime.predict(session, x)
+    assert found.dtype == wanted.dtype and found.shape == wanted.shape
+    close(found.astype(float), wanted.astype(float))
+
+
+def test_half_precision_leaves_as_single(small, monkeypatch, tmp_path):
+  trained = shaken(trained_of(small, monkeypatch, 'lenet5', dtype='bfloat16'))
+  for format in leaving.FORMATS:
+    found = leaving.write(trained, format, tmp_path / f'a.{format}')
+    assert found['same_decisions'] >= 0.99
+  assert 'float32' in json.loads((tmp_path / 'a.onnx.json').read_text())['notes'][0]
+
+
+def test_outputs_that_cannot_be_are_told(small, monkeypatch, tmp_path):
+  trained = trained_of(small, monkeypatch, 'lenet_300_100')
+  (tmp_path / 'file').touch()
+  for path, format, int4, words in (('a.bin', 'onnx', False, 'ends in .onnx'),
+                                    ('file/a.onnx', 'onnx', False, 'cannot be written'),
+                                    ('a.lepton', 'lepton', True, '--int4')):
+    with pytest.raises(UserError, match=words):
+      leaving.write(trained, format, tmp_path / path, int4)
+  assert [path.name for path in tmp_path.iterdir()] == ['file']
 
 
 def test_what_has_no_form_in_onnx_is_told_with_its_line(small, monkeypatch, tmp_path):

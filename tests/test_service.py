@@ -20,6 +20,7 @@ from PIL import Image
 
 from lepton_jax.config import Config
 from lepton_jax.deploy import leaving, runtime, traced
+from lepton_jax.deploy import service as service_lib
 from tests.test_deploy import trained_of
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -113,8 +114,8 @@ WRONG = [('/predict', b'{"inputs": [1,', 422, 'JSON'), ('/predict', b'{}', 422, 
          ('/predict', dict(inputs=[1, 2]), 422, 'wanted is [16, 16, 1]'),
          ('/predict', dict(inputs=np.full((16, 16, 1), 256).tolist()), 422, '0 to 255'),
          ('/predict', dict(inputs=np.full((16, 16, 1), 0.5).tolist()), 422, 'whole numbers'),
-         ('/predict', dict(inputs=[['a']]), 422, 'finite numbers'),
-         ('/predict', b'{"inputs": [NaN]}', 422, 'finite numbers'),
+         ('/predict', dict(inputs=[['a']]), 422, 'to be numbers'),
+         ('/predict', b'{"inputs": [NaN]}', 422, 'wanted is'),
          ('/predict', b'[' * 10_000, 400, 'parsing'), ('/image', b'no image', 422, 'known format'),
          ('/text', dict(text='a'), 422, 'reads no text'), ('/text', dict(text=3), 422, 'string'),
          ('/predict', b'0' * 20_001, 413, '20,000 bytes'), ('/nowhere', b'', 404, 'Not Found')]
@@ -201,6 +202,41 @@ def test_a_token_a_full_queue_and_a_stop(files):
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
     assert found[-1][0] == 200
+
+
+def test_steps_words_and_numbers_have_bounds(files):
+  with serving(f'--artifact={files["text"][0]}') as (port, _):
+    for inputs, words in (([2] * 1001, '1,001 steps; allowed are 1,000'), ([0, 0], 'no word'),
+                          ([1, 99], '0 to 19'), ([], 'shape [0]')):
+      status, answer, _ = ask(port, '/predict', dict(inputs=inputs))
+      assert status == 422 and words in answer['detail']
+    assert ask(port, '/predict', dict(inputs=[2] * 1000))[0] == 200
+    body = b'POST /text HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{'
+    with socket.create_connection(('127.0.0.1', port)) as link:
+      link.sendall(body)
+      assert ask(port, '/text', dict(text='2 3'))[0] == 200  # others are answered meanwhile
+
+
+def test_a_body_that_lingers_is_given_up(files):
+  with serving(f'--artifact={files["image"][0]}', '--timeout=0.5') as (port, _):
+    with socket.create_connection(('127.0.0.1', port)) as link:
+      link.sendall(b'POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{')
+      assert b' 408 ' in link.recv(200)
+
+
+def test_one_bad_example_leaves_its_batch_alone():
+  class Fragile:
+    name, bytes = 'fragile', 1
+
+    @staticmethod
+    def answer(examples):
+      if any(one == 13 for one in examples):
+        raise RuntimeError('unlucky')
+      return [dict(value=one) for one in examples]
+
+  found = service_lib.Batches([Fragile], service_lib.Limits())._answers([1, 13, 2])
+  assert [one[0]['value'] for one in (found[0], found[2])] == [1, 2]
+  assert isinstance(found[1], RuntimeError)
 
 
 def test_files_that_cannot_be_served_are_told(files):

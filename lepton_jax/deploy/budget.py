@@ -29,13 +29,14 @@ def candidates(folders, data_dir='', tell=print):
         where = dict(data_dir=data_dir) if data_dir else {}
         leaving.write(folder.load(str(place), **where), 'onnx', place / FILE)
       running = runtime.open_file(place / FILE)
-    except UserError as error:
+    except (UserError, OSError) as error:
       tell(f'{place}: left out, {str(error).splitlines()[0]}')
       continue
     sign = 1 if result['measure'] == 'accuracy' else -1
     row = dict(run=str(place), accuracy=sign * result[f'validation_{result["measure"]}'],
                test=sign * result[f'test_{result["measure"]}'],
-               kb=measured.size(running) / 1000, running=running, config=folder.read_config(place))
+               measure=result['measure'], kb=measured.size(running) / 1000, running=running,
+               config=folder.read_config(place))
     found.append(row)
   if not found:
     raise UserError('none of the folders is a finished run with weights')
@@ -43,10 +44,10 @@ def candidates(folders, data_dir='', tell=print):
 
 
 def time(rows, rounds=9):
-  """Adds 'ms' of one example to the rows, which take turns; raises UserError for unlike inputs."""
+  """Adds 'ms' of one example to the rows, which take turns; raises UserError for unlike data."""
   running = [row['running'] for row in rows]
-  if len({(one.dtype.name, one.shape) for one in running}) > 1:
-    raise UserError('the runs read different inputs; name runs of one data set')
+  if len({(one.dtype.name, one.shape, measured.data_of(one.facts)) for one in running}) > 1:
+    raise UserError('the runs read different data; name runs of one data set')
   inputs = measured.drawn(running[0], None, 'test', 1)
   times = latency.side_by_side([one.answer for one in running], inputs, rounds)
   for row, one in zip(rows, times):

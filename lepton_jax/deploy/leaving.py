@@ -1,5 +1,6 @@
 """Files for other runtimes, each verified before it is there."""
 
+import contextlib
 import json
 import pathlib
 
@@ -19,6 +20,10 @@ CLOSE = 1e-4  # of the largest output, where nothing is rounded
 ALIKE = 0.99  # share of equal decisions where something is
 
 
+class Unlike(Exception):
+  """A file answers otherwise than the network that it was made of."""
+
+
 def write(trained, format, path, int4=False):
   """Writes a file of a folder.Trained and compares what it answers on real samples.
 
@@ -26,18 +31,28 @@ def write(trained, format, path, int4=False):
   and leaves no file, where the answers differ.
   """
   path = pathlib.Path(path).expanduser()
+  if path.suffix != f'.{format}':
+    raise UserError(f'--output={path}: a file of --format={format} ends in .{format}')
+  if int4 and format != 'onnx':
+    raise UserError(f'--int4 is of --format=onnx, not of {format}')
   content, notes = made(trained, format, int4)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  draft = path.with_name(f'.{path.name}.draft')
+  draft = path.with_name(f'.{path.name}.draft.{format}')
   try:
+    path.parent.mkdir(parents=True, exist_ok=True)
     draft.write_bytes(content)
     found = compare(trained, reader(trained, format, draft), rounds(trained, format))
+    found = dict(file=path.name, format=format, bytes=len(content), **found, **about(trained),
+                 notes=notes)
     draft.replace(path)
+    path.with_name(f'{path.name}.json').write_text(json.dumps(found, indent=2) + '\n')
+  except OSError as error:
+    raise UserError(f'--output={path} cannot be written: {error.strerror or error}') from None
+  except Unlike as error:
+    told = ''.join(f' Note: {note}.' for note in notes)
+    raise UserError(f'{error}; no file was written.{told}') from None
   finally:
-    draft.unlink(missing_ok=True)
-  found = dict(file=path.name, format=format, bytes=len(content), **found, **about(trained),
-               notes=notes)
-  path.with_name(f'{path.name}.json').write_text(json.dumps(found, indent=2) + '\n')
+    with contextlib.suppress(OSError):
+      draft.unlink(missing_ok=True)
   return found
 
 
@@ -58,15 +73,14 @@ def made(trained, format, int4):
     from lepton_jax.deploy.onnx import export
     return export.export(trained, int4)
   if format == 'stablehlo':
-    return stablehlo.export(trained)
+    return stablehlo.export(trained), []
   return pack.pack(trained), []
 
 
 def reader(trained, format, path):
   """raw inputs -> outputs by the runtime of a file, in the target's units."""
   if format == 'onnx':
-    running = runtime.session(str(path))
-    return lambda inputs: runtime.predict(running, inputs)
+    return runtime.open_file(path).answer
   if format == 'stablehlo':
     inputs = list(traced_lib.trace(trained).inputs.values())
     return lambda given: stablehlo.predict(path, given, [shape for _, shape in inputs[1:]])
@@ -75,19 +89,24 @@ def reader(trained, format, path):
 
 
 def rounds(trained, format):
-  """Whether answers may differ by more than the order of sums: levels fall to the next one."""
-  return format == 'lepton' or bool(trained.network.compression.sites)
+  """Whether answers may differ by more than the order of sums, as where levels are the next ones.
+  """
+  half = trained.config.architecture.dtype != 'float32'
+  return format == 'lepton' or half or bool(trained.network.compression.sites)
 
 
 def compare(trained, answer, rounded):
-  """What `answer` makes of real samples, beside the network's own answers."""
+  """What `answer` makes of real samples, beside the network's own answers.
+
+  Raises Unlike where they differ.
+  """
   error = largest = 0.0
   for count in BATCHES:
     inputs = traced_lib.samples(trained, count)
     own, other = traced_lib.reference(trained, inputs), answer(inputs)
     if own.shape != other.shape:
-      raise UserError(f'the exported network answers {list(other.shape)} for {len(inputs)} inputs, '
-                      f'the trained one {list(own.shape)}; no file was written')
+      raise Unlike(f'the exported network answers {list(other.shape)} for {len(inputs)} inputs, '
+                   f'the trained one {list(own.shape)}')
     error = max(error, float(np.abs(own - other).max()))
     largest = max(largest, float(np.abs(own).max()))
   inputs = traced_lib.samples(trained, SAMPLES)
@@ -97,7 +116,10 @@ def compare(trained, answer, rounded):
                samples=len(inputs))
   regression = trained.network.objective.regression
   if not regression:
-    found['same_decisions'] = float(np.mean(decided(own) == decided(other)))
+    same = decided(own) == decided(other)
+    if same.ndim == 2 and trained.data.vocabulary and not trained.data.stream:
+      same = same[inputs > 0]  # of words, not of what comes after the last one
+    found['same_decisions'] = float(np.mean(same))
   fits = error <= CLOSE * max(1.0, found['largest_output'])
   if rounded and not regression:
     fits = found['same_decisions'] >= ALIKE
@@ -105,8 +127,7 @@ def compare(trained, answer, rounded):
     fits = error <= (1 - ALIKE) * max(1e-6, np.ptp(own)) + CLOSE
   if not fits:
     told = ', '.join(f'{name.replace("_", " ")} {value:.4g}' for name, value in found.items())
-    raise UserError(f'the exported network answers otherwise than the trained one: {told}; no file '
-                    f'was written')
+    raise Unlike(f'the exported network answers otherwise than the trained one: {told}')
   return found
 
 

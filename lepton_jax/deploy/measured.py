@@ -23,11 +23,13 @@ def rows(files, split, data_dir, batches, rounds, place):
            for one in running}
   if len(kinds) > 1:
     raise UserError(f'the files read different inputs: {", ".join(map(str, sorted(kinds)))}')
+  if len({data_of(one.facts) for one in running if 'options' in one.facts}) > 1:
+    raise UserError('the files were trained on different data; compare files of one data set')
   data = examples(running[0].facts, data_dir)
-  found = []
+  one_input, found = drawn(running[0], data, split, 1), []
   for one in running:
     row = dict(file=one.path.name, bytes=size(one), load_ms=1000 * latency.load_seconds(
-        functools.partial(runtime.open_file, one.path)))
+        functools.partial(runtime.open_file, one.path), one_input))
     if 'macs' in one.facts:
       row |= dict(macs=one.facts['macs'], num_parameters=one.facts['num_parameters'])
     if data is not None:
@@ -67,7 +69,7 @@ def table(found):
       number(name, 100, ' %')
     elif name.endswith('rmse'):
       number(name)
-  number('load_ms', 1, ' ms')
+  line('opened and first answer', lambda row: f'{row["load_ms"]:.4g} ms')
   for count in (name.rpartition('_')[2] for name in first if name.startswith('ratio_')):
     line(f'batch {count}: ms, 95th percentile',
          lambda row, n=count: f'{row[f"ms_{n}"]:.4g}, {row[f"p95_{n}"]:.4g}')
@@ -87,6 +89,12 @@ def size(one):
               if entry.key == 'location'}
     total += sum((one.path.parent / place).stat().st_size for place in places)
   return total
+
+
+def data_of(facts):
+  """The options that say which data a network was trained on, as text."""
+  return str(sorted((name, value) for name, value in facts['options'].items()
+                    if config_lib.FIELDS[name][0] == 'data'))
 
 
 def examples(facts, data_dir):

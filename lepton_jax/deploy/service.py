@@ -24,7 +24,8 @@ from lepton_jax.deploy import runtime
 from lepton_jax.errors import UserError
 
 PAGE = pathlib.Path(__file__).with_name('page.html')
-MOST_WORDS = 1000  # of a text, or characters; the rest is cut
+MOST_WORDS = 1000  # of a text, or characters; the rest of a text is cut
+IMAGES = ('PNG', 'JPEG', 'WEBP', 'GIF', 'BMP')
 MOST_PIXELS = 4096 * 4096  # of an uploaded image, before it is decoded
 
 
@@ -77,8 +78,10 @@ class Model:
       array = np.asarray(inputs)
     except ValueError:
       raise ValueError('the lists of inputs differ in length') from None
-    if array.dtype.kind not in 'iuf' or not np.isfinite(array).all():
-      raise ValueError('inputs have to be finite numbers')
+    if array.dtype.kind not in 'iuf':
+      raise ValueError('inputs have to be numbers')
+    if array.ndim and array.shape[0] > MOST_WORDS and self.shape[:1] == (None,):
+      raise ValueError(f'inputs have {array.shape[0]:,} steps; allowed are {MOST_WORDS:,}')
     fits = array.ndim == len(self.shape) and array.size and all(
         want in (None, size) for want, size in zip(self.shape, array.shape))
     if not fits:
@@ -88,7 +91,13 @@ class Model:
       most = 255 if self.dtype == np.uint8 else max(len(self.words) - 1, 0)
       if (array != np.round(array)).any() or array.min() < 0 or array.max() > most:
         raise ValueError(f'inputs have to be whole numbers from 0 to {most}')
-    return array.astype(self.dtype)
+      if self.words and not array.any():
+        raise ValueError('inputs are all 0, which stands for no word')
+    with np.errstate(over='ignore'):
+      array = array.astype(self.dtype)
+    if not np.isfinite(array).all():
+      raise ValueError(f'inputs have to be finite as {self.dtype}')
+    return array
 
   def read_image(self, content):
     """One example from the bytes of an image file; raises ValueError likewise."""
@@ -97,15 +106,17 @@ class Model:
       raise ValueError(f'{self.name} reads no images')
     height, width, channels = self.shape
     try:
-      image = Image.open(io.BytesIO(content))
+      image = Image.open(io.BytesIO(content), formats=IMAGES)
       if image.width * image.height > MOST_PIXELS:
         raise ValueError(f'an image of {image.width}x{image.height} is too large; allowed are '
                          f'{MOST_PIXELS:,} pixels')
       image = image.convert('L' if channels == 1 else 'RGB').resize((width, height))
     except UnidentifiedImageError:
-      raise ValueError('the body is no image of a known format') from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-      raise ValueError(f'the body is no image that can be read: {error}') from None
+      raise ValueError(f'the body is no image of a known format: {", ".join(IMAGES)}') from None
+    except ValueError:
+      raise
+    except Exception as error:  # decoders have errors of all kinds for damaged files
+      raise ValueError(f'the image cannot be read: {error}') from None
     return np.asarray(image, np.uint8).reshape(self.shape)
 
   def read_text(self, text):
@@ -119,7 +130,7 @@ class Model:
     return np.array([self.words.get(part, unknown) for part in parts[:MOST_WORDS]], np.int32)
 
   def answer(self, examples):
-    """Answers, as dictionaries, to a list of examples; shorter texts are padded."""
+    """Answers, as dictionaries or errors, to a list of examples; shorter texts are padded."""
     longest = max(len(one) for one in examples)
     if any(len(one) != longest for one in examples):
       pad = lambda one: np.pad(one, [(0, longest - len(one))] + [(0, 0)] * (one.ndim - 1))
@@ -131,7 +142,9 @@ class Model:
     return [self.told(one, length) for one, length in zip(outputs, lengths)]
 
   def told(self, output, length):
-    """What one output says."""
+    """What one output says; a ValueError, not raised, for one that is no number."""
+    if not np.isfinite(output).all():
+      return ValueError('the network has no finite answer to these inputs')
     if self.values:
       return dict(values=output.tolist())
     if output.ndim == 2 and self.by_character:
@@ -177,32 +190,39 @@ class Batches:
       if waiting:
         self.sizes.observe(len(waiting))
         examples = [example for example, _ in waiting]
-        try:
-          found = await loop.run_in_executor(None, self._answer, examples)
-        except Exception as error:  # the runtime's; every request hears of it
-          found = [error] * len(waiting)
+        found = await loop.run_in_executor(None, self._answers, examples)
         for (_, future), one in zip(waiting, found):
           if not future.done():
             future.set_exception(one) if isinstance(one, Exception) else future.set_result(one)
       for _ in taken:
         self.queue.task_done()
 
-  def _answer(self, examples):
+  def _answers(self, examples):
+    """Answers or errors; where a batch fails, each of its examples is asked alone."""
+    try:
+      return self._together(examples)
+    except Exception as error:  # onnxruntime has a class of its own for each mishap
+      if len(examples) == 1:
+        return [error]
+      return [self._answers([one])[0] for one in examples]
+
+  def _together(self, examples):
     answers = []
     for model in self._models:
       began = time.perf_counter()
       found = model.answer(examples)
       took = 1000 * (time.perf_counter() - began) / len(examples)
-      answers.append([dict(model=model.name, bytes=model.bytes, ms=round(took, 4), **one)
-                      for one in found])
-    return list(zip(*answers))
+      about = dict(model=model.name, bytes=model.bytes, ms=round(took, 4))
+      answers.append([one if isinstance(one, Exception) else about | one for one in found])
+    first_error = lambda one: next((part for part in one if isinstance(part, Exception)), one)
+    return [first_error(one) for one in zip(*answers)]
 
 
 class BodyLimit:
-  """Answers 413 as soon as a body is known to be larger than allowed."""
+  """Answers 413 as soon as a body is known to be larger than allowed, 408 to one that lingers."""
 
-  def __init__(self, app, most):
-    self._app, self._most = app, most
+  def __init__(self, app, most, seconds):
+    self._app, self._most, self._seconds = app, most, seconds
 
   async def __call__(self, scope, receive, send):
     if scope['type'] != 'http':
@@ -210,9 +230,13 @@ class BodyLimit:
     told = dict(scope['headers']).get(b'content-length', b'0')
     if not told.isdigit() or int(told) > self._most:
       return await self._refuse(scope, receive, send)
-    parts, size, more = [], 0, True
+    parts, size, more, until = [], 0, True, time.monotonic() + self._seconds
     while more:
-      message = await receive()
+      try:
+        message = await asyncio.wait_for(receive(), until - time.monotonic())
+      except TimeoutError:
+        return await self._refuse(scope, receive, send, 408,
+                                  f'the body did not come within {self._seconds:g} s')
       if message['type'] == 'http.disconnect':
         return None
       parts.append(message.get('body', b''))
@@ -226,20 +250,22 @@ class BodyLimit:
 
     return await self._app(scope, again, send)
 
-  async def _refuse(self, scope, receive, send):
-    reason = dict(detail=f'a body may have {self._most:,} bytes')
-    await responses.JSONResponse(reason, 413, {'Connection': 'close'})(scope, receive, send)
+  async def _refuse(self, scope, receive, send, status=413, reason=''):
+    reason = dict(detail=reason or f'a body may have {self._most:,} bytes')
+    await responses.JSONResponse(reason, status, {'Connection': 'close'})(scope, receive, send)
 
 
 def make_app(paths, token='', limits=None):
   """The FastAPI application of ONNX files; the first is asked, the others answer beside it.
 
-  With a `token` every request but /healthz has to carry it. Raises UserError for files that cannot
-  be served, or that read different inputs.
+  With a `token` every prediction and /metrics have to carry it. Raises UserError for files that
+  cannot be served, or that read different inputs.
   """
   models, limits = [Model(path) for path in paths], limits or Limits()
-  if len({(model.dtype.name, model.shape) for model in models}) > 1:
-    raise UserError('the files read different inputs')
+  kinds = {(model.dtype.name, model.shape, tuple(model.words), tuple(model.classes))
+           for model in models}
+  if len(kinds) > 1:
+    raise UserError('the files read different inputs or words, or have different classes')
   first, registry = models[0], prometheus_client.CollectorRegistry()
   requests = prometheus_client.Counter('lepton_requests', 'answered requests', ['path', 'status'],
                                        registry=registry)
@@ -259,29 +285,31 @@ def make_app(paths, token='', limits=None):
 
   app = fastapi.FastAPI(title='lepton_jax', description=f'Predictions of {first.name}',
                         lifespan=lifespan)
-  app.add_middleware(BodyLimit, most=limits.body)
+  app.add_middleware(BodyLimit, most=limits.body, seconds=limits.seconds)
 
   @app.middleware('http')
   async def counted(request, go_on):
-    path, began = request.url.path, time.perf_counter()
-    given = request.headers.get('authorization', '').encode()
-    if token and path != '/healthz' and not hmac.compare_digest(given, f'Bearer {token}'.encode()):
-      response = responses.JSONResponse(dict(detail='a bearer token is wanted'), 401,
-                                        {'WWW-Authenticate': 'Bearer'})
-    else:
-      response = await go_on(request)
-    known = path if path in PATHS else 'other'
-    requests.labels(known, response.status_code).inc()
-    seconds.labels(known).observe(time.perf_counter() - began)
-    return response
+    path, began, status = request.url.path, time.perf_counter(), 500
+    given = request.headers.get('authorization', '').encode('latin-1')
+    try:
+      if token and path in GUARDED and not hmac.compare_digest(given, f'Bearer {token}'.encode()):
+        response = responses.JSONResponse(dict(detail='a bearer token is wanted'), 401,
+                                          {'WWW-Authenticate': 'Bearer'})
+      else:
+        response = await go_on(request)
+      status = response.status_code
+      return response
+    finally:
+      known = path if path in (*GUARDED, *OPEN) else 'other'
+      requests.labels(known, status).inc()
+      seconds.labels(known).observe(time.perf_counter() - began)
 
   async def answered(read, given):
     try:
-      example = read(given)
+      example = await asyncio.to_thread(read, given)
+      answer, *beside = await state['batches'].ask(example)
     except ValueError as error:
       raise fastapi.HTTPException(422, str(error)) from None
-    try:
-      answer, *beside = await state['batches'].ask(example)
     except asyncio.QueueFull:
       raise fastapi.HTTPException(503, 'too many requests wait', {'Retry-After': '1'}) from None
     except TimeoutError:
@@ -318,10 +346,12 @@ def make_app(paths, token='', limits=None):
   @app.get('/', response_class=responses.HTMLResponse)
   async def page():
     """A page to try the network on."""
-    kind = 'text' if first.words else 'image'
+    images = len(first.shape) == 3 and first.dtype == np.uint8
+    kind = 'text' if first.words else 'image' if images else 'numbers'
     return PAGE.read_text().replace('{{kind}}', kind).replace('{{model}}', first.name)
 
   return app
 
 
-PATHS = ('/predict', '/image', '/text', '/healthz', '/metrics', '/')
+GUARDED = ('/predict', '/image', '/text', '/metrics')
+OPEN = ('/healthz', '/', '/docs', '/openapi.json')

@@ -25,7 +25,7 @@ np.save(sys.argv[3], found[0])
 
 
 def export(trained):
-  """(the bytes of a serialised jax.export.Exported for CPU, CUDA and TPU, notes).
+  """The bytes of a serialised jax.export.Exported for CPU, CUDA and TPU.
 
   It takes raw inputs and, of running text, states, and returns the outputs and new states, as a
   tuple; batch size and the length of texts are free.
@@ -36,7 +36,7 @@ def export(trained):
             for dtype, shape in traced.inputs.values()]
   weights = jax.tree.map(jax.numpy.asarray, traced.weights)
   exported = platform.export(lambda *given: traced.run(weights, *given), *shapes)
-  return exported.serialize(), traced.notes
+  return exported.serialize()
 
 
 def predict(path, inputs, states):

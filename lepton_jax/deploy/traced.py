@@ -1,12 +1,14 @@
 """A trained network as one function of raw inputs, for programs that know nothing of this one."""
 
+import dataclasses
 import typing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lepton_jax import trees
+from lepton_jax import assemble, trees
+from lepton_jax import network as network_lib
 from lepton_jax.data import series
 from lepton_jax.deploy import levels
 
@@ -24,18 +26,17 @@ class Traced(typing.NamedTuple):
     inputs: {name: (dtype, shape)}, the raw examples first; a size that is free is a word.
     outputs: names of the outputs, in order.
     levels: {kernel: (i32 levels, f32 scale that broadcasts against them)} of those on even levels.
-    notes: sentences on what the network is outside of this program.
   """
   run: typing.Callable
   weights: dict
   inputs: dict
   outputs: tuple
   levels: dict
-  notes: list
 
 
 def trace(trained):
-  """The Traced of a folder.Trained."""
+  """The Traced of a folder.Trained; a network of half precision computes in float32 elsewhere."""
+  trained = widened(trained)
   network, data = trained.network, trained.data
   kept = network.compression.kept(trained.weights, trained.hparams)
   counted = jax.device_get(network.compression.rounded(kept, trained.hparams))
@@ -65,7 +66,17 @@ def trace(trained):
              for i, state in enumerate(states)}
   outputs = ('values' if regression else 'logits', *(f'new_{n}' for n in list(inputs)[1:]))
   found = on_levels(network, kept, weights['params'], trained.hparams)
-  return Traced(run, weights, inputs, outputs, found, notes(trained, found))
+  return Traced(run, weights, inputs, outputs, found)
+
+
+def widened(trained):
+  """The same network, computing in float32."""
+  if trained.config.architecture.dtype == 'float32':
+    return trained
+  config, weights = trained.config.replace(dtype='float32'), trained.weights
+  network = network_lib.make_network(config, trained.data, trained.network.widths)
+  network = assemble.compressed(network, trained.data, weights['params'], weights['model_state'])
+  return dataclasses.replace(trained, config=config, network=network)
 
 
 def symbolic(shape, scope):
@@ -87,17 +98,6 @@ def on_levels(network, kept, params, hparams):
       found[name] = whole.reshape(kernel.shape), scale.reshape((1,) * (kernel.ndim - 1) + (-1,))
   return {name: (whole, scale.reshape((1,) * (whole.ndim - scale.ndim) + scale.shape))
           for name, (whole, scale) in found.items()}
-
-
-def notes(trained, found):
-  """What a user should know who runs the network elsewhere."""
-  sites, told = trained.network.compression.sites, []
-  if any(site.endswith('/recurrent') for site in sites):
-    told.append('recurrent operators round no states: what they carry from step to step is exact')
-  if found and not sites:
-    told.append('weights are stored as whole numbers; inputs of layers are not rounded, so a '
-                'runtime computes in float: only size is won')
-  return told
 
 
 def samples(trained, count, split='test'):

@@ -5,9 +5,11 @@ import json
 import jax
 import numpy as np
 
+from lepton_jax import trees
 from lepton_jax.deploy import traced as traced_lib
 from lepton_jax.deploy.onnx import graph as graph_lib
 from lepton_jax.deploy.onnx import operations, simplify
+from lepton_jax.errors import UserError
 from lepton_jax.layers import platform
 
 
@@ -20,7 +22,25 @@ def export(trained, int4=False):
   traced = traced_lib.trace(trained)
   content = build(traced.run, traced.weights, traced.inputs, traced.outputs, traced.levels,
                   trained.config.architecture.model, metadata(trained), int4)
-  return content, traced.notes
+  return content, notes(trained, traced.levels)
+
+
+def notes(trained, levels):
+  """What a user should know who runs the file, in sentences."""
+  compression, told = trained.network.compression, []
+  rows = compression.kernels(trees.kernels(trained.weights['params']), trained.config)
+  uneven = [row['kernel'] for row in rows if 'weight_bits' in row and row['kernel'] not in levels]
+  if any(site.endswith('/recurrent') for site in compression.sites):
+    told.append('recurrent operators round no states: what they carry from step to step is exact')
+  if levels and not compression.sites:
+    told.append('weights are stored as whole numbers; inputs of layers are not rounded, so a '
+                'runtime computes in float: only size is won')
+  if uneven:
+    told.append(f'{len(uneven)} rounded kernels have levels at unequal distances, which ONNX '
+                f'lacks: they are stored as float32')
+  if trained.config.architecture.dtype != 'float32':
+    told.append(f'trained in {trained.config.architecture.dtype}, computed in float32')
+  return told
 
 
 def build(run, weights, inputs, outputs, levels, name, about, int4=False):
@@ -57,7 +77,11 @@ def build(run, weights, inputs, outputs, levels, name, about, int4=False):
   described = {one: (out.dtype, tuple(map(told, out.shape)))
                for one, out in zip(outputs, jax.tree.leaves(outs))}
   model = graph.model(name, inputs, described, about)
-  onnx.checker.check_model(model, full_check=True)
+  try:
+    onnx.checker.check_model(model, full_check=True)
+  except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+    raise UserError(f'--format=onnx: the graph that was made is not valid, a fault of this '
+                    f'program: {str(error).splitlines()[0]}') from error
   return model.SerializeToString()
 
 

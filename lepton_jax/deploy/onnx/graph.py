@@ -1,5 +1,6 @@
 """An ONNX graph under construction: nodes, constants, and values that remember their layout."""
 
+import ast
 import typing
 
 import numpy as np
@@ -76,13 +77,13 @@ class Graph:
     self._count += 1
     return f'v{self._count}'
 
-  def node(self, operator, *inputs, outputs=1, **attributes):
-    """Adds a node, unless there is one that does the same; returns the name of its output, or a
-    tuple of them.
+  def node(self, operator, *inputs, outputs=1, alone=False, **attributes):
+    """Adds a node, unless there is one that does the same and it need not be `alone`; returns the
+    name of its output, or a tuple of them.
     """
     attributes = {k: v for k, v in attributes.items() if v is not None}
     key = (operator, inputs, outputs, repr(sorted(attributes.items())))
-    if key not in self.made or 'body' in attributes:
+    if key not in self.made or alone:
       self.made[key] = tuple(self.new() for _ in range(outputs))
       self.nodes.append(helper.make_node(operator, [i or '' for i in inputs], self.made[key],
                                          **attributes))
@@ -109,9 +110,26 @@ class Graph:
     return self._known[key]
 
   def size(self, symbol):
-    """i64[1] of a free size; raises LookupError for an expression of several."""
-    name, axis = self.sizes[str(symbol)]
-    return self.node('Shape', name, start=axis, end=axis + 1)
+    """i64[1] of a free size, or of an expression of them; raises LookupError for other ones."""
+    if str(symbol) in self.sizes:
+      name, axis = self.sizes[str(symbol)]
+      return self.node('Shape', name, start=axis, end=axis + 1)
+    return self._sized(ast.parse(str(symbol), mode='eval').body)
+
+  def _sized(self, tree):
+    """i64[1] of an expression such as time - 1, 2*time or floordiv(time, 2)."""
+    operators = {ast.Add: 'Add', ast.Sub: 'Sub', ast.Mult: 'Mul'}
+    if isinstance(tree, ast.Constant):
+      return self.hold(np.array([tree.value], np.int64))
+    if isinstance(tree, ast.Name) and tree.id in self.sizes:
+      return self.size(tree.id)
+    if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.USub):
+      return self.node('Neg', self._sized(tree.operand))
+    if isinstance(tree, ast.BinOp) and type(tree.op) in operators:
+      return self.node(operators[type(tree.op)], self._sized(tree.left), self._sized(tree.right))
+    if isinstance(tree, ast.Call) and tree.func.id == 'floordiv':
+      return self.node('Div', *map(self._sized, tree.args))
+    raise LookupError(ast.unparse(tree))
 
   def shape(self, sizes):
     """i64[n] of a shape with free sizes."""

@@ -28,7 +28,11 @@ def walk(graph, closed, values):
   """The Values of a ClosedJaxpr's outputs for those of its inputs."""
   known = dict(zip(closed.jaxpr.constvars, map(constant, closed.consts)))
   known |= dict(zip(closed.jaxpr.invars, values))
-  read = lambda atom: constant(atom.val) if isinstance(atom, core.Literal) else known[atom]
+  def read(atom):
+    if isinstance(atom, core.Literal):  # a Python number has the dtype that it is used in
+      return constant(np.asarray(atom.val, atom.aval.dtype))
+    return known[atom]
+
   for equation in closed.jaxpr.eqns:
     given = [read(atom) for atom in equation.invars]
     found = computed(equation, given)
@@ -122,7 +126,7 @@ def elementwise(graph, equation, operator, *given, **attributes):
   whole = [v for v in given if len(v.shape) == len(shape)]
   axes = next((v.axes for v in whole if not v.constant and v.axes), None)
   names = [graph.place(v, axes if len(v.shape) == len(shape) else None) for v in given]
-  thick = any(not thin(v) for v in whole)
+  thick = any(tuple(v.shape) == tuple(shape) and not thin(v) for v in whole)
   return result(equation, graph.node(operator, *names, **attributes), axes=axes, thin=not thick)
 
 
@@ -145,7 +149,8 @@ def binary(graph, equation, x, y):
   if operator in ('And', 'Or', 'Xor') and x.dtype != bool:
     raise NotImplementedError('only of truth values')
   zero = y.constant and not y.array.any()
-  if operator == 'Max' and zero and np.issubdtype(x.dtype, np.floating):
+  same = tuple(x.shape) == tuple(equation.outvars[0].aval.shape)
+  if operator == 'Max' and zero and same and np.issubdtype(x.dtype, np.floating):
     return elementwise(graph, equation, 'Relu', x)
   return elementwise(graph, equation, operator, x, y)
 
@@ -192,6 +197,19 @@ def exp_less(graph, equation, x):
   return power._replace(name=graph.node('Sub', power.name, graph.hold(np.array(1, x.dtype))))
 
 
+@operation('erfc')
+def error_left(graph, equation, x):
+  error = elementwise(graph, equation, 'Erf', x)
+  return error._replace(name=graph.node('Sub', graph.hold(np.array(1, x.dtype)), error.name))
+
+
+@operation('is_finite')
+def is_finite(graph, equation, x):
+  endless = elementwise(graph, equation, 'IsInf', x)
+  either = graph.node('Or', endless.name, graph.node('IsNaN', graph.place(x, endless.axes)))
+  return endless._replace(name=graph.node('Not', either))
+
+
 @operation('rem')
 def remainder(graph, equation, x, y):
   return elementwise(graph, equation, 'Mod', x, y, fmod=1)
@@ -199,9 +217,13 @@ def remainder(graph, equation, x, y):
 
 @operation('round')
 def rounded_half(graph, equation, x):
-  if equation.params['rounding_method'] != lax.RoundingMethod.TO_NEAREST_EVEN:
-    raise NotImplementedError('only jnp.round, which rounds halves to even')
-  return elementwise(graph, equation, 'Round', x)
+  if equation.params['rounding_method'] == lax.RoundingMethod.TO_NEAREST_EVEN:
+    return elementwise(graph, equation, 'Round', x)
+  far = elementwise(graph, equation, 'Abs', x)  # halves away from zero
+  half = graph.hold(np.array(0.5, x.dtype))
+  far = graph.node('Floor', graph.node('Add', far.name, half))
+  sign = elementwise(graph, equation, 'Sign', x)
+  return sign._replace(name=graph.node('Mul', far, sign.name))
 
 
 @operation('clamp')
@@ -214,6 +236,11 @@ def clamp(graph, equation, low, x, high):
 def select(graph, equation, which, *cases):
   if len(cases) != 2 or which.dtype != bool:
     raise NotImplementedError('only a choice of two')
+  if cases[0].dtype == bool:  # runtimes choose between numbers alone
+    numbers = [graph.node('Cast', graph.place(case), to=NUMBERS['int32']) for case in cases]
+    found = graph.node('Where', graph.place(which), *numbers[::-1])
+    return result(equation, graph.node('Cast', found, to=NUMBERS['bool']),
+                  thin=all(map(thin, (which, *cases))))
   return elementwise(graph, equation, 'Where', which, cases[1], cases[0])
 
 
@@ -296,6 +323,20 @@ def concatenate(graph, equation, *given):
     return given[0]
   names = [graph.place(v, whole=True) for v in given]
   return result(equation, graph.node('Concat', *names, axis=equation.params['dimension']))
+
+
+@operation('stack')
+def stack(graph, equation, *given):
+  axis = equation.params['axis']
+  place = graph.hold(np.array([axis], np.int64))
+  names = [graph.node('Unsqueeze', graph.place(v, whole=True), place) for v in given]
+  return result(equation, graph.node('Concat', *names, axis=axis))
+
+
+@operation('tile')
+def tile(graph, equation, x):
+  times = graph.hold(np.array(equation.params['reps'], np.int64))
+  return result(equation, graph.node('Tile', graph.place(x, whole=True), times))
 
 
 @operation('split')
@@ -513,16 +554,22 @@ def gather(graph, equation, x, index):
   first = len(batch)
   after = tuple(range(first, first + len(where)))
   rank = len(index.shape) - 1
+  if not batch and len(where) == 1:  # one axis may be any: the index takes its place
+    after, rest = where, len(x.shape) - 1
+    others = tuple(i for i in range(rank + rest) if not where[0] <= i < where[0] + rank)
+  else:
+    others = tuple(range(rank, rank + len(x.shape) - first - len(where)))
   fits = batch == tuple(range(first)) == numbers.start_indices_batching_dims and (
-      where == gone == after) and numbers.offset_dims == tuple(
-          range(rank, rank + len(x.shape) - first - len(where)))
+      where == gone == after) and numbers.offset_dims == others
   fits = fits and all(sizes[i] == x.shape[i] for i in range(len(sizes)) if i not in (*gone, *batch))
   if not fits:
-    raise NotImplementedError('only whole slices along leading axes, as of table[words] and '
-                              'jnp.take_along_axis')
+    raise NotImplementedError('only whole slices, as of table[words] and jnp.take_along_axis')
   indices = graph.node('Cast', graph.place(index, whole=True), to=NUMBERS['int64'])
   if not batch and len(where) == 1:
     indices = graph.node('Squeeze', indices, graph.hold(np.array([rank], np.int64)))
+    if where != (0,):
+      return result(equation, graph.node('Gather', graph.place(x, whole=True), indices,
+                                         axis=where[0]))
     if x.constant and x.levels is not None and x.levels.axis() in (1, 0) and (
         x.levels.scale.size == 1 or x.levels.axis() == 1):
       # Rows are looked up as they are stored, and only those are scaled.
@@ -586,20 +633,25 @@ def scan(graph, equation, *given):
   consts, carried = params['num_consts'], params['num_carry']
   fixed, states, steps = (given[:consts], given[consts:consts + carried],
                           given[consts + carried:])
+  bare = not steps  # ONNX wants something to go through
+  if bare:
+    steps = [constant(np.arange(params['length']))]
   first = [graph.place(v, whole=True) for v in (*states, *steps)]
   outer, graph.nodes = graph.nodes, []
   known, graph.made = graph.made, dict(graph.made)
   arguments = [var.aval for var in params['jaxpr'].jaxpr.invars[consts:]]
   inside = [Value(aval.shape, aval.dtype, graph.new()) for aval in arguments]
   found = walk(graph, params['jaxpr'], [*fixed, *inside])
+  if bare:
+    inside.append(Value((), steps[0].dtype, graph.new()))
   # Each output is a value of the body's own.
-  names = [graph.node('Identity', graph.place(v, whole=True)) for v in found]
+  names = [graph.node('Identity', graph.place(v, whole=True), alone=True) for v in found]
   body = graph.body([(v.name, v.dtype) for v in inside],
                     [(n, v.dtype) for n, v in zip(names, found)])
   graph.nodes, graph.made = outer, known
   back = int(params['reverse'])
   count = len(equation.outvars)
-  out = graph.node('Scan', *first, outputs=count, body=body, num_scan_inputs=len(steps),
+  out = graph.node('Scan', *first, outputs=count, alone=True, body=body, num_scan_inputs=len(steps),
                    scan_input_directions=[back] * len(steps) or None,
                    scan_output_directions=[back] * (count - carried) or None)
   return [result(equation, name, i) for i, name in enumerate(out if count > 1 else (out,))]

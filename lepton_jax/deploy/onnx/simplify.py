@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from lepton_jax.deploy.onnx import graph as graph_lib
 from lepton_jax.deploy.onnx.graph import Levels
 
 LARGEST = 2 ** 31 - 1
@@ -26,9 +27,10 @@ def merged(graph, node, outputs):
   if node.op_type not in ('Mul', 'Add', 'Sub') or len(held) != 1 or (
       node.op_type == 'Sub' and held != [1]):
     return False
-  readers = [n for n in graph.nodes for name in n.input if name == node.input[1 - held[0]]]
-  before = next((n for n in graph.nodes if node.input[1 - held[0]] in n.output), None)
-  if before is None or len(readers) > 1 or before.output[0] in outputs or (
+  value = node.input[1 - held[0]]
+  readers = sum(list(n.input).count(value) or value in graph_lib.reads(n) for n in graph.nodes)
+  before = next((n for n in graph.nodes if value in n.output), None)
+  if before is None or readers > 1 or before.output[0] in outputs or (
       before.op_type not in ('Conv', 'Gemm') or before.input[1] not in graph.kernels):
     return False
   kernel, levels = graph.kernels[before.input[1]]
