@@ -27,7 +27,7 @@ BEFORE = dict(epochs=60, learning_rate=0.2)
 AFTER = dict(epochs=20, learning_rate=0.05)
 ROWS = dict(model='lstm_classifier', epochs=20, learning_rate=3e-3)
 SHAKESPEARE = dict(model='lstm_lm', dataset='tiny_shakespeare', hidden=256, batch_size=32,
-                   epochs=10, learning_rate=3e-3, dropout=0.2, clip_norm=1.0)
+                   dropout=0.2, clip_norm=1.0)
 SCORES = ('random', 'magnitude', 'saliency', 'snip', 'grasp', 'synflow', 'movement')
 
 
@@ -81,5 +81,6 @@ TABLES = {
     'channels_conv6': Table(RESIDUAL | AFTER | dict(model='conv6', norm='batch', epochs=10),
                             {DENSE: {}, **HALF}, BEFORE | dict(epochs=15)),
     'lstm_rows': Table(ROWS, RECURRENT),
-    'lstm_characters': Table(SHAKESPEARE, RECURRENT),
+    'lstm_characters': Table(SHAKESPEARE | dict(epochs=5, learning_rate=1e-3), RECURRENT,
+                             dict(epochs=10, learning_rate=3e-3)),
 }
