@@ -9,7 +9,7 @@ def read_json(path):
   """What a JSON file holds, None where there is none; raises UserError where it is damaged."""
   try:
     return json.loads(path.read_text())
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     return None
   except ValueError:
     raise UserError(

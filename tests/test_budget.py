@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from lepton_jax import folder, run
+from lepton_jax import run
 from lepton_jax.config import Config
 from lepton_jax.deploy import budget, latency, leaving, measured
 from lepton_jax.errors import UserError
+from tests.test_deploy import trained_of
 
 ROWS = [dict(run=name, accuracy=accuracy, kb=kb, ms=ms) for name, accuracy, kb, ms in (
     ('large', 0.98, 100.0, 2.0), ('small', 0.95, 20.0, 1.0), ('fast', 0.95, 40.0, 0.5),
@@ -63,11 +64,9 @@ def test_runs_are_exported_measured_and_rebuilt_by_their_command(small, tmp_path
   assert row['bytes'] == (place / budget.FILE).stat().st_size and row['memory'] > 0
 
 
-def test_files_of_unlike_inputs_are_not_compared(small, tmp_path):
-  for name, options in (('a', {}), ('b', dict(dataset='mnist5k', train_limit=100))):
-    config = small.replace(runs_dir=str(tmp_path), epochs=1, **options).check()
-    run.train(config, quiet=True)
-    leaving.write(folder.load(f'{tmp_path}/{config.name()}'), 'onnx', tmp_path / f'{name}.onnx')
+def test_files_of_unlike_inputs_are_not_compared(small, tmp_path, monkeypatch):
+  for name, model in (('a', 'lenet_300_100'), ('b', 'cnn_cifar')):
+    leaving.write(trained_of(small, monkeypatch, model), 'onnx', tmp_path / f'{name}.onnx')
   with pytest.raises(UserError, match='different inputs'):
     measured.rows([tmp_path / 'a.onnx', tmp_path / 'b.onnx'], 'test', '', [1], 3, tmp_path)
   with pytest.raises(UserError, match='none of the folders'):

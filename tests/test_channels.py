@@ -15,6 +15,7 @@ from lepton_jax.compress.prune import channel_scores, channels
 from lepton_jax.compress.prune import method as prune
 from lepton_jax.compress.prune.scores import Evidence
 from lepton_jax.errors import UserError
+from tests import LONG
 from tests.test_models import FAMILIES, SHALLOW, SMALL, random_like, tiny_dataset
 
 EXTRA = [('resnet20', dict(width=0.5, depth=2)), ('bilstm_classifier', dict(depth=2)),
@@ -145,7 +146,7 @@ def run_of(small, tmp_path, **options):
 
 
 @pytest.mark.parametrize('options', [
-    dict(model='mlp', hidden=None), dict(model='lstm_classifier', hidden=16)])
+    dict(model='lstm_classifier', hidden=16)] + [dict(model='mlp', hidden=None)] * LONG)
 def test_a_narrow_run_loads_trains_on_and_is_compressed_again(small, tmp_path, options):
   options = {name: value for name, value in options.items() if value is not None}
   config, result, place = run_of(small, tmp_path, prune_structure='channels', prune_sparsity=0.5,

@@ -107,7 +107,7 @@ def test_mobilenet_width_factor():
   assert trees.count(make('mobilenet_v1', (224, 224, 3), 1000, width=0.5)[1]['params']) == 1_331_592
 
 
-@pytest.mark.parametrize('name', DISTINCT)
+@pytest.mark.parametrize('name', FAMILIES)
 def test_every_parameter_gets_a_gradient_and_the_head_is_named(name):
   side, outputs = SMALL.get(name, 8), 2
   tokens = name in VOCABULARY

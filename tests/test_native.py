@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from lepton_jax.layers.native import library
+from tests import LONG
 
 CODE = '''
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ def start(cache, **environment):
 
 
 @pytest.mark.skipif(isinstance(library.status(), library.Missing), reason='no oneDNN here')
+@pytest.mark.skipif(not LONG, reason='LEPTON_LONG_TESTS=1 asks for it')
 def test_two_processes_make_it_at_once_and_a_third_finds_it(tmp_path):
   both, told_once = [start(tmp_path) for _ in range(2)], []
   for process in both:
@@ -53,6 +55,7 @@ import os, sys
 os.sched_setaffinity(0, set(map(int, sys.argv[1].split(','))))
 from lepton_jax import run
 from lepton_jax.config import Config
+from tests import LONG
 common = dict(dataset='digits', epochs=1, train_limit=256, runs_dir=sys.argv[2], tensorboard=False,
               pictures=False, parallel='jit')
 for options in (dict(model='lenet5', norm='batch', image_size=20),

@@ -16,7 +16,7 @@ from lepton_jax.config import Config
 from lepton_jax.errors import UserError
 from lepton_jax.layers import platform
 from lepton_jax.train import parallel
-from tests.test_models import DISTINCT, GOLDEN, SHALLOW, tiny_dataset
+from tests.test_models import FAMILIES, GOLDEN, SHALLOW, tiny_dataset
 
 # Batch norm, dropout, augmentation with mixing, pruning and weight rounding, all at once. Left out
 # is what picks between equals: pixels take few values, so entries of a max pool tie and activations
@@ -139,7 +139,7 @@ def test_too_many_devices_is_an_error():
     parallel.make_parallel('pmap', 18, 9)
 
 
-@pytest.mark.parametrize('model', DISTINCT)
+@pytest.mark.parametrize('model', FAMILIES)
 def test_every_train_step_lowers_for_gpus_and_tpus(model):
   shape, outputs, _ = GOLDEN[model]
   data = tiny_dataset(model, shape, max(outputs, 2) if model != 'lstm_lm' else 65, 4)

@@ -13,6 +13,7 @@ from lepton_jax import layers, trees
 from lepton_jax.compress.quantize import inputs as rounding
 from lepton_jax.layers import lstm, platform, recur, recurrent
 from lepton_jax.registry import MODELS
+from tests import LONG
 from tests.golden import make_recurrent
 
 SEQUENCE_MODELS = [n for n in MODELS.names()
@@ -80,7 +81,7 @@ def test_step_by_step_with_carried_state_equals_the_whole(kind):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), carry, end)
 
 
-@settings(max_examples=20)
+@settings(max_examples=20 if LONG else 8)
 @given(lengths=st.lists(st.integers(0, 6), min_size=1, max_size=4))
 def test_reversing_twice_is_the_identity(lengths):
   x = jax.random.normal(jax.random.key(0), (len(lengths), 6, 2))
@@ -139,7 +140,7 @@ def test_recurrent_dropout_keeps_one_mask_a_sequence(kind):
   np.testing.assert_array_equal(run(0)[:, 0], plain[:, 0])
 
 
-@settings(max_examples=10)
+@settings(max_examples=10 if LONG else 3)
 @given(kind=st.sampled_from(sorted(recurrent.KINDS)),
        activation=st.sampled_from(['tanh', 'relu', 'sigmoid']),
        lengths=st.lists(st.integers(0, 5), min_size=1, max_size=3), masked=st.booleans(),

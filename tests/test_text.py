@@ -9,6 +9,7 @@ from lepton_jax import assemble
 from lepton_jax.config import Config
 from lepton_jax.data import batches, dataset, text
 from lepton_jax.errors import UserError
+from tests import LONG
 
 
 def test_tokens_and_vocabulary():
@@ -85,7 +86,7 @@ def test_text_needs_a_network_that_reads_it(tmp_path, small):
     assemble.build(config, assemble.load_data(config))
 
 
-@pytest.mark.parametrize('model', ('gru_classifier', 'text_cnn'))
+@pytest.mark.parametrize('model', ('gru_classifier', 'text_cnn') if LONG else ('gru_classifier',))
 def test_text_runs_end_to_end_pruned_and_quantised(tmp_path, small, model):
   from lepton_jax import folder, run
   config = small.replace(**make_table(tmp_path / 't.tsv', 300), model=model,
