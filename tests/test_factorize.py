@@ -9,6 +9,7 @@ from lepton_jax import assemble, factorize, folder, run, trees
 from lepton_jax import network as network_lib
 from lepton_jax.errors import UserError
 from lepton_jax.options import Factorize
+from tests import LONG
 from tests.test_channels import logits
 from tests.test_models import FAMILIES, SHALLOW, SMALL, random_like, tiny_dataset
 
@@ -74,9 +75,9 @@ def test_what_cannot_be_factorised_is_said():
 
 
 @pytest.mark.parametrize('options,more', [
-    (dict(model='mlp'), dict(prune_structure='channels', prune_sparsity=0.4)),
-    (dict(model='lstm_classifier', hidden=24),
-     dict(quantize_weight_bits=8, quantize_activation_bits=8))])
+    (dict(model='mlp'), dict(prune_structure='channels', prune_sparsity=0.4))] + LONG * [
+        (dict(model='lstm_classifier', hidden=24),
+         dict(quantize_weight_bits=8, quantize_activation_bits=8))])
 def test_a_factorised_run_loads_and_is_compressed_further(small, tmp_path, options, more):
   base = small.replace(runs_dir=str(tmp_path), batch_size=64, epochs=1, **options)
   first = base.replace(factorize_rank=0.3)

@@ -49,7 +49,7 @@ CHOICES = ('xla', 'onednn') if not isinstance(library.status(), library.Missing)
 TOLERANCE = dict(float32=1e-4, bfloat16=0.05)
 
 
-@settings(max_examples=40 if LONG else 15)
+@settings(max_examples=40 if LONG else 10)
 @given(choice=st.sampled_from(CHOICES), batch=st.integers(1, 19),
        sides=st.tuples(st.integers(5, 9), st.integers(5, 9)),
        channels=st.sampled_from([1, 2, 3, 6, 17]), features=st.sampled_from([1, 3, 16, 32]),

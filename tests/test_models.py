@@ -40,8 +40,8 @@ DISTINCT = [name for name in MODELS.names() if name not in (
 # One or two of each family: laws of compression hold for all models, which are made of the same
 # layers by a few classes; LEPTON_LONG_TESTS=1 asks every one.
 FAMILIES = [name for name in DISTINCT if LONG or name in (
-    'lenet_300_100', 'lenet5', 'resnet8', 'ds_cnn', 'text_cnn', 'elman_classifier',
-    'gru_classifier', 'lstm_tagger', 'bilstm_classifier', 'lstm_lm')]
+    'lenet5', 'resnet8', 'ds_cnn', 'text_cnn', 'gru_classifier', 'lstm_tagger',
+    'bilstm_classifier', 'lstm_lm')]
 # Models that read tokens, and how many words they know.
 VOCABULARY = {'text_cnn': 10_000, 'lstm_lm': 65}
 # Images as small as each architecture bears, so that gradients are quick.

@@ -101,7 +101,8 @@ def all_finite(tree):
 OF_AN_MLP = sorted(everything().keys() - {'stochastic_depth', 'spatial_dropout'})
 
 
-@settings(max_examples=3 if LONG else 1)
+@pytest.mark.skipif(not LONG, reason='LEPTON_LONG_TESTS=1 asks for it')
+@settings(max_examples=3)
 @given(names=st.sets(st.sampled_from(OF_AN_MLP), min_size=2))
 def test_any_of_them_together_are_finite(names):
   if 'r_drop' in names:
