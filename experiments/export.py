@@ -33,7 +33,7 @@ OWN = ('run', 'artifact', 'format', 'output', 'int4', 'data_dir')
 def main(config):
   del config
   from lepton_jax import folder
-  from lepton_jax.deploy import leaving, measure
+  from lepton_jax.deploy import exports, measure
   from lepton_jax.report import tables
   if bool(FLAGS.run) == bool(FLAGS.artifact):
     raise UserError('--run=FOLDER names a finished run or --artifact=FILE a packed file: one of '
@@ -42,7 +42,7 @@ def main(config):
   trained = (folder.load(FLAGS.run, **where) if FLAGS.run else
              measure.open_file(FLAGS.artifact, **where))
   output = FLAGS.output or f'{trained.config.architecture.model}.{FLAGS.format}'
-  found = leaving.write(trained, FLAGS.format, output, FLAGS.int4)
+  found = exports.write(trained, FLAGS.format, output, FLAGS.int4)
   print(output)
   tables.print_table('exported and compared', [
       ('bytes', f'{found["bytes"]:,}'), ('parameters', f'{found["num_parameters"]:,}'),

@@ -28,7 +28,7 @@ OWN = ('split', 'data_dir', 'batches', 'rounds', 'output')
 
 
 def main(files):
-  from lepton_jax.deploy import measured
+  from lepton_jax.deploy import comparison
   from lepton_jax.report import markdown, tables
   from lepton_jax.sweep import command
   if not files:
@@ -40,9 +40,9 @@ def main(files):
   if min(batches) < 1:
     raise UserError(f'--batches={FLAGS.batches}: allowed are whole numbers from 1, with commas')
   with tempfile.TemporaryDirectory() as place:
-    rows = measured.rows(files, FLAGS.split, FLAGS.data_dir, batches, FLAGS.rounds,
+    rows = comparison.rows(files, FLAGS.split, FLAGS.data_dir, batches, FLAGS.rounds,
                          pathlib.Path(place))
-  tables.print_rows(measured.table(rows))
+  tables.print_rows(comparison.table(rows))
   print(rows[0]['processor'])
   if FLAGS.output:
     command.make_folder(pathlib.Path(FLAGS.output).parent)

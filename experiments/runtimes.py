@@ -56,10 +56,9 @@ def main(config):
 
 
 def measured(name, seed, place):
-  """A row of measured.rows for each file of a row of the table, the dense network first."""
+  """A row of comparison.rows for each file of a row of the table, the dense network first."""
   from lepton_jax import folder, run
-  from lepton_jax.deploy import leaving
-  from lepton_jax.deploy import measured as measured_lib
+  from lepton_jax.deploy import comparison, exports
   from lepton_jax.report import tables
   options, changed = ROWS[name]
   base = config_lib.Config().replace(
@@ -73,14 +72,14 @@ def measured(name, seed, place):
   for kind, where in (('dense', dense), ('compressed', f'{FLAGS.runs_dir}/{small.name()}')):
     files.append(place / f'{kind}.onnx')
     trained = folder.load(where)
-    found = leaving.write(trained, 'onnx', files[-1])
+    found = exports.write(trained, 'onnx', files[-1])
     print(f'{name}, seed {seed}, {kind}: {found["bytes"]:,} bytes, error '
           f'{found["largest_error"]:.1e}, same decisions {found["same_decisions"]:.4f}', flush=True)
   if name == 'lstm':
     files.append(place / 'unrolled.onnx')
     files[-1].write_bytes(unrolled(folder.load(dense)))
-  rows = measured_lib.rows(files, 'test', FLAGS.data_dir, [1, 8, 64], FLAGS.rounds, place)
-  tables.print_rows(measured_lib.table(rows))
+  rows = comparison.rows(files, 'test', FLAGS.data_dir, [1, 8, 64], FLAGS.rounds, place)
+  tables.print_rows(comparison.table(rows))
   return rows
 
 

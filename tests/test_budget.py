@@ -5,7 +5,7 @@ import pytest
 
 from lepton_jax import run
 from lepton_jax.config import Config
-from lepton_jax.deploy import budget, latency, leaving, measured
+from lepton_jax.deploy import budget, comparison, exports, latency
 from lepton_jax.errors import UserError
 from tests.test_deploy import trained_of
 
@@ -59,16 +59,16 @@ def test_runs_are_exported_measured_and_rebuilt_by_their_command(small, tmp_path
                               for name, value in given.items() if name != 'model'}, model='mlp')
   assert again.name() == config.name()
   # What the file answers on the whole test part is what the run measured.
-  row, = measured.rows([place / budget.FILE], 'test', '', [1], 3, tmp_path)
+  row, = comparison.rows([place / budget.FILE], 'test', '', [1], 3, tmp_path)
   assert row['test_accuracy'] == pytest.approx(result['test_accuracy'], abs=1e-9)
   assert row['bytes'] == (place / budget.FILE).stat().st_size and row['memory'] > 0
 
 
 def test_files_of_unlike_inputs_are_not_compared(small, tmp_path, monkeypatch):
   for name, model in (('a', 'lenet_300_100'), ('b', 'cnn_cifar')):
-    leaving.write(trained_of(small, monkeypatch, model), 'onnx', tmp_path / f'{name}.onnx')
+    exports.write(trained_of(small, monkeypatch, model), 'onnx', tmp_path / f'{name}.onnx')
   with pytest.raises(UserError, match='different inputs'):
-    measured.rows([tmp_path / 'a.onnx', tmp_path / 'b.onnx'], 'test', '', [1], 3, tmp_path)
+    comparison.rows([tmp_path / 'a.onnx', tmp_path / 'b.onnx'], 'test', '', [1], 3, tmp_path)
   with pytest.raises(UserError, match='none of the folders'):
     budget.candidates([])
 
@@ -82,4 +82,4 @@ def test_accuracy_of_a_split_is_counted_over_its_steps_or_examples():
     answer = staticmethod(lambda inputs: np.tile(np.array([0.0, 1.0], np.float32),
                                                  (len(inputs), 3, 1)))
 
-  assert measured.accuracy(One, Data, 'test') == dict(accuracy=3 / 5)
+  assert comparison.accuracy(One, Data, 'test') == dict(accuracy=3 / 5)

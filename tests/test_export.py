@@ -12,7 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 from lepton_jax import layers, trees
-from lepton_jax.deploy import leaving, runtime, stablehlo, traced
+from lepton_jax.deploy import exports, runtime, stablehlo, traced
 from lepton_jax.deploy.onnx import export
 from lepton_jax.errors import UserError
 from lepton_jax.registry import MODELS
@@ -168,7 +168,7 @@ def test_removed_channels_are_gone_from_the_file(small, tmp_path):
   config = small.replace(model='cnn_mnist', epochs=1, prune_structure='channels',
                          prune_sparsity=0.5, runs_dir=str(tmp_path))
   result = run.train(config.check(), quiet=True)
-  found = leaving.write(folder.load(f'{tmp_path}/{config.name()}'), 'onnx', tmp_path / 'a.onnx')
+  found = exports.write(folder.load(f'{tmp_path}/{config.name()}'), 'onnx', tmp_path / 'a.onnx')
   assert found['num_parameters'] == result['num_parameters']
   assert 4 * result['num_parameters'] < found['bytes'] < 4 * result['num_parameters'] + 4000
   assert found['macs'] == result['macs']
@@ -249,8 +249,8 @@ def test_common_functions_mean_the_same_in_onnx(name, function, shape):
 
 def test_half_precision_leaves_as_single(small, monkeypatch, tmp_path):
   trained = shaken(trained_of(small, monkeypatch, 'lenet5', dtype='bfloat16'))
-  for format in leaving.FORMATS:
-    found = leaving.write(trained, format, tmp_path / f'a.{format}')
+  for format in exports.FORMATS:
+    found = exports.write(trained, format, tmp_path / f'a.{format}')
     assert found['same_decisions'] >= 0.99
   assert 'float32' in json.loads((tmp_path / 'a.onnx.json').read_text())['notes'][0]
 
@@ -262,7 +262,7 @@ def test_outputs_that_cannot_be_are_told(small, monkeypatch, tmp_path):
                                     ('file/a.onnx', 'onnx', False, 'cannot be written'),
                                     ('a.lepton', 'lepton', True, '--int4')):
     with pytest.raises(UserError, match=words):
-      leaving.write(trained, format, tmp_path / path, int4)
+      exports.write(trained, format, tmp_path / path, int4)
   assert [path.name for path in tmp_path.iterdir()] == ['file']
 
 
@@ -274,22 +274,22 @@ def test_what_has_no_form_in_onnx_is_told_with_its_line(small, monkeypatch, tmp_
   trained = dataclasses.replace(trained, network=network,
                                 weights=trained.weights | dict(params=params, model_state={}))
   with pytest.raises(UserError, match=r"'sort' at .*test_export.py:\d+"):
-    leaving.write(trained, 'onnx', tmp_path / 'a.onnx')
+    exports.write(trained, 'onnx', tmp_path / 'a.onnx')
   assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_answers_otherwise_is_not_written(small, monkeypatch, tmp_path):
   trained = trained_of(small, monkeypatch, 'lenet5')
   other = shaken(trained)
-  monkeypatch.setattr(leaving, 'made', lambda *_: export.export(other))
+  monkeypatch.setattr(exports, 'made', lambda *_: export.export(other))
   with pytest.raises(UserError, match='answers otherwise.*no file was written'):
-    leaving.write(trained, 'onnx', tmp_path / 'a.onnx')
+    exports.write(trained, 'onnx', tmp_path / 'a.onnx')
   assert not list(tmp_path.iterdir())
 
 
 def test_stablehlo_runs_in_a_process_without_this_project(small, monkeypatch, tmp_path):
   trained = shaken(trained_of(small, monkeypatch, 'bilstm_classifier'))
-  found = leaving.write(trained, 'stablehlo', tmp_path / 'a.stablehlo')
+  found = exports.write(trained, 'stablehlo', tmp_path / 'a.stablehlo')
   assert found['largest_error'] <= 1e-4
   assert json.loads((tmp_path / 'a.stablehlo.json').read_text())['bytes'] == found['bytes']
   assert sorted(path.name for path in tmp_path.iterdir()) == ['a.stablehlo', 'a.stablehlo.json']

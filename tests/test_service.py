@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from lepton_jax.config import Config
-from lepton_jax.deploy import leaving, runtime, traced
+from lepton_jax.deploy import exports, runtime, traced
 from lepton_jax.deploy import service as service_lib
 from tests.test_deploy import trained_of
 
@@ -73,7 +73,7 @@ def files(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     for name, model in (('image', 'lenet5'), ('text', 'text_cnn')):
       trained = trained_of(small, patch, model)
-      leaving.write(trained, 'onnx', place / f'{name}.onnx')
+      exports.write(trained, 'onnx', place / f'{name}.onnx')
       found[name] = place / f'{name}.onnx', trained
   return found
 

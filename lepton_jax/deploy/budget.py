@@ -6,7 +6,7 @@ import shlex
 
 from lepton_jax import config as config_lib
 from lepton_jax import folder
-from lepton_jax.deploy import latency, leaving, measured, runtime
+from lepton_jax.deploy import comparison, exports, latency, runtime
 from lepton_jax.errors import UserError
 
 FILE = 'network.onnx'
@@ -27,7 +27,7 @@ def candidates(folders, data_dir='', tell=print):
     try:
       if not runtime.facts_of(place / FILE):
         where = dict(data_dir=data_dir) if data_dir else {}
-        leaving.write(folder.load(str(place), **where), 'onnx', place / FILE)
+        exports.write(folder.load(str(place), **where), 'onnx', place / FILE)
       running = runtime.open_file(place / FILE)
     except (UserError, OSError) as error:
       tell(f'{place}: left out, {str(error).splitlines()[0]}')
@@ -35,7 +35,7 @@ def candidates(folders, data_dir='', tell=print):
     sign = 1 if result['measure'] == 'accuracy' else -1
     row = dict(run=str(place), accuracy=sign * result[f'validation_{result["measure"]}'],
                test=sign * result[f'test_{result["measure"]}'],
-               measure=result['measure'], kb=measured.size(running) / 1000, running=running,
+               measure=result['measure'], kb=comparison.size(running) / 1000, running=running,
                config=folder.read_config(place))
     found.append(row)
   if not found:
@@ -46,9 +46,9 @@ def candidates(folders, data_dir='', tell=print):
 def time(rows, rounds=9):
   """Adds 'ms' of one example to the rows, which take turns; raises UserError for unlike data."""
   running = [row['running'] for row in rows]
-  if len({(one.dtype.name, one.shape, measured.data_of(one.facts)) for one in running}) > 1:
+  if len({(one.dtype.name, one.shape, comparison.data_of(one.facts)) for one in running}) > 1:
     raise UserError('the runs read different data; name runs of one data set')
-  inputs = measured.drawn(running[0], None, 'test', 1)
+  inputs = comparison.drawn(running[0], None, 'test', 1)
   times = latency.side_by_side([one.answer for one in running], inputs, rounds)
   for row, one in zip(rows, times):
     row['ms'] = one['ms']

@@ -8,7 +8,7 @@ import numpy as np
 from lepton_jax import trees
 from lepton_jax.deploy import traced as traced_lib
 from lepton_jax.deploy.onnx import graph as graph_lib
-from lepton_jax.deploy.onnx import operations, simplify
+from lepton_jax.deploy.onnx import operations, operators, simplify
 from lepton_jax.errors import UserError
 from lepton_jax.layers import platform
 
@@ -60,7 +60,7 @@ def build(run, weights, inputs, outputs, levels, name, about, int4=False):
             for dtype, shape in inputs.values()]
   with platform.using('graph'):
     closed, outs = jax.make_jaxpr(run, return_shape=True)(weights, *shapes)
-  graph = graph_lib.Graph()
+  graph = graph_lib.Graph(operators.LAYERS)
   for one, (_, shape) in inputs.items():
     for axis, size in enumerate(shape):
       if isinstance(size, str):

@@ -62,9 +62,14 @@ def constant(array, levels=None):
 
 
 class Graph:
-  """Nodes and constants; `sizes` finds the free sizes: {symbol: (input, axis)}."""
+  """Nodes and constants; `sizes` finds the free sizes: {symbol: (input, axis)}.
 
-  def __init__(self):
+  `layers` are what ONNX has operators for: {name of the operation: function of the graph, the
+  equation and its Values that gives Values, or None where it does not fit}.
+  """
+
+  def __init__(self, layers):
+    self.layers = layers
     self.nodes, self.constants, self.sizes, self._count = [], {}, {}, 0
     self.kernels = {}  # {name: (array, Levels or None)} of what inputs are multiplied by
     self.made = {}  # {what a node does: the names of its outputs}
