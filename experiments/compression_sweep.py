@@ -17,13 +17,14 @@ is trained dense and then follows each recipe; what recipes have in common is tr
 """
 
 import collections
+import itertools
 import pathlib
 import statistics
 import sys
 
 from absl import flags as absl_flags
 
-from lepton_jax import flags
+from lepton_jax import flags, recipe
 from lepton_jax.sweep import command, engine, grid, trials
 
 FLAGS = absl_flags.FLAGS
@@ -32,33 +33,29 @@ FLAGS = absl_flags.FLAGS
 def main(lists):
   if not FLAGS.recipes:
     return command.main(lists)
-  from lepton_jax import recipe
   recipes = recipe.recipes(FLAGS.recipes)
   dense = grid.product(lists[0].replace(save_weights=True), lists[1] | dict(save_weights=[True]))
   trials.check(dense)
   for stages in recipes:  # mistakes are told before anything is trained
     for one in recipe.configs(stages, dense[0], {}):
       one.check()
-  return command.trained(dense[0], lambda: (dense, train(dense, recipes)),
-                         lambda configs: show(configs, recipes))
+  paths = [(config, stages, path(config, stages)) for config in dense for stages in recipes]
+  return command.trained(dense[0], lambda: (dense, train(dense, paths)),
+                         lambda configs: show(configs, paths))
 
 
-def train(dense, recipes):
+def train(dense, paths):
   """Trains the dense networks, then stage by stage all recipes; the Costs."""
-  from lepton_jax import recipe
   tell = lambda text: print(text, flush=True)
   costs = engine.sweep(dense, FLAGS.executor, FLAGS.workers, tell)
-  for depth in range(max(map(len, recipes))):
-    level = [path[depth] for config in dense for stages in recipes
-             if depth < len(path := paths(config, stages, recipe))]
-    level = list({config.name(): config for config in level}.values())
-    if level:
-      more = engine.sweep(level, FLAGS.executor, FLAGS.workers, tell)
-      costs = type(costs)(*(a + b for a, b in zip(costs, more)))
+  for level in itertools.zip_longest(*(stages for _, _, stages in paths)):
+    shared = {config.name(): config for config in level if config is not None}
+    more = engine.sweep(list(shared.values()), FLAGS.executor, FLAGS.workers, tell)
+    costs = type(costs)(*(a + b for a, b in zip(costs, more)))
   return costs
 
 
-def paths(config, stages, recipe):
+def path(config, stages):
   """The configurations of the stages of a recipe that train, from the dense one's run on."""
   start = place = str(trials.folder_of(config))
   found = []
@@ -68,28 +65,25 @@ def paths(config, stages, recipe):
   return found
 
 
-def show(dense, recipes):
+def show(dense, paths):
   """Prints and writes a row for each setting and recipe, best on validation first."""
-  from lepton_jax import recipe
   from lepton_jax.deploy import measure
   from lepton_jax.report import markdown, sweeps, tables
   fields, groups = sweeps.varied(dense), collections.defaultdict(list)
+  setting = lambda config: tuple(config.flat()[name] for name in fields)
   for config in dense:
-    setting = tuple(config.flat()[name] for name in fields)
     if (result := trials.finished(config)) is not None:
-      groups[*setting, 'dense'].append(result)
-    for stages in recipes:
-      *_, last = paths(config, stages, recipe)
-      if trials.finished(last) is not None:
-        packing = stages[-1].epochs is None
-        groups[*setting, ','.join(stage.text for stage in stages)].append(
-            measure.packed(trials.folder_of(last), **stages[-1].options) if packing else
-            trials.finished(last))
+      groups[*setting(config), 'dense'].append(result)
+  for config, stages, (*_, last) in paths:
+    if (result := trials.finished(last)) is not None:
+      if stages[-1].epochs is None:
+        result = measure.packed(trials.folder_of(last), **stages[-1].options)
+      groups[*setting(config), ','.join(stage.text for stage in stages)].append(result)
   rows = []
-  for (*setting, name), results in groups.items():
+  for (*values, name), results in groups.items():
     kind = results[0]['measure']
     validation = [result[f'validation_{kind}'] for result in results]
-    rows.append(dict(zip(fields, setting)) | {
+    rows.append(dict(zip(fields, values)) | {
         'recipe': name, 'seeds': len(results),
         f'validation_{kind}': statistics.mean(validation),
         f'validation_{kind}_sd': statistics.stdev(validation) if len(results) > 1 else '',
@@ -99,12 +93,11 @@ def show(dense, recipes):
   if not FLAGS.report_all_test:  # the test part is for what was chosen
     rows = [row if i == 0 else row | {f'test_{kind}': ''} for i, row in enumerate(rows)]
   output = pathlib.Path(FLAGS.output or f'{dense[0].run.runs_dir}/report').expanduser()
-  output.mkdir(parents=True, exist_ok=True)
+  command.make_folder(output)
   tables.print_rows(rows)
   markdown.write_rows(output / 'recipes.csv', rows)
   print(f'{output}/recipes.csv')
-  failed = trials.without_result(dense + [c for d in dense for s in recipes
-                                          for c in paths(d, s, recipe)])
+  failed = trials.without_result(dense + [one for _, _, stages in paths for one in stages])
   for config, why in failed:
     print(f'failed: {trials.folder_of(config)}: {why}', file=sys.stderr)
   return 1 if failed else 0

@@ -27,6 +27,7 @@ def main(config):
   del config
   from lepton_jax.deploy import budget
   from lepton_jax.report import tables
+  from lepton_jax.sweep import command
   folders = sorted(path for pattern in FLAGS.runs.split(',')
                    for path in glob.glob(str(pathlib.Path(pattern).expanduser())))
   if not folders:
@@ -41,7 +42,7 @@ def main(config):
   print(f'{len(rows)} runs; nothing beats these in accuracy, bytes and milliseconds together:')
   tables.print_rows([budget.shown(row) for row in sorted(budget.front(rows),
                                                          key=lambda row: row['kb'])])
-  output.mkdir(parents=True, exist_ok=True)
+  command.make_folder(output)
   budget.draw(rows, best, limits, output / 'budget.png')
   (output / 'budget.json').write_text(budget.as_json(rows, best))
   print(f'{output}/budget.png, budget.json')

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 
 from lepton_jax import config as config_lib
-from lepton_jax import machine
+from lepton_jax import evaluation, machine, metrics
 from lepton_jax.deploy import latency, runtime
 from lepton_jax.errors import UserError
 
@@ -123,10 +123,7 @@ def accuracy(one, data, split):
     return {}
   outputs = np.concatenate([one.answer(np.asarray(inputs[i:i + CHUNK]))
                             for i in range(0, len(inputs), CHUNK)])
-  label = np.asarray(label)
-  if outputs.ndim == 3:
-    outputs, label = outputs[label >= 0], label[label >= 0]
+  outputs, label = evaluation.by_step(outputs, np.asarray(label))
   if data.measure == 'rmse':
     return dict(rmse=float(np.sqrt(np.mean((outputs - label.reshape(outputs.shape)) ** 2))))
-  decided = outputs[:, 0] > 0 if outputs.shape[1] == 1 else outputs.argmax(-1)
-  return dict(accuracy=float(np.mean(decided == label)))
+  return dict(accuracy=float(np.mean(metrics.probabilities(outputs).argmax(-1) == label)))

@@ -1,17 +1,19 @@
 """Files for other runtimes, each verified before it is there."""
 
 import contextlib
+import functools
 import json
 import pathlib
 
 import numpy as np
 
 from lepton_jax import config as config_lib
+from lepton_jax import metrics, trees
 from lepton_jax import network as network_lib
-from lepton_jax import trees
 from lepton_jax.deploy import pack, runtime, stablehlo
 from lepton_jax.deploy import traced as traced_lib
 from lepton_jax.errors import UserError
+from lepton_jax.train import record
 
 FORMATS = ('onnx', 'stablehlo', 'lepton')
 BATCHES = (1, 7)
@@ -40,11 +42,12 @@ def write(trained, format, path, int4=False):
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft.write_bytes(content)
-    found = compare(trained, reader(trained, format, draft), rounds(trained, format))
+    found = compare(trained, reader(format, draft), rounds(trained, format))
     found = dict(file=path.name, format=format, bytes=len(content), **found, **about(trained),
                  notes=notes)
     draft.replace(path)
-    path.with_name(f'{path.name}.json').write_text(json.dumps(found, indent=2) + '\n')
+    facts = json.dumps(found, indent=2) + '\n'
+    record.write_atomically(path.with_name(f'{path.name}.json'), facts)
   except OSError as error:
     raise UserError(f'--output={path} cannot be written: {error.strerror or error}') from None
   except Unlike as error:
@@ -77,15 +80,11 @@ def made(trained, format, int4):
   return pack.pack(trained), []
 
 
-def reader(trained, format, path):
+def reader(format, path):
   """raw inputs -> outputs by the runtime of a file, in the target's units."""
-  if format == 'onnx':
-    return runtime.open_file(path).answer
-  if format == 'stablehlo':
-    inputs = list(traced_lib.trace(trained).inputs.values())
-    return lambda given: stablehlo.predict(path, given, [shape for _, shape in inputs[1:]])
-  opened = pack.unpack(path.read_bytes())
-  return lambda inputs: traced_lib.reference(opened, inputs)
+  if format == 'stablehlo':  # by a process without this project
+    return functools.partial(stablehlo.predict, path)
+  return runtime.open_file(path).answer
 
 
 def rounds(trained, format):
@@ -101,7 +100,7 @@ def compare(trained, answer, rounded):
   Raises Unlike where they differ.
   """
   error = largest = 0.0
-  for count in BATCHES:
+  for count in (*BATCHES, SAMPLES):
     inputs = traced_lib.samples(trained, count)
     own, other = traced_lib.reference(trained, inputs), answer(inputs)
     if own.shape != other.shape:
@@ -109,18 +108,15 @@ def compare(trained, answer, rounded):
                    f'the trained one {list(own.shape)}')
     error = max(error, float(np.abs(own - other).max()))
     largest = max(largest, float(np.abs(own).max()))
-  inputs = traced_lib.samples(trained, SAMPLES)
-  own, other = traced_lib.reference(trained, inputs), answer(inputs)
-  error = max(error, float(np.abs(own - other).max()))
-  found = dict(largest_error=error, largest_output=max(largest, float(np.abs(own).max())),
-               samples=len(inputs))
+  found = dict(largest_error=error, largest_output=largest, samples=len(inputs))
   regression = trained.network.objective.regression
   if not regression:
-    same = decided(own) == decided(other)
+    one, two = (metrics.probabilities(outputs).argmax(-1) for outputs in (own, other))
+    same = one == two
     if same.ndim == 2 and trained.data.vocabulary and not trained.data.stream:
       same = same[inputs > 0]  # of words, not of what comes after the last one
     found['same_decisions'] = float(np.mean(same))
-  fits = error <= CLOSE * max(1.0, found['largest_output'])
+  fits = error <= CLOSE * max(1.0, largest)
   if rounded and not regression:
     fits = found['same_decisions'] >= ALIKE
   if rounded and regression:
@@ -129,8 +125,3 @@ def compare(trained, answer, rounded):
     told = ', '.join(f'{name.replace("_", " ")} {value:.4g}' for name, value in found.items())
     raise Unlike(f'the exported network answers otherwise than the trained one: {told}')
   return found
-
-
-def decided(outputs):
-  """Class numbers; of one logit its sign."""
-  return outputs > 0 if outputs.shape[-1] == 1 else outputs.argmax(-1)

@@ -27,7 +27,7 @@ class Running(typing.NamedTuple):
   facts: dict
 
 
-def open_file(path, threads=1):
+def open_file(path):
   """The Running of a file; raises UserError where it is none of the formats or is damaged."""
   path = pathlib.Path(path).expanduser()
   known = dict(onnx=_onnx, stablehlo=_stablehlo, lepton=_lepton)
@@ -36,7 +36,7 @@ def open_file(path, threads=1):
     raise UserError(f'{path}: allowed are files that end in {", ".join("." + k for k in known)}')
   if not path.is_file():
     raise UserError(f'{path} is not there')
-  return Running(path, kind, *known[kind](path, threads), facts_of(path))
+  return Running(path, kind, *known[kind](path), facts_of(path))
 
 
 def facts_of(path):
@@ -53,12 +53,11 @@ def metadata(path):
   return session(str(path)).get_modelmeta().custom_metadata_map
 
 
-def session(content, threads=1):
-  """An ONNX Runtime session, on a CPU, of a path or a file's bytes."""
+def session(content):
+  """An ONNX Runtime session of a path or a file's bytes: one thread of a CPU."""
   import onnxruntime
   options = onnxruntime.SessionOptions()
-  options.intra_op_num_threads = threads
-  options.inter_op_num_threads = 1
+  options.intra_op_num_threads = options.inter_op_num_threads = 1
   options.log_severity_level = 3
   return onnxruntime.InferenceSession(content, options, providers=['CPUExecutionProvider'])
 
@@ -71,19 +70,22 @@ def predict(running, inputs):
   return running.run(None, given)[0]
 
 
-def _onnx(path, threads):
+def fixed(shape):
+  """A shape with None for the sizes that are free."""
+  return tuple(size if isinstance(size, int) else None for size in shape)
+
+
+def _onnx(path):
   try:
-    running = session(str(path), threads)
+    running = session(str(path))
   except Exception as error:  # onnxruntime has a class of its own for each mishap
     raise UserError(f'{path} cannot be read: {str(error).splitlines()[0]}') from None
   first = running.get_inputs()[0]
   dtype = np.dtype(dict(float='float32').get(first.type[7:-1], first.type[7:-1]))
-  sizes = tuple(size if isinstance(size, int) else None for size in first.shape)
-  return (lambda inputs: predict(running, inputs)), dtype, sizes
+  return (lambda inputs: predict(running, inputs)), dtype, fixed(first.shape)
 
 
-def _stablehlo(path, threads):
-  del threads  # XLA takes all cores
+def _stablehlo(path):
   import jax
   try:
     program = jax.export.deserialize(path.read_bytes())
@@ -96,12 +98,10 @@ def _stablehlo(path, threads):
     empty = [np.zeros((len(inputs), *one.shape[1:]), one.dtype) for one in states]
     return np.asarray(call(inputs, *empty)[0])
 
-  sizes = tuple(size if isinstance(size, int) else None for size in first.shape)
-  return answer, np.dtype(first.dtype), sizes
+  return answer, np.dtype(first.dtype), fixed(first.shape)
 
 
-def _lepton(path, threads):
-  del threads
+def _lepton(path):
   import jax
 
   from lepton_jax.deploy import pack, traced
@@ -116,4 +116,4 @@ def _lepton(path, threads):
     empty = [np.zeros((len(inputs), *form[1:]), of) for of, form in states]
     return np.asarray(call(weights, inputs, *empty)[0])
 
-  return answer, np.dtype(dtype), tuple(size if isinstance(size, int) else None for size in shape)
+  return answer, np.dtype(dtype), fixed(shape)

@@ -17,9 +17,9 @@ READER = '''
 import sys
 import jax, numpy as np
 program = jax.export.deserialize(open(sys.argv[1], 'rb').read())
-given = np.load(sys.argv[2], allow_pickle=False)
-arguments = [given[name] for name in sorted(given, key=int)]
-found = jax.jit(program.call)(*arguments)
+inputs = np.load(sys.argv[2], allow_pickle=False)
+states = [np.zeros((len(inputs), *one.shape[1:]), one.dtype) for one in program.in_avals[1:]]
+found = jax.jit(program.call)(inputs, *states)
 np.save(sys.argv[3], found[0])
 '''
 
@@ -31,24 +31,19 @@ def export(trained):
   tuple; batch size and the length of texts are free.
   """
   traced = traced_lib.trace(trained)
-  scope = jax.export.SymbolicScope()
-  shapes = [jax.ShapeDtypeStruct(traced_lib.symbolic(shape, scope), dtype)
-            for dtype, shape in traced.inputs.values()]
+  shapes = traced_lib.shapes(traced.inputs)
   weights = jax.tree.map(jax.numpy.asarray, traced.weights)
   exported = platform.export(lambda *given: traced.run(weights, *given), *shapes)
   return exported.serialize()
 
 
-def predict(path, inputs, states):
-  """Outputs for raw inputs by a process that imports no module of this project.
-
-  `states` are shapes of the states that begin empty.
+def predict(path, inputs):
+  """Outputs for raw inputs by a process that imports no module of this project; states begin empty.
   """
   with tempfile.TemporaryDirectory() as place:
     place = pathlib.Path(place)
-    given = [inputs, *(np.zeros((len(inputs), *shape[1:]), np.float32) for shape in states)]
-    np.savez(place / 'given.npz', **{str(i): array for i, array in enumerate(given)})
-    done = subprocess.run([sys.executable, '-I', '-c', READER, str(path), place / 'given.npz',
+    np.save(place / 'given.npy', inputs)
+    done = subprocess.run([sys.executable, '-I', '-c', READER, str(path), place / 'given.npy',
                            place / 'found.npy'], capture_output=True, text=True)
     if done.returncode:
       raise UserError(f'the StableHLO program does not run: {done.stderr.strip()[-500:]}')

@@ -79,9 +79,11 @@ def widened(trained):
   return dataclasses.replace(trained, config=config, network=network)
 
 
-def symbolic(shape, scope):
-  """A shape whose words are free sizes."""
-  return jax.export.symbolic_shape(','.join(map(str, shape)), scope=scope)
+def shapes(inputs):
+  """[jax.ShapeDtypeStruct] of {name: (dtype, shape)}, whose words are free sizes."""
+  scope = jax.export.SymbolicScope()
+  size = lambda shape: jax.export.symbolic_shape(','.join(map(str, shape)), scope=scope)
+  return [jax.ShapeDtypeStruct(size(shape), dtype) for dtype, shape in inputs.values()]
 
 
 def on_levels(network, kept, params, hparams):
@@ -100,10 +102,10 @@ def on_levels(network, kept, params, hparams):
           for name, (whole, scale) in found.items()}
 
 
-def samples(trained, count, split='test'):
-  """Raw inputs of a split, always the same; of running text pieces."""
+def samples(trained, count):
+  """Raw inputs of the test part, always the same; of running text pieces."""
   rng, data = np.random.default_rng(SEED), trained.data
-  inputs = data.splits[split][0]
+  inputs = data.splits['test'][0]
   if data.stream:
     length = min(trained.config.data.sequence_length, len(inputs) - 1)
     starts = rng.integers(0, len(inputs) - length, count)

@@ -55,9 +55,7 @@ def build(run, weights, inputs, outputs, levels, name, about, int4=False):
     int4: as in `export`.
   """
   import onnx
-  scope = jax.export.SymbolicScope()
-  shapes = [jax.ShapeDtypeStruct(traced_lib.symbolic(shape, scope), dtype)
-            for dtype, shape in inputs.values()]
+  shapes = traced_lib.shapes(inputs)
   with platform.using('graph'):
     closed, outs = jax.make_jaxpr(run, return_shape=True)(weights, *shapes)
   graph = graph_lib.Graph(operators.LAYERS)

@@ -77,12 +77,11 @@ def stacked(graph, array, levels, arrange):
 
 def projection(graph, name):
   """(input, kernel's Value, bias or None) of the product that a value is."""
-  made = {output: node for node in graph.nodes for output in node.output}
-  node, bias = made[name], None
+  node, bias = graph.maker(name), None
   if node.op_type == 'Add':
     held = [i for i in node.input if i in graph.constants]
     bias = graph.array(held[0]).reshape(-1)
-    node = made[next(i for i in node.input if i not in held)]
+    node = graph.maker(next(i for i in node.input if i not in held))
   weights = graph.kernels.get(node.input[1]) if node.op_type == 'MatMul' else None
   if weights is None:
     raise NotImplementedError('a recurrence whose input is not projected by a constant kernel')

@@ -29,7 +29,7 @@ def merged(graph, node, outputs):
     return False
   value = node.input[1 - held[0]]
   readers = sum(list(n.input).count(value) or value in graph_lib.reads(n) for n in graph.nodes)
-  before = next((n for n in graph.nodes if value in n.output), None)
+  before = graph.maker(value)
   if before is None or readers > 1 or before.output[0] in outputs or (
       before.op_type not in ('Conv', 'Gemm') or before.input[1] not in graph.kernels):
     return False
@@ -64,9 +64,9 @@ def whole_numbers(graph, node, int4):
   of products of levels have.
   """
   kernel, levels = graph.kernels.get(node.input[1], (None, None))
-  before = next((n for n in graph.nodes if node.input[0] in n.output), None)
+  before = graph.maker(node.input[0])
   while before is not None and before.op_type in MOVES:
-    before = next((n for n in graph.nodes if before.input[0] in n.output), None)
+    before = graph.maker(before.input[0])
   if levels is None or before is None or before.op_type != 'DequantizeLinear' or (
       int4 and levels.narrow):
     return
