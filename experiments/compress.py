@@ -45,7 +45,7 @@ def main(config):
       rows += follow(stages, base, given)
   except loop.Interrupted as signal:
     print(f'{signal}: saved. To go on, repeat the same command', file=sys.stderr)
-    return 130
+    return signal.status
   tables.print_rows(rows)
   return 0
 

@@ -17,7 +17,7 @@ from lepton_jax import flags
 
 
 def main(config):
-  from lepton_jax import run
+  from lepton_jax import cluster, run
   from lepton_jax.report import tables
   from lepton_jax.train import loop
   folder = f'{config.run.runs_dir}/{config.name()}'
@@ -29,8 +29,9 @@ def main(config):
   except loop.Interrupted as signal:
     print(f'{signal}: saved. To resume, repeat the same command, or: ./launch.sh train '
           f'--config={folder}/config.json', file=sys.stderr)
-    return 130
-  tables.print_table(f'{folder}', tables.result_rows(result))
+    return signal.status
+  if cluster.first():
+    tables.print_table(f'{folder}', tables.result_rows(result))
   return 0
 
 

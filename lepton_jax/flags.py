@@ -9,6 +9,7 @@ import sys
 
 from absl import app, flags, logging
 
+from lepton_jax import cluster
 from lepton_jax import config as config_lib
 from lepton_jax.errors import UserError
 
@@ -180,7 +181,11 @@ def run(main, doc, own=(), files=False):
       return main(lists() if isinstance(flags.FLAGS['seed'].value, list) else configuration())
     except UserError as error:
       print(f'error: {error}', file=sys.stderr)
-      return 1
+      return cluster.leave(1)
+    except Exception as error:
+      if not cluster.connected():
+        raise
+      return cluster.fail(error)
     except KeyboardInterrupt:
       print('stopped; what was finished before is kept', file=sys.stderr)
       return 130

@@ -9,13 +9,15 @@ import pathlib
 import platform
 import subprocess
 
+from lepton_jax import cluster
+
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 def start(options):
   """Applies settings that must precede the first use of a device.
 
-  They are memory, virtual devices and the cache of compiled programs.
+  They are memory, virtual devices, the cache of compiled programs and the other processes of a run.
   """
   keep_freed_memory()
   wait_for_stopped_devices()
@@ -29,6 +31,7 @@ def start(options):
     path = pathlib.Path(where).expanduser() if where else cache_folder() / 'xla'
     jax.config.update('jax_compilation_cache_dir', str(path))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+  cluster.join(options)
 
 
 def cache_folder():

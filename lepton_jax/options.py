@@ -341,6 +341,13 @@ class Run:
               'auto: by backend and model',
       choices=('auto', 'jit', 'sharded', 'pmap'), identity=False)
   devices: int = option(0, 'devices to use in sharded and pmap; 0: all', low=0, identity=False)
+  processes: int = option(
+      0, 'how many processes train as one, each started with this command; 0: what Cloud TPU VMs, '
+         'SLURM, Open MPI and GKE say, else 1', low=0, identity=False)
+  process_index: int = option(-1, 'place of this process among them, from 0', low=-1,
+                              identity=False)
+  coordinator: str = option('', 'HOST:PORT by which they find each other: a free port of the '
+                                'machine of process 0', identity=False)
   convolution: str = option(
       'auto', 'what computes convolutions and matrix products on a CPU; '
               'auto: oneDNN where it is installed',
@@ -350,6 +357,8 @@ class Run:
       low=0, high=256, identity=False)
   steps_per_call: str = option(
       'auto', 'train steps in one compiled call, or auto: by backend and model', identity=False)
+  profile: str = option('', "steps that JAX's profiler looks at, '20-30'; a trace for TensorBoard "
+                            'or Perfetto is in profile/ of the run folder', identity=False)
   checkpoint_every: int = option(1, 'epochs between checkpoints; 0: only where a run is stopped',
                                  unit='epochs', low=0, identity=False)
   save_weights: bool = option(True, 'keep the selected weights', identity=False)

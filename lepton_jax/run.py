@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from lepton_jax import assemble, evaluation, linear, machine, post_training, speed, trees
+from lepton_jax import assemble, cluster, evaluation, linear, machine, post_training, speed, trees
 from lepton_jax import folder as folder_lib
 from lepton_jax import network as network_lib
 from lepton_jax import strengths as strengths_lib
@@ -17,9 +17,11 @@ from lepton_jax.compress import report as compress_report
 from lepton_jax.deploy import pack
 from lepton_jax.errors import UserError
 from lepton_jax.layers import platform
-from lepton_jax.train import checkpoint, loop
+from lepton_jax.train import checkpoint, loop, profile
 from lepton_jax.train import parallel as parallel_lib
 from lepton_jax.train import record as record_lib
+
+SEEN_WITHIN = 60  # seconds until a folder that another machine made must show
 
 
 def train(config, quiet=False):
@@ -44,7 +46,7 @@ def train_one(config, folder, quiet=False):
   """Trains one split in `folder`, from its newest whole checkpoint if any; returns the result."""
   data = assemble.load_data(config)
   machine.start(config.run)
-  first = jax.process_index() == 0
+  first = cluster.first()
   quiet = quiet or not first
   assembly = assemble.build(config, data, **other_runs(config, data))
   mode, devices = speed.devices(config.run.parallel, config.run.devices, config.data.batch_size,
@@ -53,6 +55,7 @@ def train_one(config, folder, quiet=False):
   calls = speed.calls_of(config, assembly)
   if first:
     open_folder(config, folder, data)
+  find_folder(config, folder)
   if not quiet:
     print(describe(config, assembly, layout, mode, calls), flush=True)
 
@@ -72,8 +75,9 @@ def train_one(config, folder, quiet=False):
     elif config.quantize.quantize_after:
       state = post_training.quantize(assembly, state, layout.put_examples)
     else:
-      state = fit(assembly, layout, calls, state, checkpoints, record, progress,
-                  lambda s: meter(s.evaluated, 'validation'))
+      with profile.hooks(config.run.profile, folder / 'profile' if first else None) as extra:
+        state = fit(assembly, layout, calls, state, checkpoints, record, progress,
+                    lambda s: meter(s.evaluated, 'validation'), extra)
   finally:
     progress.close()
     record.close()
@@ -96,7 +100,8 @@ def finish(config, assembly, folder, state, rows, elapsed, meter):
     meter = evaluation.Meter(network, data, meter.layout, hparams)
     weights = meter.layout.put_state(weights)
   if config.run.save_weights:
-    folder_lib.write_widths(folder, network.widths)
+    if cluster.first():
+      folder_lib.write_widths(folder, network.widths)
     checkpoint.Checkpoints(folder / 'weights').save(int(state.step), weights)
   result = dict(
       name=config.name(), measure=data.measure, **named('test', meter(weights, 'test')),
@@ -112,7 +117,7 @@ def finish(config, assembly, folder, state, rows, elapsed, meter):
       parameters_sha256=trees.digest(state.trained), seed=config.training.seed,
       dataset_sha256=data.fingerprint, **machine.facts(), devices=meter.layout.devices,
       convolution=platform.describe(config.run.convolution, config.architecture.dtype))
-  if jax.process_index() == 0:
+  if cluster.first():
     if config.run.pictures and rows:
       from lepton_jax.report import pictures
       pictures.learning_curves(rows, folder / 'learning_curves.png', config.name())
@@ -174,20 +179,40 @@ def open_folder(config, folder, data):
   record_lib.write_atomically(folder / folder_lib.DATA, json.dumps(data.facts()) + '\n')
 
 
+def find_folder(config, folder):
+  """Waits until the first of several processes has made the run folder.
+
+  Raises UserError if this process does not see it: checkpoints are written by all of them.
+  """
+  cluster.meet()
+  for _ in range(SEEN_WITHIN):
+    if folder_lib.begun_on(folder) is not None:
+      return
+    time.sleep(1)  # a network's file system may show it late
+  raise UserError(f'--runs_dir={config.run.runs_dir}: process {jax.process_index()} does not see '
+                  f'{folder}, which process 0 made; several processes need a folder that all their '
+                  f'machines share, or gs://BUCKET/PATH')
+
+
 def resume(assembly, layout, folder, keep, tell):
   """(state, Checkpoints): the initial state, or that of the newest whole checkpoint in `folder`."""
   checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', keep)
-  state, at = layout.put_state(assembly.state), checkpoints.latest(tell)
-  if jax.process_index() == 0:
+  state = layout.put_state(assembly.state)
+  at = cluster.from_first(lambda: checkpoints.latest(tell))
+  if cluster.first():
     checkpoints.discard_after(at)
+  cluster.meet()
   if at is not None:
     state = checkpoints.restore(at, state)
     tell(f'resuming {folder} at step {at}')
   return state, checkpoints
 
 
-def fit(assembly, layout, calls, state, checkpoints, record, progress, validate):
-  """Compiles the step and trains to the end; returns the last state."""
+def fit(assembly, layout, calls, state, checkpoints, record, progress, validate, hooks):
+  """Compiles the step and trains to the end; returns the last state.
+
+  `hooks` are loop.Hooks before those of the assembly.
+  """
   config, train_step = assembly.config, assembly.train_step(layout.axis)
 
   def batch_at(step, count):
@@ -196,12 +221,12 @@ def fit(assembly, layout, calls, state, checkpoints, record, progress, validate)
 
   compression = assembly.network.compression
   try:
-    with loop.StopSignal() as stop:
+    with loop.AgreedStop() if cluster.connected() else loop.StopSignal() as stop:
       return loop.fit(
           state, step_fns={n: layout.step(train_step, n) for n in {1, calls}}, batch_at=batch_at,
           batch_size=config.data.batch_size, total_steps=assembly.total_steps,
           steps_per_epoch=assembly.batches.steps_per_epoch,
-          hooks=assembly.make_hooks(layout.put_examples, layout.rows, layout.predict),
+          hooks=hooks + assembly.make_hooks(layout.put_examples, layout.rows, layout.predict),
           evaluate=validate, selectable_from=assembly.selectable_from,
           patience=config.training.patience,
           save=lambda s: checkpoints.save(int(s.step), s), save_every=config.run.checkpoint_every,

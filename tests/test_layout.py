@@ -14,12 +14,13 @@ LEAVES = STANDARD | {'trees', 'losses', 'metrics', 'precision'}
 # First-party modules that each part may import, besides itself.
 ALLOWED = {
     'errors': set(), 'registry': {'errors'}, 'options': {'registry'},
-    'config': {'registry', 'options', 'errors'}, 'flags': STANDARD,
+    'config': {'registry', 'options', 'errors'}, 'flags': STANDARD | {'cluster'},
     'files': {'errors'}, 'precision': set(), 'trees': STANDARD, 'losses': STANDARD,
     'metrics': STANDARD | {'losses'},
     'layers': LEAVES | {'machine'}, 'models': LEAVES | {'layers'}, 'data': LEAVES,
-    'regularize': LEAVES | {'layers'}, 'compress': LEAVES | {'layers'}, 'train': LEAVES,
-    'machine': set(),
+    'regularize': LEAVES | {'layers'}, 'compress': LEAVES | {'layers'},
+    'train': LEAVES | {'cluster'},
+    'cluster': {'errors'}, 'machine': {'cluster'},
 }
 HEAVY = {'tensorflow_datasets', 'matplotlib', 'sklearn', 'mlxtend', 'tensorboardX', 'rich',
          'tensorflow', 'orbax', 'optuna'}

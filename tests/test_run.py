@@ -74,7 +74,7 @@ def test_sigterm_saves_says_how_to_resume_and_resumes(tmp_path):
       break
   process.send_signal(signal.SIGTERM)
   _, errors = process.communicate()
-  assert process.returncode == 130 and '--config=runs/mlp-digits-' in errors
+  assert process.returncode == 128 + signal.SIGTERM and '--config=runs/mlp-digits-' in errors
   folder, = (tmp_path / 'runs').iterdir()
   step, = (int(p.name) for p in (folder / 'checkpoints').iterdir())
   process = script('train', f'--config={folder}/config.json', cwd=tmp_path)

@@ -113,7 +113,7 @@ def trained(config, work, present=None):
     configs, costs = work()
   except loop.Interrupted as signal:
     print(f'{signal}: what has begun was saved. To go on, repeat the same command', file=sys.stderr)
-    return 130
+    return signal.status
   print(costs)
   return (present or show)(configs)
 

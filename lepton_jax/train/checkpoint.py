@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from lepton_jax import trees
+from lepton_jax import cluster, trees
 
 SEAL = 'sha256.json'
 
@@ -32,12 +32,16 @@ class Checkpoints:
     return sorted((int(p.name) for p in self._folder.iterdir() if p.name.isdigit()), reverse=True)
 
   def save(self, step, state):
-    """Writes and seals the state of a step; one that is there already stays."""
+    """Writes and seals the state of a step; one that is there already stays.
+
+    Each of several processes calls it and writes its part.
+    """
     folder = self._folder / str(step)
-    if not self.problem(step):
+    if not cluster.from_first(lambda: self.problem(step)):
       return
-    if folder.exists():  # of an earlier process that was killed before it could seal it
+    if cluster.first() and folder.exists():  # of an earlier process that could not seal it
       folder.rmtree()
+    cluster.meet()
     if self._manager is None:
       import orbax.checkpoint as ocp
       policy = ocp.checkpoint_managers.LatestN(self._keep)
@@ -46,10 +50,11 @@ class Checkpoints:
       self._arguments = ocp.args.StandardSave
     self._manager.save(step, args=self._arguments(_flat(state)), force=True)
     self._manager.wait_until_finished()
-    if jax.process_index() == 0:
+    if cluster.first():
       draft = folder / f'{SEAL}.draft'
       draft.write_text(json.dumps(_hashes(folder)))
       draft.rename(folder / SEAL)
+    cluster.meet()
 
   def problem(self, step):
     """What is wrong with a checkpoint, in words, or '' for a whole one."""

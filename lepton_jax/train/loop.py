@@ -1,7 +1,9 @@
 """The training loop: steps, and after each epoch evaluation, best weights, a row, a checkpoint."""
 
 import collections
+import itertools
 import math
+import os
 import signal
 import threading
 import time
@@ -10,6 +12,7 @@ import typing
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 # Measurements are looked at this many steps late, so that the device always has work queued.
 LAG = 2
@@ -20,7 +23,12 @@ class NotFinite(Exception):
 
 
 class Interrupted(Exception):
-  """SIGTERM or SIGINT arrived; the state was saved."""
+  """SIGTERM or SIGINT arrived, and the state was saved; its text is the signal's name."""
+
+  @property
+  def status(self):
+    """The exit status of a process that a signal ended, as shells have it."""
+    return 128 + signal.Signals[str(self)]
 
 
 class StopSignal:
@@ -44,6 +52,34 @@ class StopSignal:
   def __exit__(self, *_):
     for number, handler in self._before.items():
       signal.signal(number, handler)
+
+  def asked(self):
+    """What arrived, or None; the question that is put before each call of the train step."""
+    return self.arrived
+
+
+class AgreedStop(StopSignal):
+  """A StopSignal of several processes, each of which trains the same steps.
+
+  A SIGTERM to one of them stops all before the same call: JAX's own handler of the signal tells the
+  others and agrees with them on the call (jax.experimental.multihost_utils). So SIGTERM is left to
+  it, and Ctrl-C becomes one.
+  """
+
+  _calls = itertools.count(1)  # all that this process ever made: JAX counts them too
+
+  def __enter__(self):
+    self._before = {signal.SIGINT: signal.signal(signal.SIGINT, self._pass_on)}
+    return self
+
+  def _pass_on(self, number, frame):
+    signal.signal(signal.SIGINT, self._before[signal.SIGINT])  # the second one interrupts at once
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  def asked(self):
+    if multihost_utils.reached_preemption_sync_point(next(AgreedStop._calls)):
+      self.arrived = 'SIGTERM'
+    return self.arrived
 
 
 class Hook(typing.NamedTuple):
@@ -184,7 +220,7 @@ def advance(work, step, end, total_steps, steps_per_epoch, calls, stop):
     calls: how many steps are made in one call where nothing comes between.
   """
   pending = collections.deque()
-  while step < end and not (stop and stop.arrived):
+  while step < end and not (stop and stop.asked()):
     work.change(step)
     count = steps_at_once(step, calls, total_steps, steps_per_epoch, work.hooks)
     pending.append((step, work.make(step, count)))
