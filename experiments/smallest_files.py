@@ -44,6 +44,9 @@ ROWS = {
                        validation_fraction=0.02, select='last'),
                   {}, 'quantize(4,8):1,pack(number_bits=8)'),
     # CIFAR-10 as in MLPerf Tiny (arXiv:2106.07597): 85 % by an int8 ResNet-8 of 98,496 bytes.
+    'resnet8_32kb': (RESIDUAL | dict(model='resnet8'), dict(learning_rate=0.05, distill=1.0),
+                     'prune(0.3,end=0.6):15,quantize(4,8,quantize_weights=lsq,'
+                     'learning_rate=0.02):10,pack(number_bits=8)'),
     'resnet20_32kb': (RESIDUAL, dict(learning_rate=0.05), 'prune(0.9,end=0.7):25,quantize(4,8,'
                       'quantize_weights=lsq,learning_rate=0.02):10,pack(number_bits=8)'),
     'resnet20_98kb': (RESIDUAL, dict(learning_rate=0.05), 'prune(0.5,end=0.7):25,quantize(4,8,'

@@ -4,6 +4,7 @@ Only absl and the standard library are imported here, so `--help` answers at onc
 """
 
 import gc
+import itertools
 import pathlib
 import sys
 
@@ -162,7 +163,8 @@ def run(main, doc, own=(), files=False):
   names the flags that the script defined itself. A script that called `define_lists` gets what
   `lists` returns for config, one that defined no configuration None.
   """
-  if any(a in ('--help', '-h', '-help', '--helpfull', '--helpshort') for a in sys.argv[1:]):
+  before = itertools.takewhile(lambda word: word != '--', sys.argv[1:])  # the rest is another's
+  if any(word in ('--help', '-h', '-help', '--helpfull', '--helpshort') for word in before):
     print(help_text(doc, own))
     return
 

@@ -93,7 +93,12 @@ def processor():
 
 @functools.cache
 def git_revision():
-  """The commit of this source, with '-dirty' if files differ from it; None outside git."""
+  """The commit of this source, with '-dirty' if files differ from it; None outside git.
+
+  LEPTON_REVISION names it where the source was brought without its history.
+  """
+  if told := os.environ.get('LEPTON_REVISION'):
+    return told
   here = pathlib.Path(__file__).parent
   try:
     command = ['git', '-C', str(here), 'describe', '--always', '--dirty', '--abbrev=12']

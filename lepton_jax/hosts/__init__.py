@@ -1,0 +1,1 @@
+"""Machines that are rented or shared: Cloud TPU slices, SLURM, Kubernetes."""

@@ -1,0 +1,166 @@
+"""Several processes as one: which flags they need, what they share, how they stop and end."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from lepton_jax import cluster
+from lepton_jax.config import Config
+from lepton_jax.errors import UserError
+from tests import LONG
+
+ROOT = pathlib.Path(__file__).parents[1]
+TRAIN = ('--model=mlp', '--dataset=digits', '--epochs=6', '--batch_size=32', '--width=0.5',
+         '--dropout=0.2', '--prune_sparsity=0.5', '--quantize_weight_bits=4', '--cpu_devices=1',
+         '--notensorboard', '--nopictures')
+SAME = ('parameters_sha256', 'test_loss', 'validation_loss', 'selected_step')
+
+
+def start(folder, count, *arguments):
+  """The processes of one run."""
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    port = probe.getsockname()[1]
+  words = [sys.executable, '-m', 'experiments.train', *TRAIN, f'--runs_dir={folder}',
+           f'--processes={count}', f'--coordinator=127.0.0.1:{port}', *arguments]
+  return [subprocess.Popen([*words, f'--process_index={i}'], cwd=ROOT, text=True,
+                           env=dict(os.environ, JAX_PLATFORMS='cpu'), stdout=subprocess.PIPE,
+                           stderr=subprocess.PIPE) for i in range(count)]
+
+
+def ends(processes):
+  """[(exit status, output, errors)] of processes at their end."""
+  said = [process.communicate(timeout=240) for process in processes]
+  return [(process.returncode, *texts) for process, texts in zip(processes, said)]
+
+
+def rows(folder):
+  return [json.loads(line) for path in folder.glob('*/metrics.jsonl')
+          for line in path.read_text().splitlines()]
+
+
+def wait_for_epoch(folder, epoch, processes):
+  while len(rows(folder)) < epoch:
+    assert all(process.poll() is None for process in processes), ends(processes)
+    time.sleep(0.02)
+
+
+def result(folder):
+  path, = folder.glob('*/result.json')
+  found = json.loads(path.read_text())
+  return {name: found[name] for name in SAME}
+
+
+@pytest.mark.skipif(not LONG, reason='long form; test_hosts.py kills and stops one of two')
+@pytest.mark.parametrize('count, kills', [(2, 1), (4, 5)])
+def test_kills_and_stops_of_one_process_change_nothing(tmp_path, count, kills):
+  """SIGTERM stops all at one step with one checkpoint; kill -9 of one ends all in a sentence."""
+  whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+  finished = ends(start(whole, count))
+  assert [status for status, *_ in finished] == [0] * count, finished
+  assert ['test accuracy' in output for _, output, _ in finished] == [True] + [False] * (count - 1)
+
+  for kill in range(kills):  # of a process that is not the one at which all meet
+    processes = start(broken, count)
+    wait_for_epoch(broken, len(rows(broken)) + 1, processes)
+    time.sleep(0.1 * kill)
+    processes[1 + kill % (count - 1)].kill()
+    for i, (status, _, errors) in enumerate(ends(processes)):
+      if i != 1 + kill % (count - 1):
+        assert status in (cluster.LOST, 134) and 'this process ends too' in errors, errors
+
+  processes = start(broken, count)
+  wait_for_epoch(broken, len(rows(broken)) + 1, processes)
+  asked = time.monotonic()
+  processes[-1].send_signal(signal.SIGTERM)
+  finished = ends(processes)
+  assert time.monotonic() - asked < 30
+  assert [status for status, *_ in finished] == [128 + signal.SIGTERM] * count, finished
+  saved = [path for path in broken.glob('*/checkpoints/*') if path.name.isdigit()]
+  assert all((path / 'sha256.json').exists() for path in saved) and len(saved) in (1, 2)
+
+  finished = ends(start(broken, count))
+  assert [status for status, *_ in finished] == [0] * count, finished
+  assert result(broken) == result(whole)
+
+
+@pytest.mark.parametrize('flags, message', [
+    (dict(processes=2), '--process_index=I and --coordinator=HOST:PORT missing'),
+    (dict(process_index=0), '--processes=N and --coordinator=HOST:PORT missing'),
+    (dict(coordinator='a:1'), '--processes=N and --process_index=I missing'),
+    (dict(processes=2, process_index=2, coordinator='a:1'), 'allowed are 0 to 1'),
+    (dict(processes=2, process_index=0, coordinator='a'), 'allowed is HOST:PORT'),
+    (dict(processes=2, process_index=0, coordinator=':80'), 'allowed is HOST:PORT')])
+def test_half_of_the_flags_are_refused(flags, message):
+  with pytest.raises(UserError, match=message):
+    cluster.asked_for(Config().replace(**flags).run)
+
+
+def test_a_process_on_its_own_asks_for_none():
+  assert cluster.asked_for(Config().run) == {}
+  assert cluster.asked_for(Config().replace(processes=1).run) == {}
+  given = dict(processes=3, process_index=0, coordinator='host:1')
+  assert cluster.asked_for(Config().replace(**given).run) == dict(
+      coordinator_address='host:1', num_processes=3, process_id=0)
+
+
+@pytest.mark.parametrize('variables, who', [
+    ({}, ''),
+    (dict(SLURM_NTASKS='4', SLURM_PROCID='1', SLURM_STEP_NODELIST='a'), 'SLURM'),
+    (dict(SLURM_NTASKS='1', SLURM_PROCID='0', SLURM_STEP_NODELIST='a'), ''),
+    (dict(SLURM_NTASKS='4'), ''),  # in the script of a job, outside srun
+    (dict(OMPI_COMM_WORLD_SIZE='2', OMPI_MCA_orte_hnp_uri='x'), 'Open MPI'),
+    (dict(TPU_WORKER_HOSTNAMES='a,b'), 'GKE'), (dict(TPU_WORKER_HOSTNAMES='a'), '')])
+def test_what_starts_several_processes_is_known_by_its_variables(monkeypatch, variables, who):
+  for name in list(os.environ):
+    if name.startswith(('SLURM_', 'OMPI_', 'TPU_')):
+      monkeypatch.delenv(name)
+  for name, value in variables.items():
+    monkeypatch.setenv(name, value)
+  assert cluster.found() == who
+
+
+@pytest.mark.parametrize('mode', ('sharded', *LONG * ('pmap',)))
+def test_a_run_goes_on_with_another_number_of_devices(tmp_path, small, monkeypatch, mode):
+  """4, then 2, then 4 devices give the weights of 4 all along, to rounding."""
+  from lepton_jax import folder, run, trees
+  from lepton_jax.train import loop
+  from tests.test_resume import Stopped
+  config = small.replace(epochs=3, parallel=mode, steps_per_call='1', dropout=0.2, ema_decay=0.9,
+                         prune_sparsity=0.5, select='last')
+  run.train(config.replace(runs_dir=str(tmp_path / 'whole')), quiet=True)
+  config = config.replace(runs_dir=str(tmp_path / 'changing'))
+  monkeypatch.setattr(loop, 'StopSignal', Stopped)
+  for devices, stop in ((4, 15), (2, 35)):
+    monkeypatch.setattr(Stopped, 'after', stop)
+    with pytest.raises(loop.Interrupted):
+      run.train(config.replace(devices=devices), quiet=True)
+  monkeypatch.setattr(Stopped, 'after', None)
+  run.train(config.replace(devices=4), quiet=True)
+  one, other = (trees.named(folder.read_weights(tmp_path / part / config.name())[0])
+                for part in ('whole', 'changing'))
+  assert one.keys() == other.keys()
+  for name in one:
+    np.testing.assert_allclose(other[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_a_trace_of_some_steps_is_in_the_run_folder(tmp_path, small):
+  from lepton_jax import run
+  config = small.replace(runs_dir=str(tmp_path), epochs=1, profile='5-9')
+  traced = run.train(config, quiet=True)
+  files = [path.name for path in (tmp_path / config.name() / 'profile').rglob('*.gz')]
+  assert 'perfetto_trace.json.gz' in files
+  whole = run.train(config.replace(profile='', runs_dir=str(tmp_path / 'without')), quiet=True)
+  assert traced['parameters_sha256'] == whole['parameters_sha256']
+  for steps in ('9-5', 'a', '5-'):
+    with pytest.raises(UserError, match=f'--profile={steps}'), contextlib.suppress(OSError):
+      run.train(config.replace(profile=steps, seed=1), quiet=True)
