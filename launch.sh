@@ -22,7 +22,7 @@ platform=${LEPTON_PLATFORM:-$(detect_platform)}
 case $platform in
   cpu) extra='' ;;
   cuda) extra='jax[cuda13]' ;;
-  tpu) extra='jax[tpu]' ;;
+  tpu) extra='jax[tpu] etils[epath-gcs]' ;;
   *) echo "error: LEPTON_PLATFORM=$platform: allowed are cpu, cuda, tpu" >&2; exit 1 ;;
 esac
 
@@ -42,13 +42,13 @@ install() {
   echo "installing into $venv for $platform" >&2
   if command -v uv >/dev/null 2>&1; then
     [ -x "$venv/bin/python" ] || uv venv --quiet --python '>=3.11' "$venv" >&2
-    uv pip install --quiet --python "$venv/bin/python" "$@" ${extra:+"$extra"} -e "$root" >&2
+    uv pip install --quiet --python "$venv/bin/python" "$@" $extra -e "$root" >&2
   else
     if [ ! -x "$venv/bin/python" ]; then
       local python; python=$(find_python)
       "$python" -m venv "$venv" >&2
     fi
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@" ${extra:+"$extra"} -e "$root" >&2
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@" $extra -e "$root" >&2
   fi
   printf '%s\n' "$wanted" >"$stamp"
 }

@@ -27,9 +27,8 @@ def main(config):
   del config
   from etils import epath
 
-  from lepton_jax import evaluation, folder
+  from lepton_jax import evaluation, files, folder
   from lepton_jax.report import pictures, tables
-  from lepton_jax.train import record
   if bool(FLAGS.run) == bool(FLAGS.artifact):
     raise UserError('--run=DIR, the folder that training printed, or --artifact=FILE, a packed '
                     'network; one of them')
@@ -47,7 +46,7 @@ def main(config):
   place = epath.Path(FLAGS.run).expanduser()
   title = f'{trained.config.name()}, {FLAGS.split}'
   content = json.dumps(report, indent=2) + '\n'
-  record.write_atomically(place / f'evaluation-{FLAGS.split}.json', content)
+  files.write_atomically(place / f'evaluation-{FLAGS.split}.json', content)
   if confusion:
     pictures.confusion_matrix(confusion, trained.data.classes,
                               place / f'confusion-{FLAGS.split}.png', title)

@@ -109,6 +109,14 @@ def found():
   return ''
 
 
+def place(options):
+  """This process's number among those that were started together, which need not be connected."""
+  if options.process_index >= 0:
+    return options.process_index
+  told = dict(SLURM='SLURM_PROCID', GKE='TPU_WORKER_ID') | {'Open MPI': 'OMPI_COMM_WORLD_RANK'}
+  return int(os.environ.get(told.get(found()), 0)) if options.processes != 1 else 0
+
+
 def first():
   """Whether this process writes what one process writes: tables, results, what people read."""
   if _client is None:

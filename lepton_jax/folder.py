@@ -8,13 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from lepton_jax import assemble, evaluation, machine, metrics
+from lepton_jax import assemble, evaluation, files, machine, metrics
 from lepton_jax import config as config_lib
 from lepton_jax import strengths as strengths_lib
 from lepton_jax.data import dataset
 from lepton_jax.errors import UserError
-from lepton_jax.files import read_json
-from lepton_jax.train import checkpoint, parallel, record
+from lepton_jax.train import checkpoint, parallel
 
 RESULT, DATA, WIDTHS = 'result.json', 'data.json', 'widths.json'
 PARTS = ('params', 'learned', 'held', 'model_state')  # of saved weights
@@ -22,7 +21,7 @@ PARTS = ('params', 'learned', 'held', 'model_state')  # of saved weights
 
 def read_result(folder):
   """The result of a finished run folder, or None; raises UserError where it is damaged."""
-  return read_json(epath.Path(folder) / RESULT)
+  return files.read_json(epath.Path(folder) / RESULT)
 
 
 def begun_on(folder):
@@ -32,7 +31,7 @@ def begun_on(folder):
 
 def described_data(folder):
   """The `Dataset.facts` of the data in a run folder; {} where no run was begun."""
-  return read_json(epath.Path(folder).expanduser() / DATA) or {}
+  return files.read_json(epath.Path(folder).expanduser() / DATA) or {}
 
 
 def check_data(folder, version):
@@ -78,12 +77,12 @@ def read_weights(folder):
 def write_widths(folder, widths):
   """Notes the layers that are narrower than the model's own, {path: output features}."""
   if widths:
-    record.write_atomically(epath.Path(folder) / WIDTHS, json.dumps(widths) + '\n')
+    files.write_atomically(epath.Path(folder) / WIDTHS, json.dumps(widths) + '\n')
 
 
 def read_widths(folder):
   """{path: output features} of the layers that lost channels in a run; {} where none did."""
-  found = read_json(epath.Path(folder).expanduser() / WIDTHS) or {}
+  found = files.read_json(epath.Path(folder).expanduser() / WIDTHS) or {}
   if not all(type(width) is int and width > 0 for width in found.values()):
     raise UserError(f'{folder}/{WIDTHS} is damaged: it maps paths to whole numbers above 0')
   return found

@@ -9,7 +9,17 @@ import jax
 import numpy as np
 from etils import epath
 
-from lepton_jax import assemble, cluster, evaluation, linear, machine, post_training, speed, trees
+from lepton_jax import (
+  assemble,
+  cluster,
+  evaluation,
+  files,
+  linear,
+  machine,
+  post_training,
+  speed,
+  trees,
+)
 from lepton_jax import folder as folder_lib
 from lepton_jax import network as network_lib
 from lepton_jax import strengths as strengths_lib
@@ -121,7 +131,7 @@ def finish(config, assembly, folder, state, rows, elapsed, meter):
     if config.run.pictures and rows:
       from lepton_jax.report import pictures
       pictures.learning_curves(rows, folder / 'learning_curves.png', config.name())
-    record_lib.write_atomically(folder / folder_lib.RESULT, json.dumps(result, indent=2) + '\n')
+    files.write_atomically(folder / folder_lib.RESULT, json.dumps(result, indent=2) + '\n')
   return result
 
 
@@ -174,9 +184,9 @@ def open_folder(config, folder, data):
     raise UserError(f'--runs_dir={config.run.runs_dir}: cannot make the folder {folder}: '
                     f'{error.strerror or error}') from None
   # The file is written without --rerun, so that a later command that reads it keeps the run.
-  record_lib.write_atomically(folder / 'config.json', config.replace(rerun=False).to_json())
+  files.write_atomically(folder / 'config.json', config.replace(rerun=False).to_json())
   folder_lib.check_data(folder, data.version)
-  record_lib.write_atomically(folder / folder_lib.DATA, json.dumps(data.facts()) + '\n')
+  files.write_atomically(folder / folder_lib.DATA, json.dumps(data.facts()) + '\n')
 
 
 def find_folder(config, folder):
@@ -276,7 +286,7 @@ def count_steps(assembly, state, use_best, rows, elapsed):
 def cross_validate(config, folder, quiet=False):
   """Trains each fold in its own folder; returns means and standard deviations of measurements."""
   folder.mkdir(parents=True, exist_ok=True)
-  record_lib.write_atomically(folder / 'config.json', config.replace(rerun=False).to_json())
+  files.write_atomically(folder / 'config.json', config.replace(rerun=False).to_json())
   results = []
   for fold in range(config.data.folds):
     one = config.replace(fold=fold, runs_dir=str(folder))
@@ -292,7 +302,7 @@ def cross_validate(config, folder, quiet=False):
           'convolution', 'git_revision')
   summary.update({name: results[0][name] for name in same})
   summary['train_seconds'] = sum(r['train_seconds'] for r in results)
-  record_lib.write_atomically(folder / folder_lib.RESULT, json.dumps(summary, indent=2) + '\n')
+  files.write_atomically(folder / folder_lib.RESULT, json.dumps(summary, indent=2) + '\n')
   return summary
 
 

@@ -19,7 +19,7 @@ ALLOWED = {
     'metrics': STANDARD | {'losses'},
     'layers': LEAVES | {'machine'}, 'models': LEAVES | {'layers'}, 'data': LEAVES,
     'regularize': LEAVES | {'layers'}, 'compress': LEAVES | {'layers'},
-    'train': LEAVES | {'cluster'},
+    'train': LEAVES | {'cluster', 'files'},
     'cluster': {'errors'}, 'machine': {'cluster'},
 }
 HEAVY = {'tensorflow_datasets', 'matplotlib', 'sklearn', 'mlxtend', 'tensorboardX', 'rich',

@@ -176,6 +176,9 @@ def _read(options, loss):
   if path and kind not in PREFIXES:
     raise UserError(
         f"--dataset={options.dataset}: a path follows 'folder:', 'csv:', 'text:' or 'series:'")
+  if '://' in path:
+    raise UserError(f'--dataset={options.dataset}: it is read from a local disk; copy it first, '
+                    f'as with: gcloud storage cp -r {path} .')
   if kind == 'folder' and path:
     return image_folder.read(pathlib.Path(path).expanduser(), cache_root(options),
                              options.image_size or 64)

@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 
-from lepton_jax.data import cache, characters, images, raw_files
+from lepton_jax.data import cache, characters, images, raw_files, remote
 from lepton_jax.data.source import Source
 from lepton_jax.errors import UserError
 from lepton_jax.registry import DATASETS, unknown
@@ -23,7 +23,7 @@ def read(name, data_dir, manual_dir, cache_root, image_size):
   servers. Raises UserError with the command that prepares the set when it is in neither place.
   """
   root = data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-  root = pathlib.Path(root).expanduser()
+  root = remote.copied(root, name, cache_root) if '://' in root else pathlib.Path(root).expanduser()
   folder = prepared(name, root)
   if folder is not None:
     info = json.loads((folder / 'dataset_info.json').read_text())

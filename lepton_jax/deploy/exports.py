@@ -8,12 +8,11 @@ import pathlib
 import numpy as np
 
 from lepton_jax import config as config_lib
-from lepton_jax import metrics, trees
+from lepton_jax import files, metrics, trees
 from lepton_jax import network as network_lib
 from lepton_jax.deploy import pack, runtime, stablehlo
 from lepton_jax.deploy import traced as traced_lib
 from lepton_jax.errors import UserError
-from lepton_jax.train import record
 
 FORMATS = ('onnx', 'stablehlo', 'lepton')
 BATCHES = (1, 7)
@@ -47,7 +46,7 @@ def write(trained, format, path, int4=False):
                  notes=notes)
     draft.replace(path)
     facts = json.dumps(found, indent=2) + '\n'
-    record.write_atomically(path.with_name(f'{path.name}.json'), facts)
+    files.write_atomically(path.with_name(f'{path.name}.json'), facts)
   except OSError as error:
     raise UserError(f'--output={path} cannot be written: {error.strerror or error}') from None
   except Unlike as error:

@@ -9,11 +9,10 @@ import time
 import numpy as np
 from etils import epath
 
-from lepton_jax import assemble, evaluation, folder, machine, metrics, trees
+from lepton_jax import assemble, evaluation, files, folder, machine, metrics, trees
 from lepton_jax import network as network_lib
 from lepton_jax.deploy import container, pack
 from lepton_jax.errors import UserError
-from lepton_jax.train import record
 
 FILE, FACTS = 'network.lepton', 'packed.json'
 
@@ -36,7 +35,7 @@ def packed(place, **options):
   temporary = place / f'{FILE}.partial'
   temporary.write_bytes(data)
   temporary.replace(place / FILE)
-  record.write_atomically(place / FACTS, json.dumps(found, indent=2) + '\n')
+  files.write_atomically(place / FACTS, json.dumps(found, indent=2) + '\n')
   return found
 
 

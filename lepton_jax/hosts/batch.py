@@ -19,7 +19,8 @@ SBATCH = """\
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output={name}-%j.log
-# One process for each GPU, or for each machine without, which SLURM's variables tell of each other.
+# SLURM's variables tell the processes of each other: one for each GPU, or one for each machine that
+# has none or trains a sweep.
 # {saving} s before the time is over, and at a preemption, all save at the same step and end; the
 # job then goes back into the queue and goes on there.
 # To be sent off from the project's folder: sbatch FILE
@@ -36,10 +37,12 @@ exit $status
 
 def sbatch(arguments, *, name, nodes, gpus, time, partition, account):
   """The text of an sbatch file that runs `./launch.sh` with these arguments on `nodes` machines."""
+  # A sweep trains a whole trial on each device of its process.
+  tasks = (gpus if arguments[:1] == ['train'] else 0) or 1
   asked = {'gpus-per-node': gpus or '', 'partition': partition, 'account': account}
   options = ''.join(f'#SBATCH --{flag}={value}\n' for flag, value in asked.items() if value)
   # srun gives the highest status of its processes: an end by a signal is above those of mistakes.
-  return SBATCH.format(name=name, nodes=nodes, tasks=gpus or 1, options=options, time=time,
+  return SBATCH.format(name=name, nodes=nodes, tasks=tasks, options=options, time=time,
                        saving=SAVING, platform='cuda' if gpus else 'cpu',
                        run=command.launch(arguments), passing='75 | 134 | 137 | 143')
 

@@ -5,31 +5,30 @@ They stand between markers and are written again as a whole, so that they cannot
 
 import collections
 import csv
+import io
 import math
-import pathlib
 import re
 import statistics
+
+from etils import epath
+
+from lepton_jax import files
 
 MARKER = r'<!-- table: {name} -->\n.*?<!-- end -->'
 
 
 def rows(path):
   """The lines of a CSV file as dictionaries."""
-  with pathlib.Path(path).open(newline='') as file:
-    return list(csv.DictReader(file))
+  return list(csv.DictReader(io.StringIO(epath.Path(path).read_text())))
 
 
 def write_rows(path, lines):
-  """Writes dictionaries of one set of keys as a CSV file.
-
-  The rows go to a draft first, so that a stop leaves the old file.
-  """
-  draft = pathlib.Path(path).with_suffix('.draft')
-  with draft.open('w', newline='') as file:
-    writer = csv.DictWriter(file, list(lines[0]), lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(lines)
-  draft.replace(path)
+  """Writes dictionaries of one set of keys as a CSV file; a stop leaves the old file."""
+  text = io.StringIO()
+  writer = csv.DictWriter(text, list(lines[0]), lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(lines)
+  files.write_atomically(path, text.getvalue())
 
 
 def table(header, body):

@@ -4,6 +4,8 @@ import io
 
 from etils import epath
 
+from lepton_jax import files
+
 
 def new_axes(width, height, columns=1):
   """(figure, axes) in inches, drawn without a screen."""
@@ -24,9 +26,7 @@ def save(figure, *paths):
     # Without the date, the same numbers make the same file.
     metadata = dict(CreationDate=None) if path.suffix == '.pdf' else None
     figure.savefig(content, format=path.suffix[1:], metadata=metadata)
-    draft = path.parent / f'.{path.name}.draft'
-    draft.write_bytes(content.getvalue())
-    draft.replace(path)
+    files.write_atomically(path, content.getvalue())
   pyplot.close(figure)
 
 

@@ -1,7 +1,8 @@
 """Pictures of a sweep, each as PNG and as PDF."""
 
-import pathlib
 import statistics
+
+from etils import epath
 
 from lepton_jax.report import sweeps
 from lepton_jax.report.pictures import new_axes, save
@@ -17,7 +18,7 @@ def draw_all(rows, curves, folder):
   # An earlier report may have had more pictures.
   for name in ('learning_curves', 'settings', 'heat_map', 'parameters', 'size'):
     for kind in ('png', 'pdf'):
-      pathlib.Path(folder, f'{name}.{kind}').unlink(missing_ok=True)
+      (epath.Path(folder) / f'{name}.{kind}').unlink(missing_ok=True)
   drawn, fields = [], sweeps.swept(rows)
   numeric = [f for f in fields if all(isinstance(row[f], (int, float)) for row in rows)
              and len({row[f] for row in rows}) > 1]

@@ -1,9 +1,10 @@
 """What trials found: one row a setting over its seeds, the best chosen on validation."""
 
 import math
-import pathlib
 import re
 import statistics
+
+from etils import epath
 
 from lepton_jax import config as config_lib
 from lepton_jax.errors import UserError
@@ -20,7 +21,7 @@ def read(runs_dir):
   [(config, what went wrong)] of the trials that failed or were given up. Raises UserError where
   there are no trials, and for a damaged file.
   """
-  inside = pathlib.Path(runs_dir).expanduser()
+  inside = epath.Path(runs_dir).expanduser()
   folders = sorted(path.parent for path in inside.glob('*/result.json'))
   results = {folder: read_json(folder / 'result.json') for folder in folders}
   ranked = [f for f, result in results.items()
@@ -53,7 +54,7 @@ def write(trials, folder, all_tests=False, without=()):
     sets.setdefault((config.data.dataset, config.data.target), []).append((config, result))
   written = []
   for key, found in sets.items():
-    inside = pathlib.Path(folder).expanduser()
+    inside = epath.Path(folder).expanduser()
     inside = inside / re.sub(r'[^\w.]+', '-', ' '.join(key)).strip('-') if len(sets) > 1 else inside
     lost = [(c, why) for c, why in without if (c.data.dataset, c.data.target) == key]
     written.append((inside, write_one(found, inside, all_tests, lost)))
@@ -70,7 +71,7 @@ def write_one(trials, folder, all_tests, without):
   key = lambda config: tuple(config.flat()[f] for f in fields)
 
   def metrics(config):
-    return record.read_rows(pathlib.Path(config.run.runs_dir).expanduser() / config.name())
+    return record.read_rows(epath.Path(config.run.runs_dir).expanduser() / config.name())
 
   curves = [[metrics(c) for c, _ in trials if key(c) == tuple(row[f] for f in fields)]
             for row in found]

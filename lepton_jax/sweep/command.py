@@ -1,12 +1,12 @@
 """What every sweep script does with its flags: list trials, train them, show and write results."""
 
-import pathlib
 import sys
 
 from absl import flags as absl_flags
+from etils import epath
 
+from lepton_jax import cluster, flags
 from lepton_jax import config as config_lib
-from lepton_jax import flags
 from lepton_jax.errors import UserError
 from lepton_jax.sweep import engine, estimate, grid, search, trials
 
@@ -115,13 +115,15 @@ def trained(config, work, present=None):
     print(f'{signal}: what has begun was saved. To go on, repeat the same command', file=sys.stderr)
     return signal.status
   print(costs)
+  if cluster.place(config.run):
+    return 0  # the first process, when all trials have come to an end, shows what they found
   return (present or show)(configs)
 
 
 def make_folder(name):
   """Makes a folder before anything is trained; raises UserError where that cannot be done."""
   try:
-    pathlib.Path(name).expanduser().mkdir(parents=True, exist_ok=True)
+    epath.Path(name).expanduser().mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise UserError(f'cannot make the folder {name}: {error}') from None
 

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import pathlib
 import statistics
 import time
 
@@ -51,7 +50,7 @@ def check_executor(method, executor):
 @contextlib.contextmanager
 def alone(runs_dir):
   """Keeps other searches out of a folder; raises UserError if one is in it."""
-  claim = claims.take(pathlib.Path(runs_dir).expanduser())
+  claim = claims.take(runs_dir)
   if claim is None:
     raise UserError(f'another search draws its settings in {runs_dir}: '
                     f'wait for its end, or name another --runs_dir')

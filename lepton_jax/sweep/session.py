@@ -4,13 +4,12 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 import threading
 import time
 import typing
 from concurrent import futures
 
-from lepton_jax import machine
+from lepton_jax import files, machine
 from lepton_jax.errors import UserError
 from lepton_jax.sweep import claims, trials
 
@@ -54,7 +53,9 @@ class Session:
 
   def __init__(self, options, all_devices, tell, watch=None, began=None):
     cpu_devices = options.cpu_devices if all_devices else 1
-    machine.start(dataclasses.replace(options, parallel='auto', cpu_devices=cpu_devices))
+    # Trials are whole: processes of a sweep share a folder and nothing else.
+    alone = dataclasses.replace(options, parallel='auto', cpu_devices=cpu_devices, processes=1)
+    machine.start(alone)
     import jax
     devices = jax.local_devices() if all_devices else jax.local_devices()[:1]
     self.lanes = 1 if jax.default_backend() == 'cpu' or not all_devices else LANES
@@ -223,18 +224,16 @@ class Worker:
       if trial.failed is not None:
         self._failed(trial.config, trial.failed)
       elif trial.given_up:
-        (trials.folder_of(trial.config) / trials.GIVEN_UP).touch()
+        (trials.folder_of(trial.config) / trials.GIVEN_UP).write_text('')
       elif trial.result is not None:
         self.trained += 1
         self._tell(line(trial.config, trial.result))
 
   def _failed(self, config, failed):
-    from lepton_jax.train import record
     folder = trials.folder_of(config)
     # The trial may have failed before it was opened.
-    record.write_atomically(folder / 'config.json', config.to_json())
-    content = json.dumps(failed._asdict(), indent=2) + '\n'
-    record.write_atomically(folder / trials.FAILURE, content)
+    files.write_atomically(folder / 'config.json', config.to_json())
+    trials.note_failure(config, **failed._asdict())
     self._tell(f'{config.name()}  failed: {failed.error.splitlines()[0]}')
 
 

@@ -1,19 +1,19 @@
 """The trials of a sweep: their folders, what came of them, and which of them share programs."""
 
-import pathlib
+import json
+import time
+
+from etils import epath
 
 from lepton_jax.errors import UserError
-from lepton_jax.files import read_json
+from lepton_jax.files import read_json, write_atomically
 
 FAILURE, GIVEN_UP = 'failure.json', 'given_up'
 
 
 def folder_of(config):
-  """Where a trial's run folder is; sweeps need local ones, for their claims."""
-  if '://' in config.run.runs_dir:
-    raise UserError(
-        f'--runs_dir={config.run.runs_dir}: a sweep needs a local folder, whose files it can lock')
-  return pathlib.Path(config.run.runs_dir).expanduser() / config.name()
+  """Where a trial's run folder is, local or in an object store."""
+  return epath.Path(config.run.runs_dir).expanduser() / config.name()
 
 
 def finished(config):
@@ -22,14 +22,20 @@ def finished(config):
 
 
 def failure(config):
-  """{'error', 'traceback'} of a trial that failed, or None."""
+  """{'error', 'traceback', 'at'} of a trial that failed, or None."""
   return read_json(folder_of(config) / FAILURE)
 
 
 def failed_since(config, began):
   """Whether a trial failed at or after a time in seconds since the epoch."""
-  path = folder_of(config) / FAILURE
-  return path.exists() and path.stat().st_mtime >= began
+  found = failure(config)
+  return found is not None and found['at'] >= began
+
+
+def note_failure(config, error, traceback):
+  """Writes what went wrong with a trial into its folder, and when."""
+  content = dict(error=error, traceback=traceback, at=time.time())
+  write_atomically(folder_of(config) / FAILURE, json.dumps(content, indent=2) + '\n')
 
 
 def given_up(config):
@@ -59,7 +65,6 @@ def programs(configs):
 def check(configs):
   """Raises UserError for what a sweep cannot train."""
   for config in configs:
-    folder_of(config)
     if config.data.folds and config.data.fold is None:
       every = ','.join(map(str, range(config.data.folds)))
       raise UserError(f'--folds={config.data.folds}: in a sweep a trial is one fold; pass '

@@ -6,13 +6,7 @@ import time
 
 from etils import epath
 
-
-def write_atomically(path, text):
-  """Writes a text file so that readers see all of it or none."""
-  path = epath.Path(path)
-  draft = path.parent / f'.{path.name}.draft'
-  draft.write_text(text)
-  draft.replace(path)
+from lepton_jax import files
 
 
 def read_rows(folder):
@@ -38,19 +32,27 @@ class Record:
     self.rows = [row for row in read_rows(folder) if row['step'] <= step]
     if quiet:
       return
-    write_atomically(self._path, ''.join(json.dumps(row) + '\n' for row in self.rows))
-    if tensorboard:
+    self._write()
+    if tensorboard and files.remote(folder):
+      print(f'no TensorBoard events: they need a local folder, and the run is in {folder}')
+    elif tensorboard:
       import tensorboardX
       events = str(epath.Path(folder) / 'tensorboard')
       self._events = tensorboardX.SummaryWriter(events, purge_step=step + 1 if step else None)
+
+  def _write(self):
+    files.write_atomically(self._path, ''.join(json.dumps(row) + '\n' for row in self.rows))
 
   def add(self, row):
     """Appends a row: {'epoch', 'step', measurements}."""
     self.rows.append(row)
     if self._quiet:
       return
-    with self._path.open('a') as file:
-      file.write(json.dumps(row) + '\n')
+    if files.remote(self._path):  # whose objects do not grow
+      self._write()
+    else:
+      with self._path.open('a') as file:
+        file.write(json.dumps(row) + '\n')
     if self._events is not None:
       for name, value in row.items():
         if name != 'step' and value is not None:
