@@ -19,7 +19,8 @@ from absl import flags as absl_flags
 from lepton_jax import flags
 from lepton_jax.errors import UserError
 
-OWN = ('run', 'artifact', 'split', 'json', 'data_dir')
+HERE = ('data_dir', 'processes', 'process_index', 'coordinator', 'cpu_devices')
+OWN = ('run', 'artifact', 'split', 'json', *HERE)
 FLAGS = absl_flags.FLAGS
 
 
@@ -27,18 +28,20 @@ def main(config):
   del config
   from etils import epath
 
-  from lepton_jax import evaluation, files, folder
+  from lepton_jax import cluster, evaluation, files, folder
   from lepton_jax.report import pictures, tables
   if bool(FLAGS.run) == bool(FLAGS.artifact):
     raise UserError('--run=DIR, the folder that training printed, or --artifact=FILE, a packed '
                     'network; one of them')
-  elsewhere = {'data_dir': FLAGS.data_dir} if FLAGS.data_dir else {}
+  elsewhere = {name: FLAGS[name].value for name in HERE if FLAGS[name].present}
   if FLAGS.artifact:
     from lepton_jax.deploy import measure
     trained = measure.open_file(FLAGS.artifact, **elsewhere)
   else:
     trained = folder.load(FLAGS.run, **elsewhere)
   report, confusion = evaluation.full_report(trained, FLAGS.split)
+  if not cluster.first():
+    return 0
   if FLAGS.artifact:
     print(json.dumps(report)) if FLAGS.json else tables.print_report(
         f'{FLAGS.artifact}, {FLAGS.split}', report)
@@ -62,5 +65,5 @@ if __name__ == '__main__':
   absl_flags.DEFINE_string('artifact', '', 'packed file to evaluate')
   absl_flags.DEFINE_enum('split', 'test', ['train', 'validation', 'test'], 'split to evaluate')
   absl_flags.DEFINE_bool('json', False, 'print one JSON object as the last line instead of tables')
-  absl_flags.DEFINE_string('data_dir', '', "folder of prepared TFDS data; empty: the run's own")
+  flags.define_some(HERE)
   sys.exit(flags.run(main, __doc__, OWN))

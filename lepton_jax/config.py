@@ -55,6 +55,15 @@ class Config:
     """{field name: value} over all concerns."""
     return {name: getattr(getattr(self, group), name) for name, (group, _) in FIELDS.items()}
 
+  def to_keep(self):
+    """What a run folder keeps: without what holds for one start alone, --rerun and the processes.
+
+    A later command that reads it keeps the run, and waits for nobody.
+    """
+    first = Run()
+    names = ('rerun', 'processes', 'process_index', 'coordinator', 'profile')
+    return self.replace(**{name: getattr(first, name) for name in names})
+
   def to_json(self):
     """The text of config.json."""
     return json.dumps(dataclasses.asdict(self), indent=2) + '\n'

@@ -43,12 +43,17 @@ def define(flag_values=flags.FLAGS):
   """Defines one flag per configuration field, and --config."""
   flags.DEFINE_string('config', '', 'config.json of a run to repeat; other flags override it',
                       flag_values=flag_values)
-  for name, (_, field) in config_lib.FIELDS.items():
-    text = describe(name)
+  define_some(config_lib.FIELDS, flag_values)
+
+
+def define_some(names, flag_values=flags.FLAGS):
+  """Defines the flags of these configuration fields."""
+  for name in names:
+    text, default = describe(name), config_lib.FIELDS[name][1].default
     if config_lib.value_type(name)[0] is bool:
-      flags.DEFINE_bool(name, field.default, text, flag_values=flag_values)
+      flags.DEFINE_bool(name, default, text, flag_values=flag_values)
     else:
-      flags.DEFINE(_Parser(name), name, field.default, text, flag_values=flag_values,
+      flags.DEFINE(_Parser(name), name, default, text, flag_values=flag_values,
                    serializer=flags.ArgumentSerializer())
 
 

@@ -1,6 +1,7 @@
 """Run folders, read back: result, configuration, weights, a network ready to predict."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from lepton_jax import assemble, evaluation, files, machine, metrics
+from lepton_jax import assemble, cluster, evaluation, files, machine, metrics
 from lepton_jax import config as config_lib
 from lepton_jax import strengths as strengths_lib
 from lepton_jax.data import dataset
@@ -97,22 +98,30 @@ class Trained:
   weights: dict
   hparams: dict
 
+  @functools.cached_property
+  def layout(self):
+    """One device, or those of all processes that are connected."""
+    mode = 'sharded' if cluster.connected() else 'jit'
+    return parallel.make_parallel(mode, self.config.data.batch_size)
+
+  def _placed(self):
+    return self.layout.put_state(self.weights), self.layout.put_state(self.hparams)
+
   def outputs(self, inputs):
     """Outputs f32[n, outputs] of the network, logits for classes.
 
     `inputs` [n, ...] are raw, as the data set gives them.
     """
-    layout = parallel.make_parallel('jit', 1)
     labels = np.zeros(len(inputs), np.int32)
     data = dataclasses.replace(self.data, splits=dict(given=(inputs, labels)))
-    predict = layout.predict(self.network.predict)
-    return evaluation.predictions(predict, self.weights, self.hparams, data, 'given',
-                                  self.config.data.batch_size, layout)[0]
+    predict = self.layout.predict(self.network.predict)
+    return evaluation.predictions(predict, *self._placed(), data, 'given',
+                                  self.config.data.batch_size, self.layout)[0]
 
   def measure(self, split):
     """{measurement: number} on a split, as after training."""
-    layout = parallel.make_parallel('jit', 1)
-    measured = evaluation.Meter(self.network, self.data, layout, self.hparams)(self.weights, split)
+    weights, hparams = self._placed()
+    measured = evaluation.Meter(self.network, self.data, self.layout, hparams)(weights, split)
     return {name: value for name, value in measured.items() if name != 'score'}
 
   def predict(self, inputs):

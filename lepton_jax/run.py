@@ -183,8 +183,7 @@ def open_folder(config, folder, data):
   except OSError as error:
     raise UserError(f'--runs_dir={config.run.runs_dir}: cannot make the folder {folder}: '
                     f'{error.strerror or error}') from None
-  # The file is written without --rerun, so that a later command that reads it keeps the run.
-  files.write_atomically(folder / 'config.json', config.replace(rerun=False).to_json())
+  files.write_atomically(folder / 'config.json', config.to_keep().to_json())
   folder_lib.check_data(folder, data.version)
   files.write_atomically(folder / folder_lib.DATA, json.dumps(data.facts()) + '\n')
 
@@ -286,7 +285,7 @@ def count_steps(assembly, state, use_best, rows, elapsed):
 def cross_validate(config, folder, quiet=False):
   """Trains each fold in its own folder; returns means and standard deviations of measurements."""
   folder.mkdir(parents=True, exist_ok=True)
-  files.write_atomically(folder / 'config.json', config.replace(rerun=False).to_json())
+  files.write_atomically(folder / 'config.json', config.to_keep().to_json())
   results = []
   for fold in range(config.data.folds):
     one = config.replace(fold=fold, runs_dir=str(folder))

@@ -112,10 +112,10 @@ def test_passes_visit_every_example_once_in_equal_batches():
 
 
 def test_a_damaged_cache_is_made_again(tmp_path):
-  first = load(dataset='digits', cache_dir=str(tmp_path))
+  first = load(dataset='digits', cache_dir=str(tmp_path)).fingerprint
   file = next(tmp_path.glob('digits*/train-inputs.npy'))
   file.write_bytes(file.read_bytes()[:-9])
-  assert load(dataset='digits', cache_dir=str(tmp_path)).fingerprint == first.fingerprint
+  assert load(dataset='digits', cache_dir=str(tmp_path)).fingerprint == first
   assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -248,3 +248,32 @@ def test_csv_classes(tmp_path):
     csv.writer(file).writerows([('w', 'kind', 'h'), *((i, 'ab'[i % 2], -i) for i in range(20))])
   data = load(dataset=f'csv:{path}', target='kind')
   assert data.classes == ('a', 'b') and data.columns == ('w', 'h') and data.task == 'classification'
+
+
+def test_each_of_several_processes_reads_what_it_feeds(tmp_path):
+  """An epoch of n processes: each reads an n-th of the bytes, and all together all of them."""
+  from lepton_jax.data import batches, rows
+  whole = np.random.default_rng(0).integers(0, 256, (96, 5, 5, 3), np.uint8)
+  np.save(tmp_path / 'a.npy', whole)
+  read = []
+
+  class Counted(np.memmap):
+    def __getitem__(self, which):
+      found = super().__getitem__(which)
+      read.append(found.nbytes)
+      return found
+
+  on_disk = np.load(tmp_path / 'a.npy', mmap_mode='r').view(Counted)
+  part = rows.take(rows.take(on_disk, np.arange(95, -1, -1)), np.arange(0, 96, 2))
+  assert not read and part.shape == (48, 5, 5, 3)
+  np.testing.assert_array_equal(part, whole[::-1][::2])
+  label = np.arange(48)
+  plain = batches.Batches(whole[::-1][::2], label, 16, seed=1)
+  for count in (1, 2, 4):
+    for process in range(count):
+      read.clear()
+      mine = slice(process * 16 // count, (process + 1) * 16 // count)
+      for step in range(3):
+        batch = batches.Batches(part, label, 16, seed=1).at(step, mine)
+        np.testing.assert_array_equal(batch['inputs'], plain.at(step, mine)['inputs'])
+      assert sum(read) == part.size // count

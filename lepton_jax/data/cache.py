@@ -1,5 +1,6 @@
 """Decoded arrays on disk: written once, atomically, and mapped into memory afterwards."""
 
+import fcntl
 import json
 import os
 import pathlib
@@ -22,9 +23,17 @@ def cached(root, key, make):
   found = _load(folder)
   if found is not None:
     return found
-  source = make()
   folder.parent.mkdir(parents=True, exist_ok=True)
-  draft = pathlib.Path(tempfile.mkdtemp(prefix=f'.{key}-', dir=folder.parent))
+  with (folder.parent / f'.{key}.lock').open('a') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes of a machine one decodes
+    found = _load(folder) or _made(folder, make)
+    pathlib.Path(lock.name).unlink(missing_ok=True)
+  return found
+
+
+def _made(folder, make):
+  source = make()
+  draft = pathlib.Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
   try:
     sizes = {}
     for split, (inputs, label) in source.splits.items():

@@ -9,6 +9,7 @@ import pathlib
 import numpy as np
 
 from lepton_jax.data import characters, csv_table, image_folder, series, splits, text, tfds_sets
+from lepton_jax.data import rows as rows_lib
 from lepton_jax.errors import UserError
 from lepton_jax.registry import DATASETS
 
@@ -206,22 +207,23 @@ def cache_root(options):
 
 
 def _take(part, rows):
-  return part[0][rows], part[1][rows]
+  return rows_lib.take(part[0], rows), np.asarray(part[1])[rows]
 
 
 def _moments(inputs):
   """Mean and deviation over all but the last axis, f32; a constant input gets deviation 1."""
   if inputs.dtype == np.uint8:  # in whole numbers: exact, and without a float copy of the whole set
-    flat, count = inputs.reshape(len(inputs), -1), inputs.size // inputs.shape[-1]
-    sums = np.zeros((2, flat.shape[1]))
-    for start in range(0, len(flat), 256):
-      part = flat[start:start + 256]
+    count = inputs.size // inputs.shape[-1]
+    sums = np.zeros((2, inputs[:1].size))
+    for start in range(0, len(inputs), 256):
+      part = inputs[start:start + 256]
+      part = part.reshape(len(part), -1)
       squares = np.multiply(part, part, dtype=np.uint16)
       sums += part.sum(0, dtype=np.uint32), squares.sum(0, dtype=np.uint32)
     mean, square = sums.reshape(2, -1, inputs.shape[-1]).sum(1) / count
     variance = square - np.square(mean)
   else:
-    axes = tuple(range(inputs.ndim - 1))
+    inputs, axes = np.asarray(inputs), tuple(range(inputs.ndim - 1))
     mean, variance = inputs.mean(axes, dtype=np.float64), inputs.var(axes, dtype=np.float64)
   return mean.astype(np.float32), np.where(variance > 0, np.sqrt(variance), 1.0).astype(np.float32)
 

@@ -232,7 +232,7 @@ class Worker:
   def _failed(self, config, failed):
     folder = trials.folder_of(config)
     # The trial may have failed before it was opened.
-    files.write_atomically(folder / 'config.json', config.to_json())
+    files.write_atomically(folder / 'config.json', config.to_keep().to_json())
     trials.note_failure(config, **failed._asdict())
     self._tell(f'{config.name()}  failed: {failed.error.splitlines()[0]}')
 
