@@ -89,8 +89,10 @@ def connect(address, count):
   try:
     ray.init(address, runtime_env=dict(py_modules=[package]), **options)
   except (ConnectionError, RuntimeError, ValueError) as error:
+    # Ray sends a token to an address only where its user says so.
     raise UserError(f'--address={address}: no Ray cluster to connect to: '
-                    f'{str(error).splitlines()[0]}') from None
+                    f'{str(error).splitlines()[0]}; where it asks for a token, set '
+                    f'RAY_AUTH_MODE=token as on its machines') from None
   return ray
 
 
