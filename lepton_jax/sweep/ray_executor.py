@@ -14,6 +14,7 @@ import os
 import pathlib
 import re
 import socket
+import sys
 import time
 import typing
 import uuid
@@ -91,7 +92,7 @@ def connect(address, count):
   except (ConnectionError, RuntimeError, ValueError) as error:
     # Ray sends a token to an address only where its user says so.
     raise UserError(f'--address={address}: no Ray cluster to connect to: '
-                    f'{str(error).splitlines()[0]}; where it asks for a token, set '
+                    f'{str(error).splitlines()[0].rstrip(".")}; where it asks for a token, set '
                     f'RAY_AUTH_MODE=token as on its machines') from None
   return ray
 
@@ -263,8 +264,8 @@ class Crew:
     done, _ = self._ray.wait([worker.answer for worker in workers], timeout=POLL)
     if not done and not self._opened and time.monotonic() - self._began > PATIENCE:
       self._opened = True
-      self._tell(f'no worker has started yet; free in the cluster: '
-                 f'{self._ray.available_resources().get(self._device, 0):g} {self._device}')
+      free = self._ray.available_resources().get(self._device, 0)
+      notice(f'no worker has started yet; free in the cluster: {free:g} {self._device}')
     for worker in workers:
       if worker.answer in done:
         try:
@@ -307,7 +308,7 @@ class Crew:
     name = config.name()
     self._deaths[name] = self._deaths.get(name, 0) + 1
     if self._deaths[name] < DEATHS:
-      self._tell(f'the worker that trained {name} died; another one trains it')
+      notice(f'the worker that trained {name} died; another one trains it')
       self._groups.insert(0, [config])
       return
     from lepton_jax.sweep import cohort
@@ -322,6 +323,11 @@ class Crew:
     for worker in training:
       with contextlib.suppress(self._ray.exceptions.RayError):
         self._take(worker)
+
+
+def notice(text):
+  """Says what is no line of a trial, which the caller may count."""
+  print(text, file=sys.stderr, flush=True)
 
 
 def device_kind(platforms, resources):
