@@ -68,7 +68,7 @@ def test_trials_have_the_bits_of_one_process_though_a_worker_is_killed(base, tmp
   for executor in ('inline', 'ray'):
     start = base.replace(runs_dir=str(tmp_path / executor), dropout=0.2)
     configs = grid.product(start, dict(l2=[0.0, 1e-3], seed=[0, 1]))
-    configs.append(start.replace(epochs=200))
+    configs.append(start.replace(epochs=100))
     if executor == 'ray':
       killer = Killer(configs[-1], 1)
       killer.start()
