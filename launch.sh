@@ -84,4 +84,5 @@ case $command in
   export|measure|runtimes|select|serve|service_load) install deploy -r "$root/requirements-deploy.txt" ;;  # other runtimes
   *) install run -r "$root/requirements.txt" ;;
 esac
+case " $* " in *' --executor=ray '*) install ray -r "$root/requirements-ray.txt" ;; esac
 exec "$venv/bin/python" -m "experiments.$command" "$@"

@@ -25,7 +25,7 @@ import sys
 from absl import flags as absl_flags
 
 from lepton_jax import flags, recipe
-from lepton_jax.sweep import command, engine, grid, trials
+from lepton_jax.sweep import command, engine, grid, ray_executor, trials
 
 FLAGS = absl_flags.FLAGS
 
@@ -33,6 +33,7 @@ FLAGS = absl_flags.FLAGS
 def main(lists):
   if not FLAGS.recipes:
     return command.main(lists)
+  ray_executor.check(FLAGS.executor, FLAGS.address)
   recipes = recipe.recipes(FLAGS.recipes)
   dense = grid.product(lists[0].replace(save_weights=True), lists[1] | dict(save_weights=[True]))
   trials.check(dense)
@@ -47,10 +48,10 @@ def main(lists):
 def train(dense, paths):
   """Trains the dense networks, then stage by stage all recipes; the Costs."""
   tell = lambda text: print(text, flush=True)
-  costs = engine.sweep(dense, FLAGS.executor, FLAGS.workers, tell)
+  costs = engine.sweep(dense, FLAGS.executor, FLAGS.workers, tell, FLAGS.address)
   for level in itertools.zip_longest(*(stages for _, _, stages in paths)):
     shared = {config.name(): config for config in level if config is not None}
-    more = engine.sweep(list(shared.values()), FLAGS.executor, FLAGS.workers, tell)
+    more = engine.sweep(list(shared.values()), FLAGS.executor, FLAGS.workers, tell, FLAGS.address)
     costs = type(costs)(*(a + b for a, b in zip(costs, more)))
   return costs
 

@@ -23,7 +23,7 @@ ALLOWED = {
     'cluster': {'errors'}, 'machine': {'cluster'},
 }
 HEAVY = {'tensorflow_datasets', 'matplotlib', 'sklearn', 'mlxtend', 'tensorboardX', 'rich',
-         'tensorflow', 'orbax', 'optuna'}
+         'tensorflow', 'orbax', 'optuna', 'ray'}
 
 
 def modules():

@@ -8,10 +8,10 @@ from etils import epath
 from lepton_jax import cluster, flags
 from lepton_jax import config as config_lib
 from lepton_jax.errors import UserError
-from lepton_jax.sweep import engine, estimate, grid, search, trials
+from lepton_jax.sweep import engine, estimate, grid, ray_executor, search, trials
 
 FLAGS = absl_flags.FLAGS
-OWN = ('executor', 'workers', 'search', 'trials', 'dry_run', 'report_all_test', 'output')
+OWN = ('executor', 'workers', 'address', 'search', 'trials', 'dry_run', 'report_all_test', 'output')
 SHOWN = 20
 
 
@@ -24,14 +24,18 @@ def define_training(name, **defaults):
                      checkpoint_every=0, **defaults)
   absl_flags.DEFINE_enum('executor', 'inline', engine.EXECUTORS,
                          'inline: one trial after another; devices: one on each device; processes: '
-                         'several processes')
+                         'several processes; ray: workers of Ray, on this machine or a cluster')
 
 
 def define(name):
   """Defines a sweep script's flags: those of training and the sweep's own."""
   define_training(name)
-  absl_flags.DEFINE_integer('workers', 0, 'processes of --executor=processes; 0: one a core',
-                            lower_bound=0)
+  absl_flags.DEFINE_integer('workers', 0,
+                            'processes of --executor=processes, 0: one a core; workers of '
+                            '--executor=ray, at most and for 0 one a device', lower_bound=0)
+  absl_flags.DEFINE_string('address', '',
+                           'Ray cluster of --executor=ray: auto or HOST:PORT; empty: one that is '
+                           'started on this machine')
   absl_flags.DEFINE_enum('search', 'grid', search.METHODS,
                          'grid: every combination; random, tpe: --trials settings, two numbers of '
                          'a flag being a range')
@@ -51,6 +55,7 @@ def main(lists):
   for name, values in lists[1].items():
     if len(values) > 1 and not config_lib.FIELDS[name][1].metadata['identity']:
       raise UserError(f'--{name} takes one value in a sweep: it changes no result')
+  ray_executor.check(FLAGS.executor, FLAGS.address)
   if FLAGS.search != 'grid':
     return drawn(*lists)
   configs = grid.product(*lists)
@@ -66,7 +71,7 @@ def main(lists):
   numbered = lambda text: print(f'[{next(count, len(configs))}/{len(configs)}] {text}', flush=True)
 
   def work():
-    return configs, engine.sweep(configs, FLAGS.executor, FLAGS.workers, tell=numbered)
+    return configs, engine.sweep(configs, FLAGS.executor, FLAGS.workers, numbered, FLAGS.address)
 
   return trained(configs[0], work)
 

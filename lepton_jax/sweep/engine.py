@@ -12,13 +12,13 @@ import time
 
 from lepton_jax import machine
 from lepton_jax.errors import UserError
-from lepton_jax.sweep import trials
+from lepton_jax.sweep import ray_executor, trials
 from lepton_jax.sweep.session import POLL, Costs, Session
 
-EXECUTORS = ('inline', 'devices', 'processes')
+EXECUTORS = ('inline', 'devices', 'processes', 'ray')
 
 
-def sweep(configs, executor='inline', workers=0, tell=print):
+def sweep(configs, executor='inline', workers=0, tell=print, address=''):
   """Trains every trial that has no result yet into its run folder; returns the sweep's Costs.
 
   Failures are noted in the run folders as well.
@@ -26,17 +26,22 @@ def sweep(configs, executor='inline', workers=0, tell=print):
   Args:
     configs: the trials.
     executor: 'inline' trains one after another on one device, 'devices' one on each device at once
-      (on accelerators several), 'processes' starts `workers` processes that share the trials.
-    workers: how many processes; 0: one a core.
+      (on accelerators several), 'processes' starts `workers` processes that share the trials,
+      'ray' as many workers of Ray.
+    workers: how many processes, 0: one a core; or workers, 0: one a device that Ray has.
     tell: called with a line for each trial that ends.
+    address: of the Ray cluster, '': one that is started on this machine.
 
   Raises UserError for trials that a sweep cannot train and train.loop.Interrupted where it was
   stopped.
   """
   trials.check(configs)
+  ray_executor.check(executor, address)
   began = time.monotonic()
   if executor == 'processes':
     costs = in_processes(configs, workers or machine.cores(), tell)
+  elif executor == 'ray' and any(trials.finished(config) is None for config in configs):
+    costs = ray_executor.sweep(configs, workers, address, tell)
   else:
     costs = here(configs, executor == 'devices', tell)
   return costs._replace(seconds=time.monotonic() - began)

@@ -42,7 +42,7 @@ def space(lists):
 
 def check_executor(method, executor):
   """Raises UserError for an executor that a search cannot use."""
-  if executor == 'processes':
+  if executor not in ('inline', 'devices'):
     raise UserError(f'--search={method} draws settings as results come in: '
                     f'pass --executor=inline or devices')
 

@@ -80,8 +80,14 @@ class Session:
     Raises train.loop.Interrupted where it was stopped, and UserError if a result was found that is
     of other data.
     """
+    self.check(configs)
+    self.train_unchecked(configs)
+
+  def check(self, configs):
+    """Raises UserError for data that all trials share and cannot be read, and for results of other
+    data.
+    """
     from lepton_jax import folder
-    from lepton_jax.train import loop
     # A mistake in data that all trials share is found once, before any of them starts.
     if len({(config.data, config.optimization.loss) for config in configs}) == 1:
       load_data(configs[0].data, configs[0].optimization.loss)
@@ -89,11 +95,20 @@ class Session:
       if trials.finished(config):
         data = load_data(config.data, config.optimization.loss)
         folder.check_data(trials.folder_of(config), data.version)
+
+  def train_unchecked(self, configs):
+    """Trains, as `train` does, some of the trials that `check` has seen."""
+    from lepton_jax.train import loop
     todo = Todo(configs, self.lanes, self._began)
     for done in [self._pool.submit(worker.run, todo, self._stop) for worker in self.workers]:
       done.result()
     if self._stop.arrived:
       raise loop.Interrupted(self._stop.arrived)
+
+  def stop(self, signal):
+    """Ends training, from another thread, as if the process had received the signal of that name.
+    """
+    self._stop.arrived = signal
 
   @property
   def costs(self):
@@ -117,8 +132,7 @@ class Todo:
     left. None means that nothing is left; an empty list that other sweeps are training what is.
     """
     with self._lock:
-      self._groups = [group for group in self._groups if group]
-      for group in sorted(self._groups, key=lambda g: (g[0].program() not in known, -len(g))):
+      for group in by_preference(self._groups, known):
         if taken := self._claimed(group):
           return taken
       return [] if any(self._groups) else None
@@ -142,6 +156,11 @@ class Todo:
       else:
         taken.append((config, claim))
     return taken
+
+
+def by_preference(groups, known):
+  """The groups of trials that have any, those of `known` programs first, then the largest."""
+  return sorted(filter(None, groups), key=lambda g: (g[0].program() not in known, -len(g)))
 
 
 class Worker:
@@ -230,11 +249,16 @@ class Worker:
         self._tell(line(trial.config, trial.result))
 
   def _failed(self, config, failed):
-    folder = trials.folder_of(config)
-    # The trial may have failed before it was opened.
-    files.write_atomically(folder / 'config.json', config.to_keep().to_json())
-    trials.note_failure(config, **failed._asdict())
-    self._tell(f'{config.name()}  failed: {failed.error.splitlines()[0]}')
+    self._tell(note_failure(config, failed))
+
+
+def note_failure(config, failed):
+  """Writes the cohort.Failed of a trial into its run folder; returns a line that says so."""
+  folder = trials.folder_of(config)
+  # The trial may have failed before it was opened.
+  files.write_atomically(folder / 'config.json', config.to_keep().to_json())
+  trials.note_failure(config, **failed._asdict())
+  return f'{config.name()}  failed: {failed.error.splitlines()[0]}'
 
 
 _loading = threading.Lock()
