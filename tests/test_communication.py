@@ -43,7 +43,6 @@ def test_a_cnn_sums_its_gradient_and_three_numbers_a_channel_of_batch_norm():
   assert (two['others'], two['other_bytes']) == ('', 0)
 
 
-@pytest.mark.xfail(strict=True, reason='flat products over time and examples fetch all examples')
 def test_an_lstm_sums_its_gradient_and_nothing_else():
   two, parameters = step('lstm_classifier', 2, hidden=8)
   four, _ = step('lstm_classifier', 4, hidden=8)
