@@ -48,6 +48,7 @@ def readme(check):
   """Writes the README's tables from experiments/results, or only says whether they agree."""
   from lepton_jax.report import markdown, studies
   tables = dict(accuracy=markdown.accuracy_table, benchmark=markdown.speed_table,
+                communication=studies.communication_table,
                 compression_study=studies.compression_table,
                 compression_tables=studies.compression_tables,
                 regularization_study=studies.regularization_table,

@@ -16,7 +16,9 @@ def product(x, kernel):
   """
   if platform.native(x, kernel):
     return _product(x, kernel)
-  if platform.as_graph():
+  if not platform.own_forms():
+    # A flat one would mix the axis of examples with others: devices that share the examples would
+    # fetch all of them.
     return x @ kernel
   # One flat product: with more axes XLA's CPU backend orders those of the kernel's gradient slowly.
   return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])

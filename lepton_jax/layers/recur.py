@@ -5,6 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from lepton_jax.layers import platform
+
 
 def plain(join, step, read, kernel, bias, gates, valid, states):
   """The reference. Time leads.
@@ -94,9 +96,19 @@ def _backward(join, step, read, saved, gradient):
   start = last, jax.tree.map(jnp.zeros_like, tuple(closed))
   (first, collected), joined = jax.lax.scan(body, start, (outputs, valid, before, z), reverse=True)
   gates, projected = jax.vmap(parts)(joined)
-  flat = projected.reshape(-1, projected.shape[-1])
-  h = jax.vmap(lambda h: read(h, *closed))(before[0]).reshape(-1, kernel.shape[0])
-  return h.T @ flat, flat.sum(0), gates, None, list(collected), first
+  h = jax.vmap(lambda h: read(h, *closed))(before[0])
+  return (_product_summed(h, projected), projected.sum((0, 1)), gates, None, list(collected),
+          first)
+
+
+def _product_summed(h, projected):
+  """Sum over time and batch of h[time, batch, features] times projected[time, batch, width].
+
+  Flat on a CPU alone, for the reasons of product.product.
+  """
+  if not platform.own_forms():
+    return jnp.tensordot(h, projected, ((0, 1), (0, 1)))
+  return h.reshape(-1, h.shape[-1]).T @ projected.reshape(-1, projected.shape[-1])
 
 
 _fused.defvjp(_forward, _backward)

@@ -148,6 +148,29 @@ def sweep_cost_table(lines):
           f'{lines[0]["cores"]} cores.')
 
 
+def communication_table(lines):
+  """What devices send each other in a step: a row a network.
+
+  A cell has one number where all numbers of devices have the same, else one for each of them.
+  """
+  counts = list(dict.fromkeys(line['devices'] for line in lines))
+
+  def cell(own, name):
+    numbers = [f'{int(line[name]):,}' for line in own]
+    return ' / '.join(numbers if len(set(numbers)) > 1 else numbers[:1])
+  columns = dict(parameter_bytes='parameters', all_reduces='all-reduces', gradient_bytes='gradient',
+                 summed_bytes='other sums', other_bytes='gathered')
+  body = []
+  for model in dict.fromkeys(line['model'] for line in lines):
+    own = [line for line in lines if line['model'] == model]
+    body.append((model, *(cell(own, name) for name in columns)))
+  each = int(lines[0]['examples']) // int(lines[0]['devices'])
+  return (f'{markdown.table(("network", *columns.values()), body)}\n\nBytes on each device in a '
+          f'step in float32, and the number of all-reduces that hold the sums; {each} examples on '
+          f'each of {" / ".join(counts)} devices, one number where all have the same. jax '
+          f'{lines[0]["jax"]}.')
+
+
 def percent(line, name):
   """A mean and its deviation over seeds: '99.31 ± 0.02'."""
   spread_ = line[f'{name}_sd']

@@ -24,7 +24,7 @@ def print_table(title, rows):
   console.Console(highlight=False).print(grid)
 
 
-def print_rows(rows):
+def print_rows(rows, justify='right'):
   """Prints rows of equal columns as a table with a header; spreads stand beside their means."""
   from rich import box, console, table
 
@@ -32,7 +32,7 @@ def print_rows(rows):
   grid = table.Table(box=box.ROUNDED if sys.stdout.isatty() else box.ASCII2)
   names = sweeps.columns(rows)
   for name in names:
-    grid.add_column(name.replace('_', ' '), justify='right')
+    grid.add_column(name.replace('_', ' '), justify=justify)
   for row in rows:
     grid.add_row(*(sweeps.cell(row, n, ' +- ') for n in names))
   console.Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(grid)
