@@ -40,7 +40,7 @@ def join(options):
   """
   global _client
   given = asked_for(options)
-  if _client is not None or not given and not found():
+  if _client is not None or options.processes == 1 or not given and not found():
     return
   import jax
   # JAX would abort with the stack of its own code; it waits a little longer than this.
@@ -74,7 +74,7 @@ def asked_for(options):
   present = {'--processes=N': options.processes > 0,
              '--process_index=I': options.process_index >= 0,
              '--coordinator=HOST:PORT': options.coordinator != ''}
-  if options.processes == 1 or not any(present.values()):
+  if options.processes == 1 or not any(present.values()):  # 1: alone, whatever SLURM says
     return {}
   if not all(present.values()):
     missing = ' and '.join(flag for flag, there in present.items() if not there)

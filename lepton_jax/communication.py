@@ -50,7 +50,7 @@ def of_step(config, dataset, devices):
     carry = state.model_state.get('carry', {})  # of running text: a row for each example
     state = jax.tree.map(whole, state)
     if carry:
-      longer = jax.tree.map(lambda leaf: whole(leaf, devices), carry)
+      longer = jax.tree.map(split, carry)
       state = state.replace(model_state=dict(state.model_state, carry=longer))
     step = layout.step(assembly.train_step(layout.axis)).lower(state, batch)
   sizes = tuple(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params))

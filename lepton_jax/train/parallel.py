@@ -73,9 +73,14 @@ def make_parallel(mode, batch_size, devices=0):
   share = batch_size // jax.process_count()
   rows = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
 
+  def places(state):  # whole on each device, but rows that running text carries: with its examples
+    carried = lambda path: mode == 'sharded' and any(getattr(k, 'key', '') == 'carry' for k in path)
+    return jax.tree_util.tree_map_with_path(lambda path, _: split if carried(path) else whole,
+                                            state)
+
   def put_state(state):  # from every process's own copy, so that arrays span processes
-    put = lambda x: jax.make_array_from_callback(x.shape, whole, np.asarray(x).__getitem__)
-    return jax.tree.map(put, state)
+    put = lambda x, at: jax.make_array_from_callback(x.shape, at, np.asarray(x).__getitem__)
+    return jax.tree.map(put, state, places(state))
 
   def put_sharded(batch):
     put = lambda x: jax.make_array_from_process_local_data(split, np.asarray(x))
@@ -102,7 +107,14 @@ def make_parallel(mode, batch_size, devices=0):
 
   if mode == 'sharded':
     def step(function, count=1):
-      return jax.jit(repeated(function, count), donate_argnums=0, out_shardings=whole)
+      function = repeated(function, count)
+
+      def placed(state, batch):
+        state, measured = function(state, batch)
+        put = jax.lax.with_sharding_constraint
+        return put(state, places(state)), put(measured, whole)
+
+      return jax.jit(placed, donate_argnums=0)
 
     return Parallel(len(chosen), None, rows, step, predict, put_state, put_sharded, put_sharded,
                     put_sharded_many)
