@@ -84,10 +84,12 @@ def examples(model):
   import numpy as np
 
   from lepton_jax.data.dataset import Dataset
-  shape, classes = SHAPES[model]
+  shape, classes = SHAPES.get(model, ((32, 32, 3), 10))
   names, number = tuple(map(str, range(classes))), np.ones(1, np.float32)
   facts = dict(name='zeros', version='1', classes=names, columns=(), mean=number, std=number)
   label = np.zeros((EXAMPLES, shape[0]) if model.endswith('_tagger') else EXAMPLES, np.int32)
+  if model.endswith('_regressor'):
+    facts, label = dict(facts, classes=()), label.astype(np.float32)
   part = np.zeros((EXAMPLES, *shape), np.uint8), label
   if model == 'lstm_lm':
     text = np.zeros(EXAMPLES * shape[0] + 1, np.int32)

@@ -35,17 +35,28 @@ class Collective(typing.NamedTuple):
 
 
 def of_step(config, dataset, devices):
-  """(the Collectives of a train step, the sizes in bytes of its parameters).
+  """(the Collectives of a train step, the sizes in bytes of its parameters); as in `compiled`."""
+  program, params = compiled(config, dataset, devices)
+  sizes = tuple(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+  return collectives(program.as_text()), sizes
 
-  `config.data.batch_size` examples lie on each of the devices. The forms of layers are those that
-  run on GPUs and TPUs. Raises UserError where there are not so many devices.
+
+def compiled(config, dataset, devices):
+  """(the compiled sharded train step, the shapes of its parameters).
+
+  `config.data.batch_size` examples lie on each of the devices: so many of those that are here, or
+  a list of those of a topology (jax.experimental.topologies) that is elsewhere. The forms of layers
+  are those that run on GPUs and TPUs. Raises UserError where there are not so many devices.
   """
-  layout = parallel.make_parallel('sharded', devices * config.data.batch_size, devices)
+  if isinstance(devices, int):
+    devices = parallel.choose(devices)
+  count = len(devices)
+  layout = parallel.make_parallel('sharded', count * config.data.batch_size, devices)
   with platform.using('portable'):
     assembly, state = _built(config, dataset)
-    mesh = _mesh(devices)
-    whole = lambda leaf, times=1: _placed(leaf, mesh, PartitionSpec(), times)
-    split = lambda leaf: _placed(leaf, mesh, PartitionSpec(parallel.AXIS), devices)
+    mesh = jax.sharding.Mesh(np.array(devices), (parallel.AXIS,), axis_types=(AxisType.Auto,))
+    whole = lambda leaf: _placed(leaf, mesh, PartitionSpec())
+    split = lambda leaf: _placed(leaf, mesh, PartitionSpec(parallel.AXIS), count)
     batch = jax.tree.map(split, assembly.batches.at(0))
     carry = state.model_state.get('carry', {})  # of running text: a row for each example
     state = jax.tree.map(whole, state)
@@ -53,8 +64,7 @@ def of_step(config, dataset, devices):
       longer = jax.tree.map(split, carry)
       state = state.replace(model_state=dict(state.model_state, carry=longer))
     step = layout.step(assembly.train_step(layout.axis)).lower(state, batch)
-  sizes = tuple(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params))
-  return collectives(step.compile().as_text()), sizes
+  return step.compile(), state.params
 
 
 def collectives(text):
@@ -107,12 +117,6 @@ def _built(config, dataset):
 
   state = jax.eval_shape(first_state)
   return found[0], state
-
-
-def _mesh(devices):
-  """The mesh of parallel.make_parallel."""
-  return jax.sharding.Mesh(np.array(jax.devices()[:devices]), (parallel.AXIS,),
-                           axis_types=(AxisType.Auto,))
 
 
 def _placed(leaf, mesh, spec, times=1):

@@ -48,10 +48,11 @@ def stacked(batches, axis=0):
 def make_parallel(mode, batch_size, devices=0):
   """The layout for `--parallel=mode` over `devices` devices (0: all, of all processes).
 
+  `devices` may be a list of them instead, which are then not looked for among those that are here.
   Raises UserError if the batch does not divide by the devices, naming the nearest sizes that do.
   """
   if mode == 'jit':
-    if devices > 1:
+    if isinstance(devices, int) and devices > 1:
       raise UserError(
           f'--devices={devices}: --parallel=jit uses one; pass --parallel=sharded or pmap')
     if jax.process_count() > 1:
@@ -65,7 +66,7 @@ def make_parallel(mode, batch_size, devices=0):
 
     put_many = lambda batches: put(stacked(batches))
     return Parallel(1, None, slice(None), step, jax.jit, put, put, put, put_many)
-  chosen = _choose(devices)
+  chosen = choose(devices)
   local = sum(d.process_index == jax.process_index() for d in chosen)
   check_divides(batch_size, len(chosen))
   mesh = jax.sharding.Mesh(np.array(chosen), (AXIS,), axis_types=(AxisType.Auto,))
@@ -138,7 +139,10 @@ def make_parallel(mode, batch_size, devices=0):
                   put_stacked_many)
 
 
-def _choose(devices):
+def choose(devices):
+  """So many devices, 0: all. Raises UserError where there are fewer."""
+  if isinstance(devices, list):
+    return devices
   present = len(jax.devices())
   if devices > present or (devices and jax.process_count() > 1 and devices != present):
     raise UserError(
