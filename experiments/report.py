@@ -45,8 +45,9 @@ def main(config):
 
 
 def readme(check):
-  """Writes the README's tables from experiments/results, or only says whether they agree."""
-  from lepton_jax.report import markdown, studies
+  """Writes the tables of the pages from experiments/results, or only says whether they agree."""
+  from lepton_jax.report import headlines, markdown, studies
+  read = lambda name: markdown.rows(RESULTS / f'{name}.csv')
   tables = dict(accuracy=markdown.accuracy_table, benchmark=markdown.speed_table,
                 communication=studies.communication_table,
                 compression_study=studies.compression_table,
@@ -54,14 +55,21 @@ def readme(check):
                 regularization_study=studies.regularization_table,
                 runtimes=studies.runtimes_table,
                 smallest_files=studies.smallest_table,
-                sweep_cost=studies.sweep_cost_table)
-  text = fresh = (ROOT / 'README.md').read_text()
-  for name, make in tables.items():
-    fresh = markdown.insert(fresh, name, make(markdown.rows(RESULTS / f'{name}.csv')))
-  if check and fresh != text:
-    raise UserError('README.md differs from experiments/results; run ./launch.sh report --readme')
-  if not check:
-    (ROOT / 'README.md').write_text(fresh)
+                sweep_cost=studies.sweep_cost_table, tpu_programs=studies.tpu_table)
+  made = {name: (lambda name=name, make=make: make(read(name))) for name, make in tables.items()}
+  made['headlines'] = lambda: headlines.table(read)
+  for page in (ROOT / 'README.md', *sorted(RESULTS.glob('*.md'))):
+    text = fresh = page.read_text()
+    for name in markdown.markers(text):
+      if name not in made:
+        raise UserError(f'{page} has a table {name!r}; there are {", ".join(sorted(made))}')
+      fresh = markdown.insert(fresh, name, made.pop(name)())
+    if check and fresh != text:
+      raise UserError(f'{page} differs from the CSV files; run ./launch.sh report --readme')
+    if not check:
+      page.write_text(fresh)
+  if made:
+    raise UserError(f'no page shows {", ".join(sorted(made))}')
   return 0
 
 
@@ -71,7 +79,8 @@ if __name__ == '__main__':
   absl_flags.DEFINE_bool('report_all_test', False,
                          'show the test results of every setting, not only of the best on '
                          'validation')
-  absl_flags.DEFINE_bool('readme', False, "write the README's tables")
+  absl_flags.DEFINE_bool('readme', False,
+                         'write the tables of the README and of experiments/results/*.md')
   absl_flags.DEFINE_bool('check', False,
-                         'change nothing; fail if the README differs from the committed results')
+                         'change nothing; fail if a page differs from the committed results')
   sys.exit(flags.run(main, __doc__, OWN))

@@ -1,11 +1,17 @@
 """What devices send each other in a step: the gradient, and what is stated beside it."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from lepton_jax import communication
 from lepton_jax.communication import Collective
 from lepton_jax.config import Config
 from lepton_jax.errors import UserError
+from lepton_jax.report import markdown
+from tests import LONG
 from tests.test_models import tiny_dataset
 
 SHAPE, CLASSES, EXAMPLES = (16, 16, 1), 10, 4
@@ -70,3 +76,16 @@ def test_operations_whose_bytes_a_step_are_unknown_are_refused(changed):
 def test_more_devices_than_there_are():
   with pytest.raises(UserError, match='--devices=8: there are 4'):
     step('lenet5', 8)
+
+
+@pytest.mark.skipif(not LONG, reason='long form, where libtpu is installed')
+def test_train_steps_compile_for_a_tpu_slice_and_send_the_gradient_alone(tmp_path):
+  pytest.importorskip('libtpu')
+  models = 'lenet5,lstm_classifier,lstm_lm,text_cnn'
+  variables = dict(os.environ, TPU_SKIP_MDS_QUERY='1', JAX_PLATFORMS='cpu')
+  subprocess.run([sys.executable, '-m', 'experiments.tpu_programs', f'--models={models}',
+                  f'--output={tmp_path}/programs.csv'], env=variables, check=True)
+  lines = markdown.rows(tmp_path / 'programs.csv')
+  assert [line['model'] for line in lines] == models.split(',')
+  assert {(line['chips'], line['all_reduces'], line['other_exchanges']) for line in lines} == {
+      ('8', '1', '0')}

@@ -118,6 +118,11 @@ def wilson(share, count, z=1.96):
   return centre - half, centre + half
 
 
+def markers(text):
+  """Names of the tables that have a place in a text."""
+  return re.findall(r'<!-- table: (\w+) -->', text)
+
+
 def insert(text, name, content):
   """`text` with the content between the markers of `name` replaced; ValueError without markers."""
   block = f'<!-- table: {name} -->\n{content}\n<!-- end -->'

@@ -171,6 +171,17 @@ def communication_table(lines):
           f'{lines[0]["jax"]}.')
 
 
+def tpu_table(lines):
+  """The train step of each model as TPU's compiler makes it."""
+  columns = dict(chips='chips', gigaflops='GFLOP a chip', state_megabytes='state, MB',
+                 scratch_megabytes='scratch, MB', all_reduces='all-reduces',
+                 other_exchanges='other exchanges', compile_seconds='compiled in, s')
+  body = [(line['model'], *(line[name] for name in columns)) for line in lines]
+  return (f'{markdown.table(("network", *columns.values()), body)}\n\nTrain steps of 8 examples a '
+          f'chip on a slice {lines[0]["topology"]}, compiled by libtpu, not run. jax '
+          f'{lines[0]["jax"]}.')
+
+
 def percent(line, name):
   """A mean and its deviation over seeds: '99.31 ± 0.02'."""
   spread_ = line[f'{name}_sd']
