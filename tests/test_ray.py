@@ -62,6 +62,7 @@ class Killer(threading.Thread):
 
 
 @needs_ray
+@long
 def test_trials_have_the_bits_of_one_process_though_a_worker_is_killed(base, tmp_path, on_cpu,
                                                                         capfd):
   found, lines = {}, []
