@@ -18,7 +18,7 @@ from lepton_jax import flags
 from lepton_jax.hosts import batch
 
 FLAGS = absl_flags.FLAGS
-OWN = ('name', 'nodes', 'gpus', 'time', 'partition', 'account')
+OWN = ('name', 'nodes', 'gpus', 'cpus', 'time', 'partition', 'account')
 
 
 def main(words):
@@ -31,6 +31,8 @@ if __name__ == '__main__':
   absl_flags.DEFINE_integer('nodes', 1, 'machines', lower_bound=1)
   absl_flags.DEFINE_integer('gpus', 0, 'GPUs of each machine; 0: train on its processors',
                             lower_bound=0)
+  absl_flags.DEFINE_integer('cpus', 8, 'processor cores of each process: one for each GPU, or one '
+                            'for each machine without', lower_bound=1)
   absl_flags.DEFINE_string('time', '24:00:00', 'after which the job queues itself again')
   absl_flags.DEFINE_string('partition', '', "queue; '': the cluster's default")
   absl_flags.DEFINE_string('account', '', "who pays; '': the cluster's default")

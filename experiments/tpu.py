@@ -4,8 +4,9 @@ Question: how does an experiment come to a TPU, and its result back, with no log
 Paper: none; https://cloud.google.com/tpu/docs/queued-resources has the commands that it prints.
 Command: ./launch.sh tpu create --name=mine --zone=us-west4-a --type=v5litepod-16 --spot
   ./launch.sh tpu setup --name=mine --zone=us-west4-a
-  ./launch.sh tpu run --name=mine --zone=us-west4-a --retry=5 -- train --model=resnet20 \\
-    --dataset=cifar10 --data_dir=gs://BUCKET/data --runs_dir=gs://BUCKET/runs
+  ./launch.sh tpu run --name=mine --zone=us-west4-a --type=v5litepod-16 --spot --retry=5 \\
+    -- train --model=resnet20 --dataset=cifar10 --data_dir=gs://BUCKET/data \\
+    --runs_dir=gs://BUCKET/runs
   ./launch.sh tpu delete --name=mine --zone=us-west4-a
 Expected: the log of worker 0, then the exit status of the run; the run folder is in gs://.
 Cost: that of the slice until `delete`; Google's prices by type and zone.
@@ -45,8 +46,10 @@ def main(words):
   if action == 'logs':
     return one.follow(FLAGS.worker)
   if action == 'status':
-    print(f'{FLAGS.name}: {one.state() or "no such slice"}; exit status of the last run, by '
-          f'worker: {one.ends()} (None: it goes on)')
+    state, ends = one.state(), one.ends()
+    if not FLAGS.dry_run:
+      print(f'{FLAGS.name}: {state}; exit statuses of the last run, in no order: {ends} '
+            f'(None: it goes on)')
     return 0
   return getattr(one, action)()
 
@@ -54,13 +57,14 @@ def main(words):
 if __name__ == '__main__':
   absl_flags.DEFINE_string('name', '', 'of the queued resource and its node')
   absl_flags.DEFINE_string('zone', '', 'where it is, such as us-west4-a')
-  absl_flags.DEFINE_string('type', '', 'create: type of slice, such as v5litepod-16, v6e-8, v4-32')
+  absl_flags.DEFINE_string('type', '', 'create, run --retry: type of slice, such as v5litepod-16, '
+                           'v6e-8, v4-32')
   absl_flags.DEFINE_string('runtime', '', "create: software version of its machines; '': by type")
   absl_flags.DEFINE_bool('spot', False, 'create: cheaper, and may be taken away at any time')
   absl_flags.DEFINE_string('project', '', "Google Cloud project; '': that of gcloud config")
   absl_flags.DEFINE_string('worker', '0', 'logs: whose')
   absl_flags.DEFINE_integer('retry', 0, 'run: how often to begin again after a preemption or a '
-                            'lost process; with --type and --spot machines are asked for anew',
+                            'lost process, on a new slice of --type if need be',
                             lower_bound=0)
   absl_flags.DEFINE_float('poll', 30.0, 'seconds between looks at a state', lower_bound=0.1)
   absl_flags.DEFINE_bool('dry_run', False, 'print the commands and run none')

@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import re
+import socket
 import sys
 import threading
 import time
@@ -21,8 +22,9 @@ import traceback
 
 from lepton_jax.errors import UserError
 
-MEETING = 300  # seconds that processes wait for each other at the start
+MEETING = 600  # seconds that processes wait for each other at the start
 SILENCE = 30  # seconds without a sign of life after which a process counts as lost
+LOOKS = 3  # seconds between looks for those signs
 LOST = 75  # exit status of those that lost another one: trying again may help (sysexits.h)
 # What a sum or a meeting says when the connection to another process is gone.
 SEVERED = r'Gloo|[Cc]onnection|UNAVAILABLE|DEADLINE_EXCEEDED|[Cc]oordination service|heartbeat'
@@ -39,13 +41,13 @@ def join(options):
   or the second time. Raises UserError for half of the three, and where the others do not come.
   """
   global _client
-  given = asked_for(options)
-  if _client is not None or options.processes == 1 or not given and not found():
+  if _client is not None or not expected(options):
     return
   import jax
+  given = asked_for(options)
   # JAX would abort with the stack of its own code; it waits a little longer than this.
-  late = threading.Timer(MEETING, _end, [f'the processes of this run did not meet within {MEETING} '
-                                         f's ({_expected(given)})'])
+  late = threading.Timer(MEETING, _end, [
+      f'the processes of this run did not meet within {MEETING} s ({_who(given)})', 1])
   late.daemon = True
   late.start()
   try:
@@ -53,7 +55,7 @@ def join(options):
                                heartbeat_timeout_seconds=4 * SILENCE)
   except RuntimeError as error:
     raise UserError(f'the processes of this run cannot be connected: '
-                    f'{str(error).splitlines()[0]} ({_expected(given)})') from None
+                    f'{str(error).splitlines()[0]} ({_who(given)})') from None
   finally:
     late.cancel()
   if jax.process_count() > 1:
@@ -64,6 +66,18 @@ def join(options):
     threading.Thread(target=_watch, args=(_client, jax.process_index(), jax.process_count()),
                      daemon=True).start()
     atexit.register(_client.key_value_set, f'lepton/left/{jax.process_index()}', 'at its end')
+
+
+def expected(options):
+  """Whether this process is to train with others, by its flags or by what started it."""
+  if options.processes == 1:
+    return False
+  mpi = os.environ.get('OMPI_COMM_WORLD_SIZE', '1')
+  if not asked_for(options) and mpi != '1' and not found():
+    raise UserError(f'Open MPI started {mpi} processes and does not say where they meet, as its '
+                    f'version 4 did: pass --processes=$OMPI_COMM_WORLD_SIZE --process_index='
+                    f'$OMPI_COMM_WORLD_RANK --coordinator=HOST:PORT, or --processes=1')
+  return bool(asked_for(options) or found())
 
 
 def asked_for(options):
@@ -81,12 +95,17 @@ def asked_for(options):
     raise UserError(f'{missing} missing: each of several processes is given all of '
                     f'{" ".join(present)}, and on Cloud TPU VMs, SLURM, Open MPI and GKE none')
   host, _, port = options.coordinator.rpartition(':')
-  if not host or not port.isdecimal():
+  if not host or not port.isdecimal() or not 0 < int(port) < 65536:
     raise UserError(f'--coordinator={options.coordinator}: allowed is HOST:PORT, a port of the '
                     f'machine of process 0 that the others reach')
   if not options.process_index < options.processes:
     raise UserError(f'--process_index={options.process_index}: with --processes='
                     f'{options.processes} allowed are 0 to {options.processes - 1}')
+  try:
+    socket.getaddrinfo(host.strip('[]'), int(port))
+  except OSError as error:
+    raise UserError(f'--coordinator={options.coordinator}: there is no such machine '
+                    f'({error.strerror})') from None
   return dict(coordinator_address=options.coordinator, num_processes=options.processes,
               process_id=options.process_index)
 
@@ -113,8 +132,11 @@ def place(options):
   """This process's number among those that were started together, which need not be connected."""
   if options.process_index >= 0:
     return options.process_index
+  if found() == 'a Cloud TPU VM':
+    import jax
+    return jax.process_index()  # told by a metadata server, and libtpu knows it
   told = dict(SLURM='SLURM_PROCID', GKE='TPU_WORKER_ID') | {'Open MPI': 'OMPI_COMM_WORLD_RANK'}
-  return int(os.environ.get(told.get(found()), 0)) if options.processes != 1 else 0
+  return int(os.environ.get(told.get(found(), ''), 0)) if options.processes != 1 else 0
 
 
 def first():
@@ -140,22 +162,34 @@ def from_first(make):
   return json.loads(_client.blocking_key_value_get(key, 1000 * MEETING))
 
 
+def check_same(values):
+  """Raises UserError, which names them, for {name: value} that the first process has otherwise."""
+  theirs = from_first(lambda: values)
+  if differing := [name for name, value in values.items() if theirs.get(name) != value]:
+    told = ', '.join(f'--{name}={values[name]} and {theirs.get(name)}' for name in differing[:5])
+    raise UserError(f'the processes of this run were started with different options: {told}')
+
+
 def meet():
   """Waits until every process is here."""
   if _client is not None:
     _client.wait_at_barrier(f'lepton/met/{next(_turns)}', 1000 * MEETING)
 
 
-def leave(status):
+def leave(status, why='it ended'):
   """Ends this process with a status, after an error that perhaps the others do not have.
 
-  An orderly end would wait for them, while they wait for this process's part of a sum. Returns the
-  status where nobody waits.
+  They are told `why`. An orderly end would wait for them, while they wait for this process's part
+  of a sum. Returns the status where nobody waits.
   """
   if _client is None:
     return status
-  with contextlib.suppress(Exception):  # an error that all have, such as a wrong flag, ends all
-    _client.wait_at_barrier('lepton/failed', 5000)
+  with contextlib.suppress(Exception):
+    import jax
+    _client.key_value_set(f'lepton/failed/{jax.process_index()}', why)
+    # Where all have the same error, such as a wrong flag, all are here soon. Else they read why,
+    # which the first process keeps for them.
+    _client.wait_at_barrier('lepton/failed', 2000 * LOOKS)
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(status)
@@ -166,7 +200,7 @@ def fail(error):
   if isinstance(error, (ValueError, RuntimeError)) and re.search(SEVERED, str(error)):
     _end(f'another process of this run ended ({str(error).splitlines()[0][:160]})')
   traceback.print_exception(error)
-  leave(1)
+  leave(1, f'{type(error).__name__}: {str(error)[:200]}')
 
 
 def connected():
@@ -181,9 +215,15 @@ def _watch(client, index, count):
     try:
       client.key_value_set(f'lepton/alive/{index}', str(turn), True)
       signs = dict(client.key_value_dir_get('lepton/alive/'))
-      left = {int(key.rpartition('/')[2]) for key, _ in client.key_value_dir_get('lepton/left/')}
+      number = lambda key: int(key.rpartition('/')[2])
+      left = {number(key) for key, _ in client.key_value_dir_get('lepton/left/')}
+      failed = {number(key): why for key, why in client.key_value_dir_get('lepton/failed/')}
     except Exception as error:
       _end(f'process 0, which the others meet at, ended ({str(error).splitlines()[0][:200]})')
+    for other in failed.keys() - {index}:
+      if index not in failed:  # else this process is ending with an error of its own
+        time.sleep(LOOKS)  # in which it may find the same
+        _end(f'process {other} of {count} stopped: {failed[other]}', 1)
     now = time.monotonic()
     for other in seen.keys() - left:
       sign = signs.get(f'lepton/alive/{other}')
@@ -191,16 +231,17 @@ def _watch(client, index, count):
         seen[other] = sign, now
       elif now - seen[other][1] > SILENCE:
         _end(f'process {other} of {count} has shown no sign of life for {SILENCE} s')
-    time.sleep(SILENCE / 10)
+    time.sleep(LOOKS)
 
 
-def _end(why):
-  print(f'error: {why}; this process ends too. To go on from the last checkpoint, start all '
-        f'processes again with the same command', file=sys.stderr, flush=True)
-  os._exit(LOST)
+def _end(why, status=LOST):
+  again = ('; this process ends too. To go on from the last checkpoint, start all processes again '
+           'with the same command')
+  print(f'error: {why}{again if status == LOST else ""}', file=sys.stderr, flush=True)
+  os._exit(status)
 
 
-def _expected(given):
+def _who(given):
   if not given:
     return f'{found()} says that there are several; --processes=1 trains with this one alone'
   return (f'this is process {given["process_id"]} of {given["num_processes"]}, '

@@ -188,13 +188,13 @@ def run(main, doc, own=(), files=False):
       return main(lists() if isinstance(flags.FLAGS['seed'].value, list) else configuration())
     except UserError as error:
       print(f'error: {error}', file=sys.stderr)
-      return cluster.leave(1)
+      return cluster.leave(1, str(error))
     except Exception as error:
       if not cluster.connected():
         raise
       return cluster.fail(error)
     except KeyboardInterrupt:
       print('stopped; what was finished before is kept', file=sys.stderr)
-      return 130
+      return cluster.leave(130, 'Ctrl-C')
 
   app.run(guarded)

@@ -42,7 +42,14 @@ def train(config, quiet=False):
   input, train.loop.NotFinite and train.loop.Interrupted.
   """
   folder = epath.Path(config.run.runs_dir).expanduser() / config.name()
-  finished = folder_lib.read_result(folder)
+  files.check_store(config.run.runs_dir)
+  profile.check(config.run)
+  if cluster.expected(config.run):  # then they decide together, and wait for each other's data
+    machine.start(config.run)
+    # Where a machine keeps its data is its own affair.
+    own = dict(process_index=-1, data_dir='', manual_dir='', cache_dir='', compilation_cache='')
+    cluster.check_same(dict(config.replace(**own).flat(), git_revision=machine.git_revision()))
+  finished = cluster.from_first(lambda: folder_lib.read_result(folder))
   if finished is not None and not config.run.rerun:
     if folder_lib.begun_on(folder) is not None:
       folder_lib.check_data(folder, assemble.load_data(config).version)
@@ -85,7 +92,7 @@ def train_one(config, folder, quiet=False):
     elif config.quantize.quantize_after:
       state = post_training.quantize(assembly, state, layout.put_examples)
     else:
-      with profile.hooks(config.run.profile, folder / 'profile' if first else None) as extra:
+      with profile.hooks(config.run.profile, folder / 'profile', first) as extra:
         state = fit(assembly, layout, calls, state, checkpoints, record, progress,
                     lambda s: meter(s.evaluated, 'validation'), extra)
   finally:
@@ -125,7 +132,8 @@ def finish(config, assembly, folder, state, rows, elapsed, meter):
       **naive_forecasts(config, data),
       **linear_coefficients(config, network, data, weights),
       parameters_sha256=trees.digest(state.trained), seed=config.training.seed,
-      dataset_sha256=data.fingerprint, **machine.facts(), devices=meter.layout.devices,
+      dataset_sha256=cluster.from_first(lambda: data.fingerprint), **machine.facts(),
+      devices=meter.layout.devices,
       convolution=platform.describe(config.run.convolution, config.architecture.dtype))
   if cluster.first():
     if config.run.pictures and rows:
@@ -284,13 +292,14 @@ def count_steps(assembly, state, use_best, rows, elapsed):
 
 def cross_validate(config, folder, quiet=False):
   """Trains each fold in its own folder; returns means and standard deviations of measurements."""
-  folder.mkdir(parents=True, exist_ok=True)
-  files.write_atomically(folder / 'config.json', config.to_keep().to_json())
+  if cluster.first():
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_atomically(folder / 'config.json', config.to_keep().to_json())
   results = []
   for fold in range(config.data.folds):
     one = config.replace(fold=fold, runs_dir=str(folder))
     inside = folder / f'fold-{fold}'
-    done = folder_lib.read_result(inside)
+    done = cluster.from_first(lambda inside=inside: folder_lib.read_result(inside))
     results.append(done if done and not config.run.rerun else train_one(one, inside, quiet))
   summary = dict(name=config.name(), folds=config.data.folds)
   for name in results[0]:
@@ -301,7 +310,8 @@ def cross_validate(config, folder, quiet=False):
           'convolution', 'git_revision')
   summary.update({name: results[0][name] for name in same})
   summary['train_seconds'] = sum(r['train_seconds'] for r in results)
-  files.write_atomically(folder / folder_lib.RESULT, json.dumps(summary, indent=2) + '\n')
+  if cluster.first():
+    files.write_atomically(folder / folder_lib.RESULT, json.dumps(summary, indent=2) + '\n')
   return summary
 
 

@@ -108,9 +108,9 @@ def test_half_of_the_flags_are_refused(flags, message):
 def test_a_process_on_its_own_asks_for_none():
   assert cluster.asked_for(Config().run) == {}
   assert cluster.asked_for(Config().replace(processes=1).run) == {}
-  given = dict(processes=3, process_index=0, coordinator='host:1')
+  given = dict(processes=3, process_index=0, coordinator='localhost:1')
   assert cluster.asked_for(Config().replace(**given).run) == dict(
-      coordinator_address='host:1', num_processes=3, process_id=0)
+      coordinator_address='localhost:1', num_processes=3, process_id=0)
 
 
 @pytest.mark.parametrize('variables, who', [

@@ -92,7 +92,7 @@ def test_a_run_on_a_slice_survives_a_kill_and_a_preemption(cloud, tmp_path):
   (tmp_path / 'state').write_text('SUSPENDED')
   send(signal.SIGTERM, tmp_path / 'worker-1')
   said = done(process)  # what worker 0 says
-  assert 'another process of this run ended' in said and 'start all processes again' in said
+  assert 'To go on from the last checkpoint, start all processes again' in said
   assert 'SIGTERM: saved' in said and said.count('resuming') == 2
   assert {k: result(broken)[k] for k in SAME} == {k: result(whole)[k] for k in SAME}
   calls = [json.loads(line)[2:4] for line in (tmp_path / 'calls').read_text().splitlines()]
@@ -122,10 +122,13 @@ def test_mistakes_are_told_before_anything_is_asked_of_the_cloud(cloud, tmp_path
   assert done.returncode == 1 and message in done.stderr and not (tmp_path / 'calls').exists()
 
 
-@pytest.mark.parametrize('status, queued', [(0, False), (1, False), (75, True), (143, True)])
-def test_a_job_of_slurm_queues_itself_again_unless_it_failed_by_mistake(tmp_path, status, queued):
+@pytest.mark.parametrize('status, state, queued', [
+    (0, 'RUNNING', False), (1, 'RUNNING', False), (75, 'RUNNING', True), (143, 'RUNNING', True),
+    (143, 'COMPLETING', False)])  # the last was cancelled
+def test_a_job_of_slurm_queues_itself_again_unless_it_failed_by_mistake(tmp_path, status, state,
+                                                                        queued):
   from lepton_jax.hosts import batch
-  script = batch.sbatch(['train', '--l2=1 e'], name='a', nodes=2, gpus=4, time='1:00:00',
+  script = batch.sbatch(['train', '--l2=1 e'], name='a', nodes=2, gpus=4, cpus=3, time='1:00:00',
                         partition='p', account='')
   lines = script.splitlines()
   assert {'#SBATCH --nodes=2', '#SBATCH --ntasks-per-node=4', '#SBATCH --gpus-per-node=4',
@@ -133,12 +136,12 @@ def test_a_job_of_slurm_queues_itself_again_unless_it_failed_by_mistake(tmp_path
   assert not any('account' in line for line in lines)
   (tmp_path / 'job.sh').write_text(script)
   for name, text in (('launch.sh', 'exit 0'), ('srun', f'echo "$@" >srun.log; exit {status}'),
-                     ('scontrol', 'echo "$@" >scontrol.log')):
+                     ('scontrol', 'echo "$@" >scontrol.log'), ('squeue', f'echo {state}')):
     (tmp_path / name).write_text(f'#!/bin/sh\n{text}\n')
     (tmp_path / name).chmod(0o755)
   variables = dict(os.environ, PATH=f'{tmp_path}:{os.environ["PATH"]}', SLURM_JOB_ID='17')
   assert subprocess.call(['bash', 'job.sh'], cwd=tmp_path, env=variables) == status
-  assert (tmp_path / 'srun.log').read_text().split()[1:] == ['./launch.sh', 'train', '--l2=1', 'e']
+  assert (tmp_path / 'srun.log').read_text().split()[2:] == ['./launch.sh', 'train', '--l2=1', 'e']
   requests = tmp_path / 'scontrol.log'
   assert (requests.read_text() if requests.exists() else '') == queued * 'requeue 17\n'
 
@@ -155,6 +158,73 @@ def test_a_manifest_has_a_pod_for_each_machine_of_the_slice():
   pod = job['spec']['template']['spec']
   assert pod['subdomain'] == service['metadata']['name']
   assert pod['containers'][0]['resources']['limits'] == {'google.com/tpu': 4}
+  rule, = job['spec']['podFailurePolicy']['rules']
+  assert rule['action'] == 'FailJob' and rule['onExitCodes']['values'] == [1, 2]
   for topology in ('4', '3x3', 'x4'):
     with pytest.raises(UserError, match=f'--topology={topology}'):
       batch.manifest(['train'], topology=topology, **ask)
+
+
+def test_a_sweep_that_would_leave_gpus_idle_is_refused():
+  from lepton_jax.errors import UserError
+  from lepton_jax.hosts import batch
+  ask = dict(name='a', nodes=1, gpus=4, cpus=1, time='1', partition='', account='')
+  with pytest.raises(UserError, match='--executor=devices'):
+    batch.sbatch(['regularization_sweep'], **ask)
+  script = batch.sbatch(['regularization_sweep', '--executor=devices'], **ask)
+  assert '#SBATCH --ntasks-per-node=1\n' in script and '--gpus-per-node=4\n' in script
+
+
+class Told:
+  """A shell that records commands and reads the given answers, the last one for ever."""
+
+  dry_run = False
+
+  def __init__(self, **answers):
+    self.answers, self.run_ = {name: list(given) for name, given in answers.items()}, []
+
+  def read(self, *words):
+    kind = next(name for name in self.answers if name in ' '.join(words))
+    return self.answers[kind].pop(0) if len(self.answers[kind]) > 1 else self.answers[kind][0]
+
+  def status(self, *words):
+    self.run_.append(' '.join(words))
+    return 0
+
+  run = status
+
+
+def slice_of(shell):
+  from lepton_jax.hosts import tpu
+  one = tpu.Tpu(tpu.Slice('mine', 'here', 'v5litepod-16'), shell, poll=0)
+  one.start = lambda arguments: shell.run_.append('start')
+  return one
+
+
+def test_a_run_that_is_no_longer_shown_is_followed_again_until_each_worker_is_done():
+  shell = Told(exit=['lepton-exit=\nlepton-exit='] * 6 + ['lepton-exit=0\nlepton-exit='] * 2
+               + ['lepton-exit=0\nlepton-exit=0'], describe=['ACTIVE'], stopped=['lepton-stopped='])
+  assert slice_of(shell).run(['train'], 0) == 0
+  assert sum('tail' in words for words in shell.run_) == 2 and shell.run_.count('start') == 1
+
+
+def test_nothing_is_deleted_while_gcloud_does_not_answer():
+  from lepton_jax.errors import UserError
+  shell = Told(exit=['lepton-exit=75\nlepton-exit=137'], describe=[''], stopped=['lepton-stopped='])
+  with pytest.raises(UserError, match='does not say how mine is'):
+    slice_of(shell).run(['train'], 3)
+  assert not any('delete' in words for words in shell.run_)
+
+
+def test_what_was_stopped_is_not_begun_again():
+  shell = Told(exit=['lepton-exit=143\nlepton-exit=143'], describe=['ACTIVE'],
+               stopped=['lepton-stopped=1\nlepton-stopped=1'])
+  assert slice_of(shell).run(['train'], 3) == 143
+  assert shell.run_.count('start') == 1
+
+
+def test_a_mistake_is_not_repeated_and_lost_processes_are_a_limited_number_of_times():
+  for ends, status, starts in (('1\nlepton-exit=75', 1, 1), ('75\nlepton-exit=137', 137, 4)):
+    shell = Told(exit=[f'lepton-exit={ends}'], describe=['ACTIVE'], stopped=['lepton-stopped='])
+    assert slice_of(shell).run(['train'], 3) == status
+    assert shell.run_.count('start') == starts

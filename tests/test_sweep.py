@@ -358,3 +358,4 @@ def test_results_do_not_depend_on_who_trained_before(base):
   assert result['parameters_sha256'] != first['parameters_sha256']
   state = assemble.build(alone, assemble.load_data(alone)).state
   assert trees.count(state.params) == trials.finished(alone)['num_parameters']
+

@@ -14,6 +14,7 @@ SBATCH = """\
 #SBATCH --job-name={name}
 #SBATCH --nodes={nodes}
 #SBATCH --ntasks-per-node={tasks}
+#SBATCH --cpus-per-task={cpus}
 {options}#SBATCH --time={time}
 #SBATCH --signal=TERM@{saving}
 #SBATCH --requeue
@@ -26,23 +27,30 @@ SBATCH = """\
 # To be sent off from the project's folder: sbatch FILE
 export LEPTON_PLATFORM={platform}
 ./launch.sh train --help >/dev/null  # makes the environment once, in a folder that all nodes see
-srun --kill-on-bad-exit=0 {run}
+srun --cpus-per-task={cpus} --kill-on-bad-exit=0 {run}
 status=$?
 case $status in
-  {passing}) scontrol requeue "$SLURM_JOB_ID" ;;  # stopped, or lost a process
+  {passing})  # stopped, or lost a process; a job that was cancelled is no longer running
+    [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ] && scontrol requeue "$SLURM_JOB_ID" ;;
 esac
 exit $status
 """
 
 
-def sbatch(arguments, *, name, nodes, gpus, time, partition, account):
-  """The text of an sbatch file that runs `./launch.sh` with these arguments on `nodes` machines."""
-  # A sweep trains a whole trial on each device of its process.
-  tasks = (gpus if arguments[:1] == ['train'] else 0) or 1
+def sbatch(arguments, *, name, nodes, gpus, cpus, time, partition, account):
+  """The text of an sbatch file that runs `./launch.sh` with these arguments on `nodes` machines.
+
+  Raises UserError for a sweep that would leave GPUs idle.
+  """
+  trains = arguments[:1] == ['train']
+  if not trains and gpus > 1 and '--executor=devices' not in arguments:
+    raise UserError(f'--gpus={gpus}: {" ".join(arguments[:1])} uses one of them; a sweep uses all '
+                    f'with --executor=devices after --')
+  tasks = gpus if trains and gpus else 1
   asked = {'gpus-per-node': gpus or '', 'partition': partition, 'account': account}
   options = ''.join(f'#SBATCH --{flag}={value}\n' for flag, value in asked.items() if value)
   # srun gives the highest status of its processes: an end by a signal is above those of mistakes.
-  return SBATCH.format(name=name, nodes=nodes, tasks=tasks, options=options, time=time,
+  return SBATCH.format(name=name, nodes=nodes, tasks=tasks, cpus=cpus, options=options, time=time,
                        saving=SAVING, platform='cuda' if gpus else 'cpu',
                        run=command.launch(arguments), passing='75 | 134 | 137 | 143')
 
@@ -69,9 +77,13 @@ def manifest(arguments, *, name, image, accelerator, topology, chips, retries):
   pod = dict(subdomain=name, restartPolicy='Never', terminationGracePeriodSeconds=SAVING,
              nodeSelector={'cloud.google.com/gke-tpu-accelerator': accelerator,
                            'cloud.google.com/gke-tpu-topology': topology}, containers=[container])
+  # A user's mistake, or training that diverged, is not repeated.
+  mistake = dict(action='FailJob',
+                 onExitCodes=dict(containerName='train', operator='In', values=[1, 2]))
   service = dict(apiVersion='v1', kind='Service', metadata=dict(name=name),
                  spec=dict(clusterIP='None', selector={'job-name': name}))
   job = dict(apiVersion='batch/v1', kind='Job', metadata=dict(name=name),
              spec=dict(completionMode='Indexed', completions=hosts, parallelism=hosts,
-                       backoffLimit=retries * hosts, template=dict(spec=pod)))
+                       backoffLimit=retries * hosts, podFailurePolicy=dict(rules=[mistake]),
+                       template=dict(spec=pod)))
   return '\n---\n'.join(json.dumps(part, indent=2) for part in (service, job)) + '\n'

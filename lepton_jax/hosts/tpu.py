@@ -21,7 +21,8 @@ READY = ('export PATH="$HOME/.local/bin:$PATH"; '
          'command -v uv >/dev/null || python3 -m pip install --quiet --user uv; ')
 # Ends that are nobody's mistake: lost another process, aborted with it, killed, stopped.
 PASSING = (cluster.LOST, 134, 137, 143)
-OVER = ('FAILED', 'SUSPENDING', 'SUSPENDED', 'DELETING', '')
+OVER = ('FAILED', 'SUSPENDING', 'SUSPENDED', 'DELETING')
+ASKED = 5  # times in a row that gcloud may fail to say how a slice is
 
 
 class Slice(typing.NamedTuple):
@@ -45,22 +46,36 @@ class Tpu:
 
   def create(self):
     """Asks for the slice and waits until its machines run; raises UserError if it is refused."""
+    self.check_type()
     name, kind = self.slice.name, self.slice.type
-    if not re.fullmatch(r'v\d+[a-z]*-\d+', kind):
-      raise UserError(f'--type={kind}: allowed is a type of slice, such as v5litepod-16 or v6e-8')
     runtime = self.slice.runtime or RUNTIMES.get(kind.partition('-')[0], OLDER)
     self.shell.run(*self._queued('create', name), f'--node-id={name}',
                    f'--accelerator-type={kind}', f'--runtime-version={runtime}',
                    *['--spot'] * self.slice.spot)
     while (state := self.state()) != 'ACTIVE' and not self.shell.dry_run:
       if state in OVER:
-        raise UserError(f'{name} cannot be had: its state is {state or "unknown"}')
+        raise UserError(f'{name} cannot be had: its state is {state}')
       time.sleep(self._poll)
 
+  def check_type(self):
+    """Raises UserError unless --type is one of a slice."""
+    if not re.fullmatch(r'v\d+[a-z]*-\d+', self.slice.type):
+      raise UserError(f'--type={self.slice.type}: allowed is a type of slice, such as '
+                      f'v5litepod-16 or v6e-8')
+
   def state(self):
-    """State of the queued resource, such as WAITING_FOR_RESOURCES or ACTIVE; '' for none."""
-    return self.shell.read(*self._queued('describe', self.slice.name),
-                           '--format=value(state.state)').strip()
+    """State of the queued resource, such as WAITING_FOR_RESOURCES or ACTIVE.
+
+    Raises UserError if gcloud does not say it, several times in a row: nothing is deleted or
+    created on a guess.
+    """
+    for _ in range(ASKED):
+      state = self.shell.read(*self._queued('describe', self.slice.name),
+                              '--format=value(state.state)').strip()
+      if state or self.shell.dry_run:
+        return state
+      time.sleep(self._poll)
+    raise UserError(f'gcloud does not say how {self.slice.name} is; what it said is above')
 
   def delete(self):
     """Gives the slice back, with all that is on its disks."""
@@ -79,14 +94,21 @@ class Tpu:
     self.shell.run('git', '-C', str(command.ROOT), 'archive', '--format=tar.gz', '-o', archive,
                    tree)
     self.shell.run(*self._vm('scp', archive, f'{self.slice.name}:lepton.tar.gz'), '--worker=all')
-    self.ssh('rm -rf lepton && mkdir lepton && tar -xzf lepton.tar.gz -C lepton')
+    # Runs in the project's folder, those of a --runs_dir that is not elsewhere, stay.
+    self.ssh('mkdir -p lepton && find lepton -mindepth 1 -maxdepth 1 ! -name runs '
+             '-exec rm -rf {} + && tar -xzf lepton.tar.gz -C lepton')
 
   def start(self, arguments):
-    """Starts `./launch.sh` with these arguments on every worker, detached from this machine."""
+    """Starts `./launch.sh` with these arguments on every worker, detached from this machine.
+
+    Raises UserError where an earlier run still goes on.
+    """
     variables = dict(self._variables(), LEPTON_REVISION=command.revision()[1])
     run = command.launch(arguments, **variables)
+    self.ssh('if kill -0 $(cat lepton.pid 2>/dev/null) 2>/dev/null; then '
+             'echo "a run goes on here; ./launch.sh tpu stop ends it"; exit 1; fi')
     self.sync()
-    self.ssh('rm -f lepton.exit; nohup setsid bash -c '
+    self.ssh('rm -f lepton.exit lepton.stopped; nohup setsid bash -c '
              f"{_quoted(f'{READY}cd lepton && {run}; echo $? >~/lepton.exit')} "
              '>lepton.log 2>&1 </dev/null & echo $! >lepton.pid')
 
@@ -95,48 +117,62 @@ class Tpu:
     self.shell.status(*self._ssh('tail -n +1 -F --pid=$(cat lepton.pid) lepton.log', worker))
 
   def ends(self):
-    """Exit statuses of the run on the workers that tell, None where it still goes on."""
-    said = self.shell.read(*self._ssh('echo lepton-exit=$(cat lepton.exit 2>/dev/null)'))
-    return [int(code) if code else None for code in re.findall(r'lepton-exit=(\d*)', said)]
+    """Exit statuses of the run on the workers that answer, None where it still goes on."""
+    return self._asked('exit', 'cat lepton.exit')
 
   def stop(self):
-    """Asks the run on every worker to save and end."""
-    self.ssh('pkill -TERM -P $(cat lepton.pid)')
+    """Asks the run on every worker to save and end; it is not begun again."""
+    self.ssh('touch lepton.stopped; pkill -TERM -P $(cat lepton.pid)')
 
   def run(self, arguments, retries):
     """Runs to the end and returns the exit status.
 
     After a preemption, or where a process was lost, all starts again, at most so many times: on
     new machines if the old ones are gone. What was trained until then must be in a folder that
-    outlives them.
+    outlives them. A Ctrl-C here leaves the run alone.
     """
+    if retries:
+      self.check_type()
     self.start(arguments)
-    for left in range(retries, -1, -1):
+    try:
+      for left in range(retries, -1, -1):
+        ends = self._followed()
+        if self.shell.dry_run or ends and not any(ends):
+          return 0
+        wrong = [code for code in ends if code and code not in PASSING]
+        if wrong or not left or any(self._asked('stopped', 'test -e lepton.stopped && echo 1')):
+          return wrong[0] if wrong else max([*filter(None, ends), cluster.LOST])
+        if self.state() in OVER:
+          self.delete()
+          self.create()
+          self.setup()
+        else:
+          self.shell.status(*self._ssh('pkill -KILL -P $(cat lepton.pid); sleep 1'))
+        self.start(arguments)
+    except KeyboardInterrupt:
+      raise UserError('the run is no longer followed and goes on; ./launch.sh tpu logs shows it, '
+                      'and stop ends it') from None
+
+  def _followed(self):
+    """The `ends` of the run when it is over: of those workers that answer, [] for lost machines."""
+    while True:
       self.follow()
-      ends = self._settled()
-      if self.shell.dry_run or ends and not any(ends):
-        return 0
-      wrong = [code for code in ends if code and code not in PASSING]
-      if wrong or not left:
-        return wrong[0] if wrong else max(code or cluster.LOST for code in ends or [None])
-      if self.state() in OVER:
-        self.delete()
-        self.create()
-        self.setup()
-      self.start(arguments)
+      for _ in range(ASKED):
+        ends = self.ends()
+        if self.shell.dry_run or ends and None not in ends or self.state() in OVER:
+          return ends
+        time.sleep(self._poll)
+      if not ends or any(code is not None for code in ends):
+        return ends  # machines that do not answer, or some processes that wait for lost ones
+
+  def _asked(self, name, line):
+    """What a line of shell prints on each worker that answers, as a number or None."""
+    said = self.shell.read(*self._ssh(f'echo lepton-{name}=$({line} 2>/dev/null)'))
+    return [int(code) if code else None for code in re.findall(rf'lepton-{name}=(\d*)', said)]
 
   def ssh(self, text):
     """Runs a line of shell on every worker."""
     self.shell.run(*self._ssh(text))
-
-  def _settled(self):
-    """The `ends` of all workers, once each has one or for two more looks; [] for lost machines."""
-    for _ in range(3):
-      ends = self.ends()
-      if self.shell.dry_run or None not in ends:
-        break
-      time.sleep(self._poll)
-    return ends
 
   def _variables(self):
     return dict(LEPTON_PLATFORM='tpu', LEPTON_VENV='../lepton-venv')

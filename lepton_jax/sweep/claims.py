@@ -47,7 +47,7 @@ class Lease:
     for turn in itertools.count(1):
       if self._over.wait(LEASE / 4):
         return
-      with contextlib.suppress(OSError):  # the next one may succeed
+      with contextlib.suppress(Exception):  # of any client's kind; the next one may succeed
         self._path.write_text(str(turn))
 
   def release(self):
@@ -92,8 +92,10 @@ _seen = {}  # {claim: (what it said when this process looked last, since when it
 
 
 def _lease(folder):
-  numbers = [int(path.name.rpartition('-')[2]) for path in folder.iterdir()
-             if path.name.startswith(f'{NAME}-')]
+  numbers = []
+  with contextlib.suppress(FileNotFoundError):  # a folder is there once it holds an object
+    numbers = [int(path.name.rpartition('-')[2]) for path in folder.iterdir()
+               if path.name.startswith(f'{NAME}-')]
   if numbers and _alive(folder / f'{NAME}-{max(numbers)}'):
     return None
   path = folder / f'{NAME}-{max(numbers, default=0) + 1}'

@@ -6,7 +6,7 @@ import time
 from etils import epath
 
 from lepton_jax.errors import UserError
-from lepton_jax.files import read_json, write_atomically
+from lepton_jax.files import check_store, read_json, write_atomically
 
 FAILURE, GIVEN_UP = 'failure.json', 'given_up'
 
@@ -64,6 +64,8 @@ def programs(configs):
 
 def check(configs):
   """Raises UserError for what a sweep cannot train."""
+  for name in {config.run.runs_dir for config in configs}:
+    check_store(name)
   for config in configs:
     if config.data.folds and config.data.fold is None:
       every = ','.join(map(str, range(config.data.folds)))

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from lepton_jax import cluster, trees
+from lepton_jax import cluster, files, trees
 
 SEAL = 'sha256.json'
 
@@ -51,9 +51,7 @@ class Checkpoints:
     self._manager.save(step, args=self._arguments(_flat(state)), force=True)
     self._manager.wait_until_finished()
     if cluster.first():
-      draft = folder / f'{SEAL}.draft'
-      draft.write_text(json.dumps(_hashes(folder)))
-      draft.rename(folder / SEAL)
+      files.write_atomically(folder / SEAL, json.dumps(_hashes(folder)))
     cluster.meet()
 
   def problem(self, step):
@@ -127,6 +125,6 @@ def _hashes(folder, prefix=''):
   for path in folder.iterdir():
     if path.is_dir():
       hashes.update(_hashes(path, f'{prefix}{path.name}/'))
-    elif not path.name.startswith(SEAL):
+    elif SEAL not in path.name:  # nor is its draft
       hashes[prefix + path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
   return hashes
