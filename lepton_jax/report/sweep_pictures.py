@@ -4,7 +4,7 @@ import statistics
 
 from etils import epath
 
-from lepton_jax.report import sweeps
+from lepton_jax.report import settings
 from lepton_jax.report.pictures import new_axes, save
 
 CURVES, BARS = 6, 24  # more settings than these are not told apart
@@ -13,13 +13,13 @@ CURVES, BARS = 6, 24  # more settings than these are not told apart
 def draw_all(rows, curves, folder):
   """Draws what fits the sweep into a folder; returns the names of the pictures.
 
-  rows: of sweeps.rows, best first. curves: for each row the metrics.jsonl rows of its seeds.
+  rows: of settings.rows, best first. curves: for each row the metrics.jsonl rows of its seeds.
   """
   # An earlier report may have had more pictures.
   for name in ('learning_curves', 'settings', 'heat_map', 'parameters', 'size'):
     for kind in ('png', 'pdf'):
       (epath.Path(folder) / f'{name}.{kind}').unlink(missing_ok=True)
-  drawn, fields = [], sweeps.swept(rows)
+  drawn, fields = [], settings.swept(rows)
   numeric = [f for f in fields if all(isinstance(row[f], (int, float)) for row in rows)
              and len({row[f] for row in rows}) > 1]
 
@@ -28,7 +28,7 @@ def draw_all(rows, curves, folder):
     drawn.append(name)
 
   keep('learning_curves', cut(learning_curves(rows[:CURVES], curves[:CURVES]), CURVES, len(rows)))
-  keep('settings', cut(settings(rows[:BARS]), BARS, len(rows)))
+  keep('settings', cut(ranking(rows[:BARS]), BARS, len(rows)))
   if len(numeric) >= 2 and is_grid(rows, *numeric[:2]):
     keep('heat_map', heat_map(rows, *numeric[:2]))
   if len({row['num_parameters'] for row in rows}) > 1:
@@ -48,7 +48,7 @@ def cut(figure, shown, count):
 
 def name_of(row):
   """A setting in words: the fields that are swept and their values."""
-  words = [f'{field.replace("_", " ")} {short(row[field])}' for field in sweeps.swept([row])]
+  words = [f'{field.replace("_", " ")} {short(row[field])}' for field in settings.swept([row])]
   return ', '.join(words) or 'all trials'
 
 
@@ -66,13 +66,13 @@ def is_grid(rows, across, down):
 
 def label_of(rows):
   """What is measured, for an axis."""
-  return sweeps.measure(rows).replace('_', ' ')
+  return settings.measure(rows).replace('_', ' ')
 
 
 def learning_curves(rows, curves):
   """Validation over epochs: the mean of the seeds, and a band of one standard deviation."""
   figure, axis = new_axes(8, 4.2)
-  measure = sweeps.measure(rows)
+  measure = settings.measure(rows)
   for row, seeds in zip(rows, curves):
     measured = ({r['epoch'] for r in seed if measure in r} for seed in seeds)
     epochs = sorted(set.intersection(*measured))
@@ -92,10 +92,10 @@ def learning_curves(rows, curves):
   return figure
 
 
-def settings(rows):
+def ranking(rows):
   """The settings, best above, each with the 95 % interval of its mean over seeds."""
   figure, axis = new_axes(8, 1.2 + 0.28 * len(rows))
-  measure = sweeps.measure(rows)
+  measure = settings.measure(rows)
   places = range(len(rows))[::-1]
   bars = [row[f'{measure}_ci95'] or 0 for row in rows]
   axis.errorbar([row[measure] for row in rows], places, xerr=bars if any(bars) else None, fmt='o',
@@ -109,10 +109,10 @@ def settings(rows):
 def heat_map(rows, across, down):
   """The mean over two swept fields, all others averaged."""
   figure, axis = new_axes(6, 4.5)
-  others = [name.replace('_', ' ') for name in sweeps.swept(rows) if name not in (across, down)]
+  others = [name.replace('_', ' ') for name in settings.swept(rows) if name not in (across, down)]
   if others:
     axis.set_title(f'mean over {", ".join(others)}', fontsize=9)
-  measure = sweeps.measure(rows)
+  measure = settings.measure(rows)
   columns, lines = (sorted({row[field] for row in rows}) for field in (across, down))
 
   def mean(column, line):
@@ -140,7 +140,7 @@ def against_size(rows, size, title, unit=1):
   weights, and settings of the front carry their other values.
   """
   figure, axis = new_axes(7.5, 4.6)
-  measure = sweeps.measure(rows)
+  measure = settings.measure(rows)
   sign = 1 if measure.endswith('accuracy') else -1
   methods = sorted({method_of(row) for row in rows})
   bits = sorted({row.get(BITS, 0) for row in rows})
@@ -149,7 +149,7 @@ def against_size(rows, size, title, unit=1):
     color = f'C{methods.index(method_of(row)) % 10}'
     axis.errorbar(row[size] / unit, row[measure], yerr=row[f'{measure}_sd'] or None, capsize=2,
                   fmt=marker, markersize=5, alpha=0.75, color=color)
-  best = sweeps.front([(row[size], sign * row[measure]) for row in rows])
+  best = settings.front([(row[size], sign * row[measure]) for row in rows])
   axis.plot([s / unit for s, _ in best], [sign * v for _, v in best], color='0.4', linewidth=0.8,
             drawstyle='steps-post', zorder=0)
   for row in rows:
@@ -179,7 +179,7 @@ BITS, MARKERS = 'quantize_weight_bits', 'osD^vPX<>*'
 
 def method_of(row):
   """What tells a setting's kind: its swept names, and what is on of pruning and rounding."""
-  words = [row[field] for field in sweeps.swept([row])
+  words = [row[field] for field in settings.swept([row])
            if isinstance(row[field], str) and row[field] not in ('', 'none')]
   switches = dict(prune_sparsity='pruned', quantize_weight_bits='quantised')
   on = [word for field, word in switches.items() if row.get(field)]
@@ -190,5 +190,5 @@ def method_of(row):
 def rest_of(row):
   """The values of a setting that neither its colour nor its marker shows."""
   return ', '.join(f'{field.removeprefix("prune_").replace("_", " ")} {short(row[field])}'
-                   for field in sweeps.swept([row])
+                   for field in settings.swept([row])
                    if not isinstance(row[field], str) and field != BITS and row[field])
