@@ -52,7 +52,8 @@ def test_report_of_a_folder_has_every_form(base, tmp_path):
   names = {path.name for path in (tmp_path / 'report').iterdir()}
   pictures = {f'{name}.{ending}' for name in ('learning_curves', 'settings', 'heat_map')
               for ending in ('png', 'pdf')}
-  assert {'report.md', 'table.csv', 'table.tex'} | pictures == names
+  tables = {'table.csv', 'trials.csv', 'table.tex'}
+  assert {'report.md', 'report.html'} | tables | pictures == names
   assert (tmp_path / 'report' / 'table.tex').read_text().count(r'\\') == 5
   text = (tmp_path / 'report' / 'report.md').read_text()
   assert text.count('±') >= 5 and 'heat_map.png' in text

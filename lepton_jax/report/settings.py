@@ -6,6 +6,9 @@ import statistics
 from lepton_jax import config as config_lib
 
 REPEATS = ('seed', 'fold')  # what a setting is repeated over
+# What is told of each trial, besides what was measured.
+RAW = ('num_parameters', 'file_bytes', 'sparsity', 'rounded_sparsity', 'quantized_kernels', 'macs',
+       'nonzero_macs', 'train_seconds', 'name')
 
 
 def varied(configs):
@@ -13,30 +16,50 @@ def varied(configs):
   return [name for name in config_lib.differing(configs) if name not in REPEATS]
 
 
+def grouped(trials, fields):
+  """[(values of `fields`, [(config, result)] by seed and fold)], the best on validation first.
+
+  Settings that lack some of their seeds, those that diverge perhaps, stand after all that are
+  whole; equal ones are in the order of their values.
+  """
+  trials = list({config.name(): (config, result) for config, result in trials}.values())
+  measure, groups = f'validation_{trials[0][1]["measure"]}', {}
+  for config, result in sorted(trials, key=lambda trial: repeat(trial[0])):
+    groups.setdefault(tuple(config.flat()[n] for n in fields), []).append((config, result))
+  whole = max(map(len, groups.values()))
+
+  def rank(group):
+    key, found = group
+    mean = statistics.mean(result[measure] for _, result in found)
+    return len(found) < whole, -sign(measure) * mean, tuple(map(str, key))
+
+  return sorted(groups.items(), key=rank)
+
+
+def repeat(config):
+  """(seed, fold): what tells the trials of a setting apart."""
+  return tuple(config.flat()[name] or 0 for name in REPEATS)
+
+
+def sign(measure):
+  """1 for a measurement that is better the higher it is, -1 for one that is better low."""
+  return 1 if measure.endswith('accuracy') else -1
+
+
 def rows(trials, all_tests=False, fields=None):
-  """One dictionary a setting of [(config, result)], best first.
+  """One dictionary a setting of [(config, result)], in the order of `grouped`.
 
   A setting is of all trials that differ by seed and fold alone. A row has the fields that differ
   between settings (or the given ones), then seeds (and folds), validation (mean, sd, half of its
   95 % interval by Student's t), the same of test for the best row, or for `all_tests` of every one,
-  parameters, bytes of the packed file, and seconds a trial. The order is by validation, but
-  settings that lack some of their seeds, those that diverge perhaps, stand after all that are
-  whole; equal ones are in the order of their fields.
+  parameters, bytes of the packed file, multiply-accumulates of weights that are not zero where
+  settings differ in them, and seconds a trial.
   """
-  trials = list({config.name(): (config, result) for config, result in trials}.values())
   fields = varied([config for config, _ in trials]) if fields is None else fields
-  measure = trials[0][1]['measure']
-  groups = {}
-  for config, result in trials:
-    groups.setdefault(tuple(config.flat()[n] for n in fields), []).append((config, result))
-  sign, whole = -1 if measure == 'accuracy' else 1, max(map(len, groups.values()))
-  mean = lambda key: statistics.mean(result[f'validation_{measure}'] for _, result in groups[key])
-  rank = lambda key: (len(groups[key]) < whole, sign * mean(key), tuple(map(str, key)))
-  order = sorted(groups, key=rank)
-  repeat = lambda trial: [trial[0].flat()[n] or 0 for n in REPEATS]
-  found = []
-  for place, key in enumerate(order):
-    configs, results = zip(*sorted(groups[key], key=repeat))
+  measure, found = trials[0][1]['measure'], []
+  work = {result.get('nonzero_macs') for _, result in trials}
+  for place, (key, group) in enumerate(grouped(trials, fields)):
+    configs, results = zip(*group)
     row = dict(zip(fields, key), seeds=len({config.training.seed for config in configs}))
     if configs[0].data.folds:
       row['folds'] = len({config.data.fold for config in configs})
@@ -44,10 +67,61 @@ def rows(trials, all_tests=False, fields=None):
     shown = over_seeds(f'test_{measure}', results)
     row.update(shown if all_tests or place == 0 else dict.fromkeys(shown, ''))
     row.update(num_parameters=results[0]['num_parameters'],
-               file_bytes=round(statistics.mean(r['file_bytes'] for r in results)),
-               seconds=round(statistics.mean(r['train_seconds'] for r in results), 2))
+               file_bytes=average('file_bytes', results))
+    if len(work) > 1 and None not in work:
+      row['nonzero_macs'] = average('nonzero_macs', results)
+    row['seconds'] = round(statistics.mean(r['train_seconds'] for r in results), 2)
     found.append(row)
   return found
+
+
+def curve(seeds, measure):
+  """[(epoch, mean, standard deviation)] of a measurement over the metrics.jsonl rows of seeds.
+
+  It has the epochs that all seeds measured.
+  """
+  of = [{row['epoch']: row[measure] for row in rows if measure in row} for rows in seeds]
+  found = []
+  for epoch in sorted(set.intersection(*map(set, of))):
+    values = [one[epoch] for one in of]
+    deviation = statistics.stdev(values) if len(values) > 1 else 0
+    found.append((epoch, statistics.mean(values), deviation))
+  return found
+
+
+def trial_rows(groups, rows):
+  """One dictionary a trial: the setting, seed and fold, and the raw numbers of its result.
+
+  groups: of `grouped`. Test is there for the settings whose `rows` show it.
+  """
+  fields, measure, found = swept(rows), groups[0][1][0][1]['measure'], []
+  for row, (key, trials) in zip(rows, groups):
+    for config, result in trials:
+      line = dict(zip(fields, key), **{name: config.flat()[name] for name in REPEATS})
+      line.update({f'{split}_{measure}': result.get(f'{split}_{measure}', '')
+                   for split in ('validation', 'test')})
+      if row[f'test_{measure}'] == '':
+        line[f'test_{measure}'] = ''
+      line.update({name: result.get(name, '') for name in RAW})
+      found.append(line)
+  return found
+
+
+def average(name, results):
+  """The mean of a count, as a whole number."""
+  return round(statistics.mean(result[name] for result in results))
+
+
+def name_of(row):
+  """A setting in words: the fields that are swept and their values."""
+  words = [f'{field.replace("_", " ")} {short(row[field])}' for field in swept([row])
+           if row[field] != '']
+  return ', '.join(words) or 'all trials'
+
+
+def short(value):
+  """A value as a label."""
+  return 'unset' if value is None else f'{value:.3g}' if isinstance(value, float) else str(value)
 
 
 def swept(rows):

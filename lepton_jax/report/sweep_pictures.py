@@ -46,17 +46,6 @@ def cut(figure, shown, count):
   return figure
 
 
-def name_of(row):
-  """A setting in words: the fields that are swept and their values."""
-  words = [f'{field.replace("_", " ")} {short(row[field])}' for field in settings.swept([row])]
-  return ', '.join(words) or 'all trials'
-
-
-def short(value):
-  """A value as a label."""
-  return 'unset' if value is None else f'{value:.3g}' if isinstance(value, float) else str(value)
-
-
 def is_grid(rows, across, down):
   """Whether most combinations of two fields were tried, and few enough to be told apart."""
   columns, lines = (len({row[field] for row in rows}) for field in (across, down))
@@ -74,14 +63,10 @@ def learning_curves(rows, curves):
   figure, axis = new_axes(8, 4.2)
   measure = settings.measure(rows)
   for row, seeds in zip(rows, curves):
-    measured = ({r['epoch'] for r in seed if measure in r} for seed in seeds)
-    epochs = sorted(set.intersection(*measured))
-    values = [[r[measure] for seed in seeds for r in seed if r['epoch'] == epoch and measure in r]
-              for epoch in epochs]
-    middle = [statistics.mean(v) for v in values]
-    spread = [statistics.stdev(v) if len(v) > 1 else 0 for v in values]
+    points = settings.curve(seeds, measure)
+    epochs, middle, spread = zip(*points) if points else ((), (), ())
     marker = 'o' if len(epochs) < 15 else None
-    line, = axis.plot(epochs, middle, label=name_of(row), marker=marker, markersize=3)
+    line, = axis.plot(epochs, middle, label=settings.name_of(row), marker=marker, markersize=3)
     low = [m - s for m, s in zip(middle, spread)]
     high = [m + s for m, s in zip(middle, spread)]
     axis.fill_between(epochs, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
@@ -100,7 +85,7 @@ def ranking(rows):
   bars = [row[f'{measure}_ci95'] or 0 for row in rows]
   axis.errorbar([row[measure] for row in rows], places, xerr=bars if any(bars) else None, fmt='o',
                 markersize=4, capsize=3)
-  axis.set_yticks(places, [name_of(row) for row in rows], fontsize=7)
+  axis.set_yticks(places, [settings.name_of(row) for row in rows], fontsize=7)
   axis.set(xlabel=label_of(rows) + (' (mean, 95 % interval)' if any(bars) else ''))
   axis.grid(axis='x', alpha=0.3)
   return figure
@@ -126,8 +111,8 @@ def heat_map(rows, across, down):
       if value == value:  # a combination that was tried
         colour = 'white' if shown.norm(value) < 0.6 else 'black'
         axis.text(j, i, f'{value:.3g}', ha='center', va='center', fontsize=8, color=colour)
-  axis.set_xticks(range(len(columns)), map(short, columns))
-  axis.set_yticks(range(len(lines)), map(short, lines))
+  axis.set_xticks(range(len(columns)), map(settings.short, columns))
+  axis.set_yticks(range(len(lines)), map(settings.short, lines))
   axis.set(xlabel=across.replace('_', ' '), ylabel=down.replace('_', ' '))
   figure.colorbar(shown, label=label_of(rows))
   return figure
@@ -141,7 +126,7 @@ def against_size(rows, size, title, unit=1):
   """
   figure, axis = new_axes(7.5, 4.6)
   measure = settings.measure(rows)
-  sign = 1 if measure.endswith('accuracy') else -1
+  sign = settings.sign(measure)
   methods = sorted({method_of(row) for row in rows})
   bits = sorted({row.get(BITS, 0) for row in rows})
   for row in rows:
@@ -189,6 +174,6 @@ def method_of(row):
 
 def rest_of(row):
   """The values of a setting that neither its colour nor its marker shows."""
-  return ', '.join(f'{field.removeprefix("prune_").replace("_", " ")} {short(row[field])}'
+  return ', '.join(f'{field.removeprefix("prune_").replace("_", " ")} {settings.short(row[field])}'
                    for field in settings.swept([row])
                    if not isinstance(row[field], str) and field != BITS and row[field])

@@ -8,7 +8,8 @@ from lepton_jax import config as config_lib
 from lepton_jax import outcomes
 from lepton_jax.errors import UserError
 from lepton_jax.files import read_json
-from lepton_jax.report import settings
+from lepton_jax.report import checklist, differences, settings
+from lepton_jax.train import record
 
 
 def read(runs_dir):
@@ -49,42 +50,50 @@ def write(trials, folder, all_tests=False, without=()):
   sets = {}
   for config, result in trials:
     sets.setdefault((config.data.dataset, config.data.target), []).append((config, result))
-  written = []
+  written, pairs = [], {(c.data.dataset, c.architecture.model) for c, _ in trials}
   for key, found in sets.items():
     inside = epath.Path(folder).expanduser()
     inside = inside / re.sub(r'[^\w.]+', '-', ' '.join(key)).strip('-') if len(sets) > 1 else inside
     lost = [(c, why) for c, why in without if (c.data.dataset, c.data.target) == key]
-    written.append((inside, write_one(found, inside, all_tests, lost)))
+    written.append((inside, write_one(found, inside, all_tests, lost, pairs)))
   return written
 
 
-def write_one(trials, folder, all_tests, without):
-  """Writes report.md, table.csv, table.tex and pictures of trials on one data set; returns rows."""
-  from lepton_jax.report import markdown, sweep_pictures
-  from lepton_jax.train import record
+def write_one(trials, folder, all_tests, without, pairs):
+  """Writes report.md, report.html, tables and pictures of trials on one data set; returns rows.
+
+  pairs: {(data set, network)} of the trials of all data sets.
+  """
+  from lepton_jax.report import markdown, page, sweep_pictures
   fields = settings.varied([config for config, _ in [*trials, *without]])
-  found = settings.rows(trials, all_tests, fields)
+  found, groups = settings.rows(trials, all_tests, fields), settings.grouped(trials, fields)
+  measure = f'validation_{trials[0][1]["measure"]}'
+  compared = differences.compare(groups, measure)
+  items = checklist.check(groups, compared, pairs)
+  curves = [[record.read_rows(outcomes.folder_of(config)) for config, _ in group]
+            for _, group in groups]
   folder.mkdir(parents=True, exist_ok=True)
-  key = lambda config: tuple(config.flat()[f] for f in fields)
-
-  def metrics(config):
-    return record.read_rows(epath.Path(config.run.runs_dir).expanduser() / config.name())
-
-  curves = [[metrics(c) for c, _ in trials if key(c) == tuple(row[f] for f in fields)]
-            for row in found]
   pictures = sweep_pictures.draw_all(found, curves, folder)
   markdown.write_rows(folder / 'table.csv', found)
+  markdown.write_rows(folder / 'trials.csv', settings.trial_rows(groups, found))
   (folder / 'table.tex').write_text(latex(found))
-  lines = [f'# Trials: {len(trials)}, settings: {len(found)}', '', table(found), '', SAID, '']
-  if without:
-    lines += [f'Without a result: {len(without)}', '']
-    for config, why in without:
-      setting = ', '.join(f'{f} {config.flat()[f]}' for f in fields)
-      lines.append(f'- `{config.name()}` ({setting}): {why}')
-    lines.append('')
-  lines += [f'![{name.replace("_", " ")}]({name}.png)\n' for name in pictures]
-  (folder / 'report.md').write_text('\n'.join(lines))
+  page.write(folder / 'report.html', page.content(
+      found, groups, curves, compared=compared, checklist=items, without=without, said=SAID))
+  parts = [f'# Trials: {len(trials)}, settings: {len(found)}', table(found), SAID,
+           differences.table(found, compared, measure), lost_trials(without, fields),
+           *(f'![{name.replace("_", " ")}]({name}.png)' for name in pictures),
+           checklist.table(items)]
+  (folder / 'report.md').write_text('\n\n'.join(filter(None, parts)) + '\n')
   return found
+
+
+def lost_trials(without, fields):
+  """The trials without a result, and why, as Markdown; '' if there are none."""
+  if not without:
+    return ''
+  setting = lambda config: ', '.join(f'{f} {config.flat()[f]}' for f in fields)
+  lines = [f'- `{config.name()}` ({setting(config)}): {why}' for config, why in without]
+  return '\n'.join([f'Without a result: {len(without)}', '', *lines])
 
 
 SAID = ('Mean ± standard deviation over seeds (and folds), the best on validation first, those '

@@ -163,7 +163,8 @@ def show(configs):
     tables.print_rows(rows[:SHOWN])
     if len(rows) > SHOWN:
       print(f'... and {len(rows) - SHOWN} more settings')
-    print(f'{folder}/report.md has the table as CSV and LaTeX, and pictures')
+    print(f'{folder}/report.html shows it in a browser; report.md, CSV, LaTeX and pictures are '
+          f'beside it')
   for config, error in failed:
     print(f'failed: {outcomes.folder_of(config)}: {error}', file=sys.stderr)
   return 1 if failed else 0
