@@ -88,7 +88,7 @@ def write(chosen, minutes):
   for row in rows:
     rest = {name: value for name, value in row.items() if name not in ('method', 'strength')}
     named.append({row['method']: row['strength']} | rest)
-  pictures.save(sweep_pictures.settings(named), f'{FLAGS.output}/regularization_study.png')
+  pictures.save(sweep_pictures.ranking(named), f'{FLAGS.output}/regularization_study.png')
 
 
 if __name__ == '__main__':

@@ -1,11 +1,16 @@
 """Trials as settings: one row of numbers a setting over its seeds, best on validation first."""
 
+import functools
 import math
 import statistics
 
+from etils import epath
+
 from lepton_jax import config as config_lib
+from lepton_jax.errors import UserError
 
 REPEATS = ('seed', 'fold')  # what a setting is repeated over
+ORIGINS = ('init_from', 'teacher', 'prune_ticket')  # run folders that a run may start from
 # What is told of each trial, besides what was measured.
 RAW = ('num_parameters', 'file_bytes', 'sparsity', 'rounded_sparsity', 'quantized_kernels', 'macs',
        'nonzero_macs', 'train_seconds', 'name')
@@ -13,7 +18,30 @@ RAW = ('num_parameters', 'file_bytes', 'sparsity', 'rounded_sparsity', 'quantize
 
 def varied(configs):
   """Names of the fields that make settings: those that differ, except the REPEATS of a setting."""
-  return [name for name in config_lib.differing(configs) if name not in REPEATS]
+  flats = [options(config) for config in configs]
+  return [name for name, (_, field) in config_lib.FIELDS.items()
+          if field.metadata['identity'] and name not in REPEATS
+          and len({flat[name] for flat in flats}) > 1]
+
+
+def options(config):
+  """{field: value} of a run; the runs that it came from are told apart by all but their seeds."""
+  return config.flat() | {name: origin(folder) for name in ORIGINS
+                          if (folder := config.flat()[name])}
+
+
+@functools.cache
+def origin(folder):
+  """The name that the run in a folder has with seed 0; the folder itself where it is not there.
+
+  So runs that went on from the same setting, each from the run of its own seed, are one setting.
+  """
+  path = epath.Path(folder).expanduser() / 'config.json'
+  try:
+    config = config_lib.Config.from_json(path.read_text(), str(path))
+  except (OSError, UserError):
+    return folder
+  return config.replace(seed=0, **{name: options(config)[name] for name in ORIGINS}).name()
 
 
 def grouped(trials, fields):
@@ -25,7 +53,8 @@ def grouped(trials, fields):
   trials = list({config.name(): (config, result) for config, result in trials}.values())
   measure, groups = f'validation_{trials[0][1]["measure"]}', {}
   for config, result in sorted(trials, key=lambda trial: repeat(trial[0])):
-    groups.setdefault(tuple(config.flat()[n] for n in fields), []).append((config, result))
+    values = options(config)
+    groups.setdefault(tuple(values[n] for n in fields), []).append((config, result))
   whole = max(map(len, groups.values()))
 
   def rank(group):

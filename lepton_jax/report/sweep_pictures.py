@@ -1,13 +1,16 @@
-"""Pictures of a sweep, each as PNG and as PDF."""
+"""Pictures of a sweep, each as PNG for a screen and as PDF for a column of a paper."""
 
 import statistics
+import textwrap
 
 from etils import epath
 
 from lepton_jax.report import settings
-from lepton_jax.report.pictures import new_axes, save
+from lepton_jax.report.pictures import COLUMN, in_print, label_points, new_axes, save
 
 CURVES, BARS = 6, 24  # more settings than these are not told apart
+TYPE = 7  # size of names and numbers
+WORK = 'multiply-accumulates, weight not zero (thousands)'
 
 
 def draw_all(rows, curves, folder):
@@ -16,26 +19,30 @@ def draw_all(rows, curves, folder):
   rows: of settings.rows, best first. curves: for each row the metrics.jsonl rows of its seeds.
   """
   # An earlier report may have had more pictures.
-  for name in ('learning_curves', 'settings', 'heat_map', 'parameters', 'size'):
+  for name in ('learning_curves', 'settings', 'heat_map', 'parameters', 'size', 'work'):
     for kind in ('png', 'pdf'):
       (epath.Path(folder) / f'{name}.{kind}').unlink(missing_ok=True)
   drawn, fields = [], settings.swept(rows)
   numeric = [f for f in fields if all(isinstance(row[f], (int, float)) for row in rows)
              and len({row[f] for row in rows}) > 1]
 
-  def keep(name, figure):
-    save(figure, f'{folder}/{name}.png', f'{folder}/{name}.pdf')
+  def keep(name, draw, *arguments):
+    save(draw(*arguments), f'{folder}/{name}.png')
+    with in_print():
+      save(draw(*arguments, width=COLUMN), f'{folder}/{name}.pdf')
     drawn.append(name)
 
-  keep('learning_curves', cut(learning_curves(rows[:CURVES], curves[:CURVES]), CURVES, len(rows)))
-  keep('settings', cut(ranking(rows[:BARS]), BARS, len(rows)))
+  keep('learning_curves', learning_curves, rows, curves)
+  keep('settings', ranking, rows)
   if len(numeric) >= 2 and is_grid(rows, *numeric[:2]):
-    keep('heat_map', heat_map(rows, *numeric[:2]))
+    keep('heat_map', heat_map, rows, *numeric[:2])
   if len({row['num_parameters'] for row in rows}) > 1:
-    keep('parameters', against_size(rows, 'num_parameters', 'parameters'))
+    keep('parameters', against_size, rows, 'num_parameters', 'parameters', 1)
   sizes = [row['file_bytes'] for row in rows]
   if max(sizes) > 1.05 * min(sizes):  # weights alone change a file by some bytes
-    keep('size', against_size(rows, 'file_bytes', 'bytes of the file (kB)', 1000))
+    keep('size', against_size, rows, 'file_bytes', 'bytes of the file (kB)', 1000)
+  if 'nonzero_macs' in rows[0]:
+    keep('work', against_size, rows, 'nonzero_macs', WORK, 1000)
   return drawn
 
 
@@ -58,42 +65,55 @@ def label_of(rows):
   return settings.measure(rows).replace('_', ' ')
 
 
-def learning_curves(rows, curves):
+def learning_curves(rows, curves, width=8):
   """Validation over epochs: the mean of the seeds, and a band of one standard deviation."""
-  figure, axis = new_axes(8, 4.2)
+  figure, axis = new_axes(width, below(rows[:CURVES], 0.55 * width))
   measure = settings.measure(rows)
-  for row, seeds in zip(rows, curves):
+  for row, seeds in zip(rows[:CURVES], curves):
     points = settings.curve(seeds, measure)
     epochs, middle, spread = zip(*points) if points else ((), (), ())
     marker = 'o' if len(epochs) < 15 else None
-    line, = axis.plot(epochs, middle, label=settings.name_of(row), marker=marker, markersize=3)
+    line, = axis.plot(epochs, middle, label=name_in(row, width), marker=marker, markersize=3)
     low = [m - s for m, s in zip(middle, spread)]
     high = [m + s for m, s in zip(middle, spread)]
     axis.fill_between(epochs, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
   axis.set(xlabel='epoch', ylabel=label_of(rows))
   axis.xaxis.get_major_locator().set_params(integer=True)
   axis.grid(alpha=0.3)
-  axis.legend(frameon=False, fontsize=7)
-  return figure
+  figure.legend(loc='outside lower center', frameon=False, fontsize=TYPE)
+  return cut(figure, CURVES, len(rows))
 
 
-def ranking(rows):
+def name_in(row, width):
+  """A setting in words, on lines of half a picture's width."""
+  return '\n'.join(textwrap.wrap(settings.name_of(row), int(11 * width)))
+
+
+def below(rows, height):
+  """A picture's height with a legend of some settings below it."""
+  return height + 0.14 * len(rows)
+
+
+def ranking(rows, width=8):
   """The settings, best above, each with the 95 % interval of its mean over seeds."""
-  figure, axis = new_axes(8, 1.2 + 0.28 * len(rows))
+  count, rows = len(rows), rows[:BARS]
+  names = [name_in(row, width) for row in rows]
+  lines = sum(1 + 0.4 * name.count('\n') for name in names)
+  figure, axis = new_axes(width, 1 + (0.28 if width > COLUMN else 0.2) * lines)
   measure = settings.measure(rows)
   places = range(len(rows))[::-1]
   bars = [row[f'{measure}_ci95'] or 0 for row in rows]
   axis.errorbar([row[measure] for row in rows], places, xerr=bars if any(bars) else None, fmt='o',
                 markersize=4, capsize=3)
-  axis.set_yticks(places, [settings.name_of(row) for row in rows], fontsize=7)
+  axis.set_yticks(places, names, fontsize=TYPE)
   axis.set(xlabel=label_of(rows) + (' (mean, 95 % interval)' if any(bars) else ''))
   axis.grid(axis='x', alpha=0.3)
-  return figure
+  return cut(figure, BARS, count)
 
 
-def heat_map(rows, across, down):
+def heat_map(rows, across, down, width=6):
   """The mean over two swept fields, all others averaged."""
-  figure, axis = new_axes(6, 4.5)
+  figure, axis = new_axes(width, 0.75 * width)
   others = [name.replace('_', ' ') for name in settings.swept(rows) if name not in (across, down)]
   if others:
     axis.set_title(f'mean over {", ".join(others)}', fontsize=9)
@@ -106,11 +126,12 @@ def heat_map(rows, across, down):
 
   cells = [[mean(column, line) for column in columns] for line in lines]
   shown = axis.imshow(cells, cmap='viridis', aspect='auto')
+  size = TYPE - 1 if len(columns) > 6 else TYPE
   for i, line in enumerate(cells):
     for j, value in enumerate(line):
       if value == value:  # a combination that was tried
         colour = 'white' if shown.norm(value) < 0.6 else 'black'
-        axis.text(j, i, f'{value:.3g}', ha='center', va='center', fontsize=8, color=colour)
+        axis.text(j, i, f'{value:.3g}', ha='center', va='center', fontsize=size, color=colour)
   axis.set_xticks(range(len(columns)), map(settings.short, columns))
   axis.set_yticks(range(len(lines)), map(settings.short, lines))
   axis.set(xlabel=across.replace('_', ' '), ylabel=down.replace('_', ' '))
@@ -118,13 +139,14 @@ def heat_map(rows, across, down):
   return figure
 
 
-def against_size(rows, size, title, unit=1):
+def against_size(rows, size, title, unit=1, width=7.5):
   """The measurement against a size in units of `unit`, and the front of the best settings.
 
   Nothing beats a setting of the front in both. Colours tell methods apart, markers the bits of
-  weights, and settings of the front carry their other values.
+  weights, and the points carry their other values, those of the front first, as far as there is
+  room; page.html has the names of all.
   """
-  figure, axis = new_axes(7.5, 4.6)
+  figure, axis = new_axes(width, 0.7 * width)
   measure = settings.measure(rows)
   sign = settings.sign(measure)
   methods = sorted({method_of(row) for row in rows})
@@ -137,12 +159,6 @@ def against_size(rows, size, title, unit=1):
   best = settings.front([(row[size], sign * row[measure]) for row in rows])
   axis.plot([s / unit for s, _ in best], [sign * v for _, v in best], color='0.4', linewidth=0.8,
             drawstyle='steps-post', zorder=0)
-  for row in rows:
-    point = row[size], sign * row[measure]
-    if point in best:
-      above = 4 if best.index(point) % 2 else -9  # so that neighbours do not cover each other
-      axis.annotate(rest_of(row), (row[size] / unit, row[measure]), (4, above), fontsize=6,
-                    textcoords='offset points')
   axis.set(xlabel=title, ylabel=label_of(rows), xscale='log')
   from matplotlib import lines, ticker
   axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
@@ -155,7 +171,13 @@ def against_size(rows, size, title, unit=1):
     entries += [entry(f'{n or 32} bits', color='0.4', marker=MARKERS[i % len(MARKERS)])
                 for i, n in enumerate(bits)]
   entries.append(lines.Line2D([], [], color='0.4', linewidth=0.8, label='Pareto front'))
-  axis.legend(handles=entries, frameon=False, fontsize=7)
+  figure.legend(handles=entries, loc='outside lower center', frameon=False, fontsize=TYPE,
+                ncols=max(1, int(width / 1.6)))
+  on_front = lambda row: (row[size], sign * row[measure]) in best
+  placed = label_points(axis, [(row[size] / unit, row[measure], rest_of(row) or method_of(row))
+                               for row in sorted(rows, key=on_front, reverse=True)], TYPE - 1)
+  if placed < len(rows):
+    axis.set_title(f'{placed} of {len(rows)} settings have room for their names', fontsize=TYPE)
   return figure
 
 
@@ -164,8 +186,8 @@ BITS, MARKERS = 'quantize_weight_bits', 'osD^vPX<>*'
 
 def method_of(row):
   """What tells a setting's kind: its swept names, and what is on of pruning and rounding."""
-  words = [row[field] for field in settings.swept([row])
-           if isinstance(row[field], str) and row[field] not in ('', 'none')]
+  words = [row[field] for field in settings.swept([row]) if field not in settings.ORIGINS
+           and isinstance(row[field], str) and row[field] not in ('', 'none')]
   switches = dict(prune_sparsity='pruned', quantize_weight_bits='quantised')
   on = [word for field, word in switches.items() if row.get(field)]
   known = any(field in row for field in switches)
