@@ -52,7 +52,7 @@ def test_report_of_a_folder_has_every_form(base, tmp_path):
   names = {path.name for path in (tmp_path / 'report').iterdir()}
   pictures = {f'{name}.{ending}' for name in ('learning_curves', 'settings', 'heat_map')
               for ending in ('png', 'pdf')}
-  tables = {'table.csv', 'trials.csv', 'table.tex'}
+  tables = {'table.csv', 'trials.csv', 'table.tex', 'differences.tex'}
   assert {'report.md', 'report.html'} | tables | pictures == names
   assert (tmp_path / 'report' / 'table.tex').read_text().count(r'\\') == 5
   text = (tmp_path / 'report' / 'report.md').read_text()

@@ -97,29 +97,39 @@ def times(name, own, other):
   return statistics.mean(other) / statistics.mean(own)
 
 
-def table(rows, compared, name):
-  """The comparison as a Markdown table, with what it means below; '' where nothing is compared."""
-  if not any(compared):
-    return ''
-  percent = name.endswith('accuracy')
+def cells(rows, compared, name):
+  """(header, rows of texts) of a comparison; the base has a column where there are several."""
+  percent, bases = name.endswith('accuracy'), bases_of(compared)
   factor, form = (100, '{:.2f}') if percent else (1, '{:.4g}')
-  body, bases = [], {one['base'] for one in compared if one}
+  ratio = lambda value: '' if value is None else f'{value:.3g}'
+  body = []
   for row, one in zip(rows, compared):
     if one is None:
       continue
     sign = '+' if one['mean'] > 0 else ''
     half = '' if one['half'] is None else f' ± {form.format(factor * one["half"])}'
-    ratio = lambda key, one=one: '' if one[key] is None else f'{one[key]:.3g}'
-    against = [settings.name_of(rows[one['base']])] if len(bases) > 1 else []
-    body.append((settings.name_of(row), *against,
+    body.append((settings.name_of(row),
+                 *([settings.name_of(rows[one['base']])] if len(bases) > 1 else []),
                  f'{sign}{form.format(factor * one["mean"])}{half}', str(one['seeds']),
-                 ratio('smaller'), ratio('less_work'), one['note']))
+                 ratio(one['smaller']), ratio(one['less_work']), one['note']))
   unit = ', points of %' if percent else ''
-  against = ['against'] if len(bases) > 1 else []
-  header = ('setting', *against, f'{name.replace("_", " ")}{unit}', 'seeds', 'times smaller',
-            'times less work', 'note')
-  base = f' from {settings.name_of(rows[bases.pop()])}' if len(bases) == 1 else ''
-  return (f'{markdown.table(header, body)}\n\nDifferences{base} of equal seeds, their mean and its '
-          f"95 % interval by Student's t, without a correction for looking at many settings. Times "
-          f'smaller are of the packed file. Times less work are of multiply-accumulates whose '
-          f'weight is not zero: a theoretical speed-up, not a measured one.')
+  return ('setting', *(['against'] if len(bases) > 1 else []), f'{name.replace("_", " ")}{unit}',
+          'seeds', 'times smaller', 'times less work', 'note'), body
+
+
+def bases_of(compared):
+  """The places of the settings that others are compared with."""
+  return sorted({one['base'] for one in compared if one})
+
+
+def table(rows, compared, name):
+  """The comparison as a Markdown table, with what it means below; '' where nothing is compared."""
+  if not any(compared):
+    return ''
+  bases = bases_of(compared)
+  base = f' from {settings.name_of(rows[bases[0]])}' if len(bases) == 1 else ''
+  return (f'{markdown.table(*cells(rows, compared, name))}\n\nDifferences{base} of equal seeds, '
+          f"their mean and its 95 % interval by Student's t, without a correction for looking at "
+          f'many settings. Times smaller are of the packed file. Times less work are of '
+          f'multiply-accumulates whose weight is not zero: a theoretical speed-up, not a measured '
+          f'one.')

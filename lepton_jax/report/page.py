@@ -7,7 +7,7 @@ import pathlib
 import shlex
 
 from lepton_jax import files, outcomes
-from lepton_jax.report import markdown, settings, sweep_pictures
+from lepton_jax.report import differences, markdown, settings, sweep_pictures
 
 PAGE = pathlib.Path(__file__).with_name('page.html')
 SIZES = ('file_bytes', 'nonzero_macs', 'num_parameters')
@@ -52,7 +52,7 @@ def content(rows, groups, curves, *, compared, checklist, without, said):
   without: [(config, why)] of trials without a result. said: what the table means.
   """
   measure = settings.measure(rows)
-  bases = sorted({settings.name_of(rows[one['base']]) for one in compared if one})
+  bases = [settings.name_of(rows[place]) for place in differences.bases_of(compared)]
   first = groups[0][1][0][0]
   shown = [dict(
       name=settings.name_of(row), kind=sweep_pictures.method_of(row), row=row, against=against,

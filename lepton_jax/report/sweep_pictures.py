@@ -1,5 +1,6 @@
 """Pictures of a sweep, each as PNG for a screen and as PDF for a column of a paper."""
 
+import re
 import statistics
 import textwrap
 
@@ -9,7 +10,7 @@ from lepton_jax.report import settings
 from lepton_jax.report.pictures import COLUMN, in_print, label_points, new_axes, save
 
 CURVES, BARS = 6, 24  # more settings than these are not told apart
-TYPE = 7  # size of names and numbers
+KEEP = '\u00a0'  # a space at which no line ends
 WORK = 'multiply-accumulates, weight not zero (thousands)'
 
 
@@ -49,7 +50,8 @@ def draw_all(rows, curves, folder):
 def cut(figure, shown, count):
   """The figure with a title that says so where only the best settings are in it."""
   if count > shown:
-    figure.axes[0].set_title(f'the best {shown} of {count} settings', fontsize=9)
+    figure.axes[0].set_title(f'the best {shown} of {count} settings',
+                             fontsize=type_of(figure.get_figwidth()) + 1)
   return figure
 
 
@@ -67,46 +69,57 @@ def label_of(rows):
 
 def learning_curves(rows, curves, width=8):
   """Validation over epochs: the mean of the seeds, and a band of one standard deviation."""
-  figure, axis = new_axes(width, below(rows[:CURVES], 0.55 * width))
+  names = [name_in(row, 20 * width) for row in rows[:CURVES]]
+  figure, axis = new_axes(width, 0.55 * width + rows_of_type('\n'.join(names), width))
   measure = settings.measure(rows)
-  for row, seeds in zip(rows[:CURVES], curves):
+  for name, seeds in zip(names, curves):
     points = settings.curve(seeds, measure)
     epochs, middle, spread = zip(*points) if points else ((), (), ())
     marker = 'o' if len(epochs) < 15 else None
-    line, = axis.plot(epochs, middle, label=name_in(row, width), marker=marker, markersize=3)
+    line, = axis.plot(epochs, middle, label=name, marker=marker, markersize=3)
     low = [m - s for m, s in zip(middle, spread)]
     high = [m + s for m, s in zip(middle, spread)]
     axis.fill_between(epochs, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
   axis.set(xlabel='epoch', ylabel=label_of(rows))
   axis.xaxis.get_major_locator().set_params(integer=True)
   axis.grid(alpha=0.3)
-  figure.legend(loc='outside lower center', frameon=False, fontsize=TYPE)
+  figure.legend(loc='outside lower center', frameon=False, fontsize=type_of(width))
   return cut(figure, CURVES, len(rows))
 
 
-def name_in(row, width):
-  """A setting in words, on lines of half a picture's width."""
-  return '\n'.join(textwrap.wrap(settings.name_of(row), int(11 * width)))
+def type_of(width):
+  """The size of names and numbers in a picture of a width in inches."""
+  return 5.5 if width <= COLUMN else 7
 
 
-def below(rows, height):
-  """A picture's height with a legend of some settings below it."""
-  return height + 0.14 * len(rows)
+def rows_of_type(text, width):
+  """Inches that the lines of a text take in a legend."""
+  return (text.count('\n') + 1) * 1.6 * type_of(width) / 72
+
+
+def name_in(row, letters):
+  """A setting in words without the names of concerns, on lines of so many letters at most.
+
+  Lines end between options as far as possible.
+  """
+  name = re.sub(r'\b(prune|quantize|augment) ', '', settings.name_of(row))
+  whole = name.replace(' ', KEEP).replace(f',{KEEP}', ', ')
+  return '\n'.join(textwrap.wrap(whole, int(letters))).replace(KEEP, ' ')
 
 
 def ranking(rows, width=8):
   """The settings, best above, each with the 95 % interval of its mean over seeds."""
   count, rows = len(rows), rows[:BARS]
-  names = [name_in(row, width) for row in rows]
-  lines = sum(1 + 0.4 * name.count('\n') for name in names)
-  figure, axis = new_axes(width, 1 + (0.28 if width > COLUMN else 0.2) * lines)
+  names = [name_in(row, 11 * width) for row in rows]
+  longest = max(rows_of_type(name, width) for name in names)
+  figure, axis = new_axes(width, 0.9 + len(rows) * max(longest, 0.28 if width > COLUMN else 0.2))
   measure = settings.measure(rows)
   places = range(len(rows))[::-1]
   bars = [row[f'{measure}_ci95'] or 0 for row in rows]
   axis.errorbar([row[measure] for row in rows], places, xerr=bars if any(bars) else None, fmt='o',
                 markersize=4, capsize=3)
-  axis.set_yticks(places, names, fontsize=TYPE)
-  axis.set(xlabel=label_of(rows) + (' (mean, 95 % interval)' if any(bars) else ''))
+  axis.set_yticks(places, names, fontsize=type_of(width))
+  axis.set(xlabel=label_of(rows) + ('\n(mean, 95 % interval)' if any(bars) else ''))
   axis.grid(axis='x', alpha=0.3)
   return cut(figure, BARS, count)
 
@@ -126,7 +139,7 @@ def heat_map(rows, across, down, width=6):
 
   cells = [[mean(column, line) for column in columns] for line in lines]
   shown = axis.imshow(cells, cmap='viridis', aspect='auto')
-  size = TYPE - 1 if len(columns) > 6 else TYPE
+  size = type_of(width) - (1 if len(columns) > 6 else 0)
   for i, line in enumerate(cells):
     for j, value in enumerate(line):
       if value == value:  # a combination that was tried
@@ -146,16 +159,17 @@ def against_size(rows, size, title, unit=1, width=7.5):
   weights, and the points carry their other values, those of the front first, as far as there is
   room; page.html has the names of all.
   """
-  figure, axis = new_axes(width, 0.7 * width)
   measure = settings.measure(rows)
   sign = settings.sign(measure)
   methods = sorted({method_of(row) for row in rows})
   bits = sorted({row.get(BITS, 0) for row in rows})
+  key = '\n'.join(textwrap.shorten(name, int(10 * width)) for name in methods)
+  figure, axis = new_axes(width, 0.62 * width + rows_of_type(key, width))
   for row in rows:
     marker = MARKERS[bits.index(row.get(BITS, 0)) % len(MARKERS)]
     color = f'C{methods.index(method_of(row)) % 10}'
     axis.errorbar(row[size] / unit, row[measure], yerr=row[f'{measure}_sd'] or None, capsize=2,
-                  fmt=marker, markersize=5, alpha=0.75, color=color)
+                  fmt=marker, markersize=5 if width > COLUMN else 3.5, alpha=0.75, color=color)
   best = settings.front([(row[size], sign * row[measure]) for row in rows])
   axis.plot([s / unit for s, _ in best], [sign * v for _, v in best], color='0.4', linewidth=0.8,
             drawstyle='steps-post', zorder=0)
@@ -166,22 +180,29 @@ def against_size(rows, size, title, unit=1, width=7.5):
   axis.xaxis.set_minor_formatter(ticker.NullFormatter())
   axis.grid(alpha=0.3, which='both')
   entry = lambda label, **look: lines.Line2D([], [], linestyle='', label=label, **look)
-  entries = [entry(name, color=f'C{i % 10}', marker='o') for i, name in enumerate(methods)]
+  entries = [entry(name, color=f'C{i % 10}', marker='o') for i, name in enumerate(key.split('\n'))]
   if len(bits) > 1:
     entries += [entry(f'{n or 32} bits', color='0.4', marker=MARKERS[i % len(MARKERS)])
                 for i, n in enumerate(bits)]
   entries.append(lines.Line2D([], [], color='0.4', linewidth=0.8, label='Pareto front'))
-  figure.legend(handles=entries, loc='outside lower center', frameon=False, fontsize=TYPE,
-                ncols=max(1, int(width / 1.6)))
+  figure.legend(handles=entries, loc='outside lower center', frameon=False,
+                fontsize=type_of(width), ncols=max(1, int(width / 1.6)))
   on_front = lambda row: (row[size], sign * row[measure]) in best
-  placed = label_points(axis, [(row[size] / unit, row[measure], rest_of(row) or method_of(row))
-                               for row in sorted(rows, key=on_front, reverse=True)], TYPE - 1)
+  placed = label_points(axis, [(row[size] / unit, row[measure], rest_of(row) or kind_of(row))
+                               for row in sorted(rows, key=on_front, reverse=True)],
+                        type_of(width) - 0.5)
   if placed < len(rows):
-    axis.set_title(f'{placed} of {len(rows)} settings have room for their names', fontsize=TYPE)
+    axis.set_title(f'{placed} of {len(rows)} settings have room for their names',
+                   fontsize=type_of(width))
   return figure
 
 
 BITS, MARKERS = 'quantize_weight_bits', 'osD^vPX<>*'
+
+
+def kind_of(row):
+  """The first word for a setting's kind."""
+  return method_of(row).partition(',')[0]
 
 
 def method_of(row):

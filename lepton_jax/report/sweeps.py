@@ -77,6 +77,10 @@ def write_one(trials, folder, all_tests, without, pairs):
   markdown.write_rows(folder / 'table.csv', found)
   markdown.write_rows(folder / 'trials.csv', settings.trial_rows(groups, found))
   (folder / 'table.tex').write_text(latex(found))
+  (folder / 'differences.tex').unlink(missing_ok=True)  # of an earlier report
+  if any(compared):
+    header, body = differences.cells(found, compared, measure)
+    (folder / 'differences.tex').write_text(tabular(header, body, 1))
   page.write(folder / 'report.html', page.content(
       found, groups, curves, compared=compared, checklist=items, without=without, said=SAID))
   parts = [f'# Trials: {len(trials)}, settings: {len(found)}', table(found), SAID,
@@ -113,13 +117,20 @@ def table(found):
 
 def latex(found):
   """Rows as a LaTeX tabular with the rules of booktabs; a mean and its deviation share a cell."""
+  names, fields = settings.columns(found), len(settings.swept(found))
+  body = [[settings.cell(row, n, ' ± ') for n in names] for row in found]
+  return tabular([n.replace('_', ' ') for n in names], body, fields)
+
+
+def tabular(header, body, left):
+  """A LaTeX tabular of texts with the rules of booktabs; the first `left` columns are aligned left.
+
+  A document needs the package booktabs for it.
+  """
   special = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}'}
   special = str.maketrans(special | {c: f'\\{c}' for c in '_%&#${}'})
   clean = lambda text: text.translate(special)
-  names, fields = settings.columns(found), len(settings.swept(found))
-  lines = [r'\begin{tabular}{' + 'l' * fields + 'r' * (len(names) - fields) + '}', r'\toprule',
-           ' & '.join(clean(n.replace('_', ' ')) for n in names) + r' \\', r'\midrule']
-  for row in found:
-    cells = [clean(settings.cell(row, n, ' ± ')).replace('±', r'$\pm$') for n in names]
-    lines.append(' & '.join(cells) + r' \\')
-  return '\n'.join([*lines, r'\bottomrule', r'\end{tabular}', ''])
+  cells = lambda row: ' & '.join(clean(cell).replace('±', r'$\pm$') for cell in row) + r' \\'
+  lines = [r'\begin{tabular}{' + 'l' * left + 'r' * (len(header) - left) + '}', r'\toprule',
+           cells(header), r'\midrule', *map(cells, body), r'\bottomrule', r'\end{tabular}', '']
+  return '\n'.join(lines)
