@@ -3,12 +3,13 @@
 import csv
 import json
 import re
+import shlex
 
 import pytest
 
 from lepton_jax.config import Config
 from lepton_jax.errors import UserError
-from lepton_jax.report import checklist, differences, page, settings, sweeps
+from lepton_jax.report import checklist, differences, page, pictures, settings, sweeps
 from tests import browser
 
 HOSTILE = '</script><script>document.title = "taken"</script>'
@@ -114,7 +115,6 @@ def test_numbers_that_json_lacks_are_left_out():
 
 
 def test_a_command_is_one_that_a_shell_reads_back():
-  import shlex
   config = Config().replace(prune_exclude="it's; rm", augment_flip=True, seed=2, data_dir='a b')
   assert shlex.split(page.command(config)) == [
       './launch.sh', 'train', '--augment_flip=true', "--prune_exclude=it's; rm", '--seed=2',
@@ -210,7 +210,7 @@ def test_the_checklist_follows_from_the_trials(report):
   assert items_of(few)[:7] == [False, False, False, False, False, True, False]
   assert items_of([Config(), Config().replace(l2=0.1)]) == []
   text = (report[0] / 'report.md').read_text()
-  assert '12 of 15 items are met' not in text.split('## Checklist')[0]
+  assert '13 of 15 items are met' in text
   assert text.rstrip().endswith('|') and text.index('## Checklist') > text.index('size.png')
 
 
@@ -228,6 +228,20 @@ def test_pictures_for_print_are_as_wide_as_a_column(report):
     content = (report[0] / f'{name}.pdf').read_bytes()
     width, _ = map(float, re.search(rb'/MediaBox \[ 0 0 ([\d.]+) ([\d.]+) \]', content).groups())
     assert 3.0 <= width / 72 <= 3.5
+
+
+def test_names_of_points_cover_neither_points_nor_each_other():
+  figure, axis = pictures.new_axes(5, 4)
+  places = [(1 + i % 3 / 8, 1 + i // 3 / 8) for i in range(9)] + [(0, 0), (3, 3)]
+  axis.plot(*zip(*places), 'o')
+  names = [f'sparsity {i}' for i in range(len(places))]
+  count = pictures.label_points(axis, [(*place, name) for place, name in zip(places, names)])
+  boxes = [text.get_window_extent() for text in axis.texts]
+  assert len(boxes) == count >= 8
+  assert {'sparsity 9', 'sparsity 10'} <= {text.get_text() for text in axis.texts}
+  for i, box in enumerate(boxes):
+    assert not box.count_overlaps(boxes[:i] + boxes[i + 1:])
+    assert not any(box.contains(*point) for point in axis.transData.transform(places))
 
 
 def test_a_folder_without_trials_is_told(tmp_path):
