@@ -14,6 +14,7 @@ earlier stages stay. Several recipes are divided by ';'. Flags of `train` that a
 stages; with --distill the run itself is the teacher unless --teacher names another.
 """
 
+import json
 import sys
 
 from absl import flags as absl_flags
@@ -64,7 +65,7 @@ def follow(stages, base, given):
 
 def packed(place, stage):
   """Packs a run, compares it with the one that was given, and returns its row."""
-  from lepton_jax import folder
+  from lepton_jax import files, folder
   from lepton_jax.deploy import measure
   from lepton_jax.report import tables
   found = measure.packed(place, **stage.options)
@@ -74,6 +75,8 @@ def packed(place, stage):
   content = (folder.epath.Path(place) / measure.FILE).read_bytes()
   lost = measure.forgetting(before, measure.opened(content, before.data))
   if lost:
+    file = folder.epath.Path(place) / 'forgetting.json'  # which a report shows beside the run
+    files.write_atomically(file, json.dumps(lost, indent=2) + '\n')
     change = lost.pop('change_of_classes')
     tables.print_table('what compression changed', list(tables.numbers(lost)))
     print('by class: ' + ', '.join(f'{name} {100 * of:+.2f} %' for name, of in change.items()))

@@ -19,7 +19,7 @@ import sys
 
 from absl import flags as absl_flags
 
-from lepton_jax import flags, machine
+from lepton_jax import flags, machine, outcomes
 from lepton_jax.errors import UserError
 from lepton_jax.sweep import command, grid, trials
 
@@ -48,10 +48,10 @@ def main(lists):
 
 def table(model, configs, seconds):
   """The rows of one network, and its picture."""
-  from lepton_jax.report import sweep_pictures, sweeps
+  from lepton_jax.report import settings, sweep_pictures
   from lepton_jax.report.pictures import save
-  results = [(config, trials.finished(config)) for config in configs]
-  rows = sweeps.rows([(config, result) for config, result in results if result], all_tests=True)
+  results = [(config, outcomes.finished(config)) for config in configs]
+  rows = settings.rows([(config, result) for config, result in results if result], all_tests=True)
   title = f'{model}: bytes of the file (kB)'
   save(sweep_pictures.against_size(rows, 'file_bytes', title, 1000),
        f'{FLAGS.output}/compression_{model}.png')

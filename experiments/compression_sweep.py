@@ -24,7 +24,7 @@ import sys
 
 from absl import flags as absl_flags
 
-from lepton_jax import flags, recipe
+from lepton_jax import flags, outcomes, recipe
 from lepton_jax.sweep import command, engine, grid, ray_executor, trials
 
 FLAGS = absl_flags.FLAGS
@@ -58,27 +58,27 @@ def train(dense, paths):
 
 def path(config, stages):
   """The configurations of the stages of a recipe that train, from the dense one's run on."""
-  start = place = str(trials.folder_of(config))
+  start = place = str(outcomes.folder_of(config))
   found = []
   for one in recipe.configs(stages, config, {}):
     found.append(recipe.begun(one, start, place))
-    place = str(trials.folder_of(found[-1]))
+    place = str(outcomes.folder_of(found[-1]))
   return found
 
 
 def show(dense, paths):
   """Prints and writes a row for each setting and recipe, best on validation first."""
   from lepton_jax.deploy import measure
-  from lepton_jax.report import markdown, sweeps, tables
-  fields, groups = sweeps.varied(dense), collections.defaultdict(list)
+  from lepton_jax.report import markdown, settings, tables
+  fields, groups = settings.varied(dense), collections.defaultdict(list)
   setting = lambda config: tuple(config.flat()[name] for name in fields)
   for config in dense:
-    if (result := trials.finished(config)) is not None:
+    if (result := outcomes.finished(config)) is not None:
       groups[*setting(config), 'dense'].append(result)
   for config, stages, (*_, last) in paths:
-    if (result := trials.finished(last)) is not None:
+    if (result := outcomes.finished(last)) is not None:
       if stages[-1].epochs is None:
-        result = measure.packed(trials.folder_of(last), **stages[-1].options)
+        result = measure.packed(outcomes.folder_of(last), **stages[-1].options)
       groups[*setting(config), ','.join(stage.text for stage in stages)].append(result)
   rows = []
   for (*values, name), results in groups.items():
@@ -98,9 +98,9 @@ def show(dense, paths):
   tables.print_rows(rows)
   markdown.write_rows(output / 'recipes.csv', rows)
   print(f'{output}/recipes.csv')
-  failed = trials.without_result(dense + [one for _, _, stages in paths for one in stages])
+  failed = outcomes.without_result(dense + [one for _, _, stages in paths for one in stages])
   for config, why in failed:
-    print(f'failed: {trials.folder_of(config)}: {why}', file=sys.stderr)
+    print(f'failed: {outcomes.folder_of(config)}: {why}', file=sys.stderr)
   return 1 if failed else 0
 
 

@@ -20,9 +20,9 @@ from absl import flags as absl_flags
 
 from experiments.tables.compression import TABLES
 from lepton_jax import config as config_lib
-from lepton_jax import flags
+from lepton_jax import flags, outcomes
 from lepton_jax.errors import UserError
-from lepton_jax.sweep import command, trials
+from lepton_jax.sweep import command
 
 FLAGS = absl_flags.FLAGS
 OWN = ('tables', 'seeds', 'data_dir', 'output', 'runs_dir', 'executor')
@@ -71,7 +71,7 @@ def train(name, seed, settings):
   if table.parent is not None:
     parent = base.replace(**table.parent).check()
     command.train_all([parent])
-    start = dict(init_from=str(trials.folder_of(parent)))
+    start = dict(init_from=str(outcomes.folder_of(parent)))
   configs = [base.replace(**start | table.settings[setting]).check() for setting in settings]
   train_all(configs)
   return [line(name, setting, seed, config) for setting, config in zip(settings, configs)]
@@ -89,7 +89,7 @@ def train_all(configs):
 
 
 def line(name, setting, seed, config):
-  result = trials.finished(config)
+  result = outcomes.finished(config)
   measure = result['measure']
   found = result | dict(
       table=name, setting=setting, seed=seed, test=result[f'test_{measure}'],

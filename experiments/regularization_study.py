@@ -19,9 +19,9 @@ import sys
 
 from absl import flags as absl_flags
 
-from lepton_jax import flags, machine
+from lepton_jax import flags, machine, outcomes
 from lepton_jax.errors import UserError
-from lepton_jax.sweep import command, trials
+from lepton_jax.sweep import command
 
 FLAGS = absl_flags.FLAGS
 RESULTS = pathlib.Path(__file__).parent / 'results'
@@ -60,13 +60,13 @@ def train(configs):
 
 
 def validation(config):
-  return trials.finished(config)['validation_accuracy']
+  return outcomes.finished(config)['validation_accuracy']
 
 
 def write(chosen, minutes):
   """The table and the picture of {method: (strength, configuration)}, best on test first."""
-  from lepton_jax.report import markdown, pictures, sweep_pictures, sweeps
-  results = {method: [trials.finished(config.replace(seed=seed)) for seed in SEEDS]
+  from lepton_jax.report import markdown, pictures, settings, sweep_pictures
+  results = {method: [outcomes.finished(config.replace(seed=seed)) for seed in SEEDS]
              for method, (_, config) in chosen.items()}
   rows = []
   for method, (strength, config) in chosen.items():
@@ -74,9 +74,9 @@ def write(chosen, minutes):
              for mine, none in zip(results[method], results['none'])]
     tried = STRENGTHS.get(method, RATES)
     rows.append(dict(method=method, strength=strength, seeds=len(SEEDS),
-                     **sweeps.over_seeds('test_accuracy', results[method]),
-                     **sweeps.over_seeds('gain', gains),
-                     **sweeps.over_seeds('validation_accuracy', results[method]),
+                     **settings.over_seeds('test_accuracy', results[method]),
+                     **settings.over_seeds('gain', gains),
+                     **settings.over_seeds('validation_accuracy', results[method]),
                      tried=', '.join(map(str, tried)),
                      learning_rate=config.optimization.learning_rate, epochs=config.training.epochs,
                      images=config.data.train_limit, cores=machine.cores(),
@@ -88,7 +88,7 @@ def write(chosen, minutes):
   for row in rows:
     rest = {name: value for name, value in row.items() if name not in ('method', 'strength')}
     named.append({row['method']: row['strength']} | rest)
-  pictures.save(sweep_pictures.settings(named), f'{FLAGS.output}/regularization_study.png')
+  pictures.save(sweep_pictures.ranking(named), f'{FLAGS.output}/regularization_study.png')
 
 
 if __name__ == '__main__':

@@ -4,8 +4,8 @@ Question: what did a folder of runs find, over seeds, and do the README's number
   committed results?
 Command: ./launch.sh report --runs=runs/regularization_sweep
   or, for the README: ./launch.sh report --readme
-Expected: report.md, table.csv, table.tex and PNG and PDF pictures in --output; with --check exit
-  status 0.
+Expected: report.md, report.html (one page, for a browser), table.csv, trials.csv, table.tex and PNG
+  and PDF pictures in --output; with --check exit status 0.
 Cost: seconds.
 """
 
@@ -40,7 +40,7 @@ def main(config):
   command.make_folder(output)
   for folder, rows in sweeps.write(found, output, FLAGS.report_all_test, without):
     tables.print_rows(rows)
-    print(f'{folder}/report.md')
+    print(f'{folder}/report.md and, for a browser, {folder}/report.html')
   return 0
 
 

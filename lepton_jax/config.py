@@ -55,6 +55,11 @@ class Config:
     """{field name: value} over all concerns."""
     return {name: getattr(getattr(self, group), name) for name, (group, _) in FIELDS.items()}
 
+  def changed(self):
+    """{name: value} of the result-changing fields that differ from their defaults."""
+    return {name: value for name, value in self.flat().items()
+            if FIELDS[name][1].metadata['identity'] and value != FIELDS[name][1].default}
+
   def to_keep(self):
     """What a run folder keeps: without what holds for one start alone, --rerun and the processes.
 

@@ -36,6 +36,14 @@ def test_config_file_is_overridden_by_flags(tmp_path):
   assert (config.architecture.model, config.training.epochs) == ('mlp', 5)
 
 
+def test_what_a_run_changed_makes_it_again_as_flags():
+  given = dict(model='resnet8', learning_rate=0.01, augment_flip=True, keep_zeros=False)
+  config = Config().replace(**given, runs_dir='elsewhere')
+  assert Config().changed() == {} and config.changed() == given
+  again = parse(*(f'--{name}={value}' for name, value in config.changed().items()))
+  assert again.name() == config.name()
+
+
 @pytest.mark.parametrize('argument, words', [
     ('--model=resnet9', ("'resnet9'", "did you mean 'resnet8'", 'lenet5')),
     ('--optimizer=adan', ("did you mean 'adam'", 'sgd')),

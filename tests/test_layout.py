@@ -1,6 +1,7 @@
 """The shape of the code: who may import whom, and what a light import must not drag in."""
 
 import ast
+import graphlib
 import pathlib
 import subprocess
 import sys
@@ -19,7 +20,8 @@ ALLOWED = {
     'metrics': STANDARD | {'losses'},
     'layers': LEAVES | {'machine'}, 'models': LEAVES | {'layers'}, 'data': LEAVES,
     'regularize': LEAVES | {'layers'}, 'compress': LEAVES | {'layers'},
-    'train': LEAVES | {'cluster', 'files'},
+    'train': LEAVES | {'cluster', 'files'}, 'outcomes': {'errors', 'files'},
+    'report': LEAVES | {'files', 'outcomes', 'train'},  # and so not sweep, which imports it
     'cluster': {'errors'}, 'machine': {'cluster'},
 }
 HEAVY = {'tensorflow_datasets', 'matplotlib', 'sklearn', 'mlxtend', 'tensorboardX', 'rich',
@@ -52,6 +54,15 @@ def test_imports_follow_the_layers(path):
       continue
     if (PACKAGE / parts[1]).exists() or (PACKAGE / f'{parts[1]}.py').exists():
       assert parts[1] in ALLOWED[part] | {part}, f'{path.name} imports {name}'
+
+
+def test_no_two_modules_of_the_report_import_each_other():
+  """Those inside functions count as well; what can be sorted has no circle."""
+  inside = 'lepton_jax.report.'
+  graph = {inside + path.stem: set(imports(ast.parse(path.read_text())))
+           for path in (PACKAGE / 'report').glob('*.py')}
+  graph = {name: names & graph.keys() for name, names in graph.items()}
+  assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(graph)
 
 
 @pytest.mark.parametrize('path', modules(), ids=lambda p: str(p.relative_to(PACKAGE)))

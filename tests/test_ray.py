@@ -13,8 +13,9 @@ import time
 
 import pytest
 
+from lepton_jax import outcomes
 from lepton_jax.errors import UserError
-from lepton_jax.sweep import engine, grid, ray_executor, search, trials
+from lepton_jax.sweep import engine, grid, ray_executor, search
 from tests import LONG
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec('ray') is None, reason='without Ray')
@@ -30,7 +31,7 @@ def on_cpu(monkeypatch):
 
 def results(configs):
   """What each trial came to, times apart."""
-  found = {c.name(): trials.finished(c) for c in configs}
+  found = {c.name(): outcomes.finished(c) for c in configs}
   return {name: {k: v for k, v in result.items() if k not in TIMES}
           for name, result in found.items()}
 
@@ -49,7 +50,7 @@ class Killer(threading.Thread):
 
   def __init__(self, config, times):
     super().__init__(daemon=True)
-    self._folder, self._times, self.killed = trials.folder_of(config), times, []
+    self._folder, self._times, self.killed = outcomes.folder_of(config), times, []
 
   def run(self):
     while len(self.killed) < self._times:
@@ -89,8 +90,8 @@ def test_a_trial_that_kills_its_workers_is_noted_as_failed(base, on_cpu):
   killer = Killer(deadly, ray_executor.DEATHS)
   killer.start()
   costs = engine.sweep([deadly, other], 'ray', workers=2, tell=lambda text: None)
-  assert costs.trials == 1 and trials.finished(other) and len(killer.killed) == 3
-  assert '3 workers died' in trials.failure(deadly)['error']
+  assert costs.trials == 1 and outcomes.finished(other) and len(killer.killed) == 3
+  assert '3 workers died' in outcomes.failure(deadly)['error']
 
 
 @needs_ray

@@ -100,6 +100,8 @@ def test_stages_keep_zeros_and_codebooks_and_common_ones_are_trained_once(dense)
     packed = np.asarray(trees.named(again.weights['params'])[name])
     np.testing.assert_allclose(packed, kernel, rtol=2e-3, atol=1e-4)
   assert len(data) < 0.06 * facts['dense_bytes'] and len(data) < 0.9 * facts['xz_bytes']
+  lost = json.loads((pathlib.Path(last) / 'forgetting.json').read_text())
+  assert lost['accuracy_after'] == pytest.approx(facts['test_accuracy'])
   assert 'worst class' in done.stdout and trained.data.name == 'digits'
 
 

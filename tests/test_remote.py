@@ -8,9 +8,9 @@ import shutil
 import pytest
 from etils import epath
 
-from lepton_jax import folder, run
+from lepton_jax import folder, outcomes, run
 from lepton_jax.errors import UserError
-from lepton_jax.sweep import claims, engine, trials
+from lepton_jax.sweep import claims, engine
 from lepton_jax.train import loop
 from tests import fake_gcs
 from tests.test_resume import Stopped
@@ -67,7 +67,7 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket, tmp_path, small, monkeyp
 def test_a_sweep_in_a_bucket_trains_what_is_missing_and_reports(bucket, base):
   from lepton_jax.report import sweeps
   configs = [base.replace(runs_dir='gs://bucket/sweep', l2=l2) for l2 in (1e-4, 1e-3, 1e-2)]
-  mine = claims.take(trials.folder_of(configs[0]))
+  mine = claims.take(outcomes.folder_of(configs[0]))
   mine.release()
   assert engine.sweep(configs[:1]).trials == 1
   assert engine.sweep(configs).trials == 2

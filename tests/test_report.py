@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from lepton_jax.config import Config
-from lepton_jax.report import sweeps
+from lepton_jax.report import settings, sweeps
 from lepton_jax.sweep import engine, grid
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -22,26 +22,26 @@ def trial(l2, seed, validation, test):
 def test_table_is_over_seeds_and_shows_test_of_the_best_alone():
   trials = [trial(l2, seed, v, t) for l2, v0, t in ((0.0, 0.5, 0.9), (1e-4, 0.7, 0.6))
             for seed, v in enumerate((v0, v0 + 0.02, v0 + 0.04))]
-  rows = sweeps.rows(trials)
+  rows = settings.rows(trials)
   assert [row['l2'] for row in rows] == [1e-4, 0.0] and [row['seeds'] for row in rows] == [3, 3]
   assert rows[0]['validation_accuracy'] == pytest.approx(0.72)
   assert rows[0]['validation_accuracy_sd'] == pytest.approx(0.02)
   # 4.302653 is Student's t of 2 degrees of freedom.
   assert rows[0]['validation_accuracy_ci95'] == pytest.approx(4.302653 * 0.02 / 3 ** 0.5, abs=1e-5)
   assert rows[0]['test_accuracy'] == pytest.approx(0.6) and rows[1]['test_accuracy'] == ''
-  tests = [row['test_accuracy'] for row in sweeps.rows(trials, all_tests=True)]
+  tests = [row['test_accuracy'] for row in settings.rows(trials, all_tests=True)]
   assert tests == [pytest.approx(0.6), pytest.approx(0.9)]
 
 
 def test_a_setting_that_lacks_a_seed_is_not_the_best():
   trials = [trial(0.0, seed, 0.90, 0.8) for seed in range(3)] + [trial(1e-4, 0, 0.99, 0.7)]
-  found = [(row['l2'], row['seeds'], row['test_accuracy']) for row in sweeps.rows(trials)]
+  found = [(row['l2'], row['seeds'], row['test_accuracy']) for row in settings.rows(trials)]
   assert found == [(0.0, 3, pytest.approx(0.8)), (1e-4, 1, '')]
 
 
 def test_front_keeps_what_nothing_beats_in_both():
   points = [(4, 0.9), (1, 0.5), (2, 0.7), (3, 0.6), (2, 0.8), (5, 0.9)]
-  assert sweeps.front(points) == [(1, 0.5), (2, 0.8), (4, 0.9)]
+  assert settings.front(points) == [(1, 0.5), (2, 0.8), (4, 0.9)]
 
 
 def test_report_of_a_folder_has_every_form(base, tmp_path):
@@ -52,7 +52,8 @@ def test_report_of_a_folder_has_every_form(base, tmp_path):
   names = {path.name for path in (tmp_path / 'report').iterdir()}
   pictures = {f'{name}.{ending}' for name in ('learning_curves', 'settings', 'heat_map')
               for ending in ('png', 'pdf')}
-  assert {'report.md', 'table.csv', 'table.tex'} | pictures == names
+  tables = {'table.csv', 'trials.csv', 'table.tex', 'differences.tex'}
+  assert {'report.md', 'report.html'} | tables | pictures == names
   assert (tmp_path / 'report' / 'table.tex').read_text().count(r'\\') == 5
   text = (tmp_path / 'report' / 'report.md').read_text()
   assert text.count('±') >= 5 and 'heat_map.png' in text
@@ -81,7 +82,7 @@ def test_folds_repeat_a_setting_as_seeds_do():
   trials = [trial(l2, 0, v, 0.5) for l2, v in ((0.0, 0.5), (0.0, 0.7), (1e-4, 0.7), (1e-4, 0.9))]
   trials = [(config.replace(folds=2, fold=i % 2), result)
             for i, (config, result) in enumerate(trials)]
-  rows = sweeps.rows(trials)
+  rows = settings.rows(trials)
   assert [(row['l2'], row['seeds'], row['folds']) for row in rows] == [(1e-4, 1, 2), (0.0, 1, 2)]
   assert rows[0]['validation_accuracy'] == pytest.approx(0.8)
 
@@ -89,10 +90,10 @@ def test_folds_repeat_a_setting_as_seeds_do():
 def test_latex_bears_what_flags_may_hold():
   trials = [(Config().replace(prune_exclude=text), trial(0.0, 0, 0.5, 0.5)[1])
             for text in (r'^conv|head_1#&\d', 'a{2}~$')]
-  text = sweeps.latex(sweeps.rows(trials))
+  text = sweeps.latex(settings.rows(trials))
   assert r'\textasciicircum{}conv|head\_1\#\&\textbackslash{}d' in text
   assert r'a\{2\}\textasciitilde{}\$' in text
-  written = sweeps.table(sweeps.rows(trials))
+  written = sweeps.table(settings.rows(trials))
   assert r'head_1#&\d | ' in written and r'conv\|head' in written
 
 

@@ -3,8 +3,9 @@
 import pytest
 from optuna import distributions
 
+from lepton_jax import outcomes
 from lepton_jax.errors import UserError
-from lepton_jax.sweep import claims, engine, estimate, grid, search, trials
+from lepton_jax.sweep import claims, engine, estimate, grid, search
 
 
 def test_search_draws_on_the_field_s_scale():
@@ -26,10 +27,10 @@ def test_search_trains_so_many_settings_once_and_gives_hopeless_ones_up(base, tm
   lists, lines = dict(learning_rate=[1e-9, 1e-1], seed=[0, 1]), []
   configs, costs = search.search(base.replace(epochs=3), lists, 'tpe', 10, 'inline', lines.append)
   given_up = sum('given up' in text for text in lines)
-  finished = [c for c in configs if trials.finished(c)]
+  finished = [c for c in configs if outcomes.finished(c)]
   assert given_up >= 1 and len(finished) == 2 * (10 - given_up) == costs.trials
   assert len(configs) - len(finished) == given_up
-  reasons = [why.split(':')[0] for _, why in trials.without_result(configs)]
+  reasons = [why.split(':')[0] for _, why in outcomes.without_result(configs)]
   assert reasons == ['given up'] * given_up and {c.training.seed for c in finished} == {0, 1}
   before, lines = lines, []
   again, costs = search.search(base.replace(epochs=3), lists, 'tpe', 10, 'inline', lines.append)
@@ -57,7 +58,7 @@ def test_a_search_on_numbers_goes_by_the_loss(base, tmp_path):
                       task='regression', batch_size=8)
   configs, _ = search.search(base, dict(learning_rate=[1e-3, 1e-1]), 'random', 2, 'inline',
                              lambda text: None)
-  assert len(configs) == 2 and all('validation_rmse' in trials.finished(c) for c in configs)
+  assert len(configs) == 2 and all('validation_rmse' in outcomes.finished(c) for c in configs)
 
 
 def test_equal_draws_are_one_setting_and_a_forbidden_one_is_left_out(base):
@@ -72,10 +73,10 @@ def test_equal_draws_are_one_setting_and_a_forbidden_one_is_left_out(base):
 def test_a_setting_whose_second_seed_fails_has_failed(base):
   lines = []
   for optimizer in ('sgd', 'momentum'):
-    folder = trials.folder_of(base.replace(optimizer=optimizer, seed=1))
+    folder = outcomes.folder_of(base.replace(optimizer=optimizer, seed=1))
     folder.mkdir()
     (folder / 'data.json').write_text('{"version": "another"}')
   lists = dict(optimizer=['sgd', 'momentum'], seed=[0, 1])
   configs, _ = search.search(base, lists, 'random', 1, 'inline', lines.append)
-  assert len(configs) == 2 and trials.finished(configs[0]) and trials.failure(configs[1])
+  assert len(configs) == 2 and outcomes.finished(configs[0]) and outcomes.failure(configs[1])
   assert not any('given up' in text for text in lines)

@@ -21,6 +21,7 @@ from PIL import Image
 from lepton_jax.config import Config
 from lepton_jax.deploy import exports, runtime, traced
 from lepton_jax.deploy import service as service_lib
+from tests.browser import CHROMIUM
 from tests.test_deploy import trained_of
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -246,10 +247,6 @@ def test_files_that_cannot_be_served_are_told(files):
     done = subprocess.run([sys.executable, '-m', 'experiments.serve', *options], cwd=ROOT,
                           capture_output=True, text=True)
     assert done.returncode == 1 and words in done.stderr and 'Traceback' not in done.stderr
-
-
-CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))),
-                None)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason='needs Chromium')

@@ -13,10 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from lepton_jax import assemble, run, trees
+from lepton_jax import assemble, outcomes, run, trees
 from lepton_jax.config import Config, differing
 from lepton_jax.errors import UserError
-from lepton_jax.report import sweeps
+from lepton_jax.report import settings
 from lepton_jax.sweep import claims, cohort, engine, grid, session, trials
 from lepton_jax.train import loop, parallel
 
@@ -24,7 +24,7 @@ from lepton_jax.train import loop, parallel
 def results(configs):
   """What a trial came to, times apart."""
   kept = ('name', 'validation_loss', 'test_loss', 'parameters_sha256', 'steps', 'selected_step')
-  return {c.name(): {k: trials.finished(c)[k] for k in kept} for c in configs}
+  return {c.name(): {k: outcomes.finished(c)[k] for k in kept} for c in configs}
 
 
 def test_grid_is_the_product_with_seeds_together():
@@ -81,7 +81,7 @@ def test_one_program_serves_sparsities_and_bit_widths(base, tmp_path):
   configs = grid.product(base.replace(quantize_activation_bits=8, prune_end=0.5),
                          dict(prune_sparsity=[0.5, 0.9], quantize_weight_bits=[3, 8]))
   assert engine.sweep(configs, tell=lambda text: None).programs == 1
-  found = [trials.finished(c) for c in configs]
+  found = [outcomes.finished(c) for c in configs]
   assert [round(r['sparsity'], 2) for r in found] == [0.5, 0.5, 0.9, 0.9]
   sizes = [r['file_bytes'] for r in found]
   assert sizes[2] < sizes[0] < sizes[1] and sizes[2] < sizes[3] < sizes[1]
@@ -111,7 +111,7 @@ def test_no_collective_is_in_a_trial_s_program(base):
 def open_trials(configs, lanes):
   data = assemble.load_data(configs[0])
   program = cohort.Program(assemble.build(configs[0], data), lanes, 1)
-  return program, [cohort.Trial(c, program, trials.folder_of(c)) for c in configs]
+  return program, [cohort.Trial(c, program, outcomes.folder_of(c)) for c in configs]
 
 
 def test_lanes_of_one_device_train_as_each_alone_and_a_diverged_one_stops_none(base, tmp_path):
@@ -136,12 +136,12 @@ def test_a_failed_trial_is_recorded_and_the_others_go_on(base):
   configs.append(base.replace(batch_size=10_000))
   lines = []
   costs = engine.sweep(configs, tell=lines.append)
-  assert costs.trials == 1 and trials.finished(configs[1])
-  failed = trials.failure(configs[0])
+  assert costs.trials == 1 and outcomes.finished(configs[1])
+  failed = outcomes.failure(configs[0])
   assert 'at step' in failed['error'] and failed['traceback'] == ''
-  assert 'there are only' in trials.failure(configs[2])['error']
+  assert 'there are only' in outcomes.failure(configs[2])['error']
   assert sum('failed' in text for text in lines) == 2
-  assert not list(trials.folder_of(configs[1]).glob('.claim'))
+  assert not list(outcomes.folder_of(configs[1]).glob('.claim'))
 
 
 def test_processes_train_a_failing_trial_once(base):
@@ -168,12 +168,12 @@ def test_results_of_other_data_are_refused(base, tmp_path):
 def test_a_trial_needs_a_validation_part(base):
   config = base.replace(validation_fraction=0)
   engine.sweep([config], tell=lambda text: None)
-  assert '--validation_fraction' in trials.failure(config)['error']
+  assert '--validation_fraction' in outcomes.failure(config)['error']
 
 
 def test_only_what_is_asked_for_is_written(base):
   engine.sweep([base], tell=lambda text: None)
-  names = sorted(p.name for p in trials.folder_of(base).iterdir())
+  names = sorted(p.name for p in outcomes.folder_of(base).iterdir())
   assert names == ['config.json', 'data.json', 'metrics.jsonl', 'result.json']
 
 
@@ -207,7 +207,7 @@ def test_a_stop_before_the_first_step_of_an_epoch_saves(base):
   with pytest.raises(loop.Interrupted):
     cohort.train(program, [trial], StopAtSecondLook())
   trial.close()
-  assert trial.failed is None and (trials.folder_of(base) / 'checkpoints' / '0').exists()
+  assert trial.failed is None and (outcomes.folder_of(base) / 'checkpoints' / '0').exists()
   assert engine.sweep([base], tell=lambda text: None).trials == 1
 
 
@@ -223,9 +223,9 @@ def test_an_error_in_a_cohort_spares_the_trials_that_are_finished(base, monkeypa
 
     monkeypatch.setattr(cohort, 'train', fail)
     worker._train([done, other], None)
-  assert done.failed is None and trials.finished(configs[0])['steps'] == done.assembly.total_steps
+  assert done.failed is None and outcomes.finished(configs[0])['steps'] == done.assembly.total_steps
   assert 'out of memory' in other.failed.error and 'out of memory' in str(
-      trials.failure(configs[1]))
+      outcomes.failure(configs[1]))
 
 
 def test_the_program_that_was_not_used_longest_makes_room(base, monkeypatch):
@@ -278,7 +278,7 @@ def sweeping(configs, cache, said=None):
 
 def table(configs):
   """The rows of the table without their times."""
-  rows = sweeps.rows([(c, trials.finished(c)) for c in configs])
+  rows = settings.rows([(c, outcomes.finished(c)) for c in configs])
   return [{k: v for k, v in row.items() if k != 'seconds'} for row in rows]
 
 
@@ -288,7 +288,7 @@ def test_a_killed_sweep_ends_in_the_table_of_one_that_was_not(base, tmp_path):
   whole, killed = (grid.product(base.replace(runs_dir=str(tmp_path / name), epochs=3), lists)
                    for name in ('whole', 'killed'))
   engine.sweep(whole, tell=lambda text: None)
-  finished = lambda: sum(trials.finished(c) is not None for c in killed)
+  finished = lambda: sum(outcomes.finished(c) is not None for c in killed)
 
   def last_row():
     rows = (tmp_path / 'killed').glob('*/metrics.jsonl')
@@ -319,7 +319,7 @@ def test_two_sweeps_share_a_folder(base):
   assert sum(said.get(timeout=120) for _ in both) == 6
   for process in both:
     process.join()
-  assert all(trials.finished(c) for c in configs)
+  assert all(outcomes.finished(c) for c in configs)
 
 
 def test_a_stopped_sweep_saves_the_trial_it_was_training(tmp_path):
@@ -353,9 +353,8 @@ def test_results_do_not_depend_on_who_trained_before(base):
   alone = configs[2].replace(runs_dir=base.run.runs_dir + '/alone')
   engine.sweep([alone], tell=lambda text: None)
   assert results([alone]) == results(configs[2:])
-  result = json.loads((trials.folder_of(alone) / 'result.json').read_text())
+  result = json.loads((outcomes.folder_of(alone) / 'result.json').read_text())
   first = results(configs)[configs[0].name()]
   assert result['parameters_sha256'] != first['parameters_sha256']
   state = assemble.build(alone, assemble.load_data(alone)).state
-  assert trees.count(state.params) == trials.finished(alone)['num_parameters']
-
+  assert trees.count(state.params) == outcomes.finished(alone)['num_parameters']

@@ -15,6 +15,61 @@ def new_axes(width, height, columns=1):
   return pyplot.subplots(1, columns, figsize=(width, height), dpi=120, layout='constrained')
 
 
+COLUMN = 3.3  # inches: a column of two in IEEE's, ICML's and ACL's styles is 3.0 to 3.5 wide
+
+
+def in_print():
+  """A context in which figures have the type of a paper's column, and fonts that it may embed."""
+  import matplotlib
+  return matplotlib.rc_context({'font.size': 7, 'axes.titlesize': 7, 'legend.fontsize': 6,
+                                'xtick.labelsize': 6, 'ytick.labelsize': 6, 'pdf.fonttype': 42})
+
+
+def label_points(axis, labels, size=6):
+  """Writes texts beside points where they cover nothing; returns how many found a place.
+
+  labels: [(x, y, text)]; the first ones choose first. A text that is not next to its point has a
+  thin line to it. Call it last: later changes of the axes move points and texts apart.
+  """
+  from matplotlib import transforms
+  axis.figure.draw_without_rendering()
+  renderer, inside = axis.figure.canvas.get_renderer(), axis.get_window_extent()
+  mark = 3 * axis.figure.dpi / 72  # half a marker of 6 points of type, in pixels
+  taken = [transforms.Bbox([[x - mark, y - mark], [x + mark, y + mark]])
+           for x, y in axis.transData.transform([label[:2] for label in labels])]
+
+  def written(x, y, text):
+    for offset in OFFSETS:
+      note = beside(axis, x, y, text, offset, size)
+      box = note.get_window_extent(renderer)
+      within = all(inside.contains(*corner) for corner in (box.min, box.max))
+      if within and not box.count_overlaps(taken):
+        taken.append(box)
+        return True
+      note.remove()
+    return False
+
+  return sum(written(*label) for label in labels)
+
+
+# Where a text may stand, from its point, in points of type: near ones first.
+OFFSETS = [(distance * across, distance * up) for distance in (4, 12, 20, 30)
+           for across, up in ((1, 0.7), (1, -0.7), (-1, 0.7), (-1, -0.7), (0, 1.2), (0, -1.2))]
+
+
+def beside(axis, x, y, text, offset, size):
+  """A text at an offset from a point."""
+  across, up = offset
+  line = dict(arrowstyle='-', linewidth=0.3, color='0.5', shrinkA=0, shrinkB=2)
+  note = axis.annotate(
+      text, (x, y), offset, textcoords='offset points', fontsize=size,
+      arrowprops=line if max(map(abs, offset)) > 5 else None,
+      ha='left' if across > 0 else 'right' if across < 0 else 'center',
+      va='bottom' if up > 0 else 'top')
+  note.set_in_layout(False)  # or the axes would shrink to make room for it
+  return note
+
+
 def save(figure, *paths):
   """Writes a figure in the formats of the paths' endings.
 

@@ -36,7 +36,7 @@ def compression_table(lines):
 
 def compression_tables(lines):
   """The tables of compressed networks: a row a setting, with its change from dense by seed."""
-  from lepton_jax.report import sweeps
+  from lepton_jax.report import settings
   of, body, last = collections.defaultdict(dict), [], None
   for line in lines:
     of[line['table'], line['setting']][line['seed']] = line
@@ -50,7 +50,7 @@ def compression_tables(lines):
     body.append((name.replace('_', ' ') if name != last else '', setting,
                  markdown.spread([test(line) for line in seeds.values()], form),
                  '' if setting == 'dense' or len(change) < 2 else
-                 f'{statistics.mean(change):+.2f} ± {sweeps.interval(change):.2f}',
+                 f'{statistics.mean(change):+.2f} ± {settings.interval(change):.2f}',
                  str(len(seeds)), f'{seconds:.0f}'))
     last = name
   header = ('table', 'setting', 'test: %, of text nats', 'change from dense, 95 % interval',

@@ -28,13 +28,13 @@ def print_rows(rows, justify='right'):
   """Prints rows of equal columns as a table with a header; spreads stand beside their means."""
   from rich import box, console, table
 
-  from lepton_jax.report import sweeps
+  from lepton_jax.report import settings
   grid = table.Table(box=box.ROUNDED if sys.stdout.isatty() else box.ASCII2)
-  names = sweeps.columns(rows)
+  names = settings.columns(rows)
   for name in names:
     grid.add_column(name.replace('_', ' '), justify=justify)
   for row in rows:
-    grid.add_row(*(sweeps.cell(row, n, ' +- ') for n in names))
+    grid.add_row(*(settings.cell(row, n, ' +- ') for n in names))
   console.Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(grid)
 
 

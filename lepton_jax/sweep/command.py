@@ -5,7 +5,7 @@ import sys
 from absl import flags as absl_flags
 from etils import epath
 
-from lepton_jax import cluster, flags
+from lepton_jax import cluster, flags, outcomes
 from lepton_jax import config as config_lib
 from lepton_jax.errors import UserError
 from lepton_jax.sweep import engine, estimate, grid, ray_executor, search, trials
@@ -64,7 +64,7 @@ def main(lists):
         f'{configs[0].run.runs_dir}', flush=True)
   if FLAGS.dry_run:
     return dry_run(configs)
-  done = sum(trials.finished(config) is not None for config in configs)
+  done = sum(outcomes.finished(config) is not None for config in configs)
   if done:
     print(f'{done} of them are finished already')
   count = iter(range(done + 1, len(configs) + 1))
@@ -153,19 +153,20 @@ def about(configs):
 def show(configs):
   """Prints and writes the table of what is finished, then what failed; returns the exit status."""
   from lepton_jax.report import sweeps, tables
-  found = [(config, trials.finished(config)) for config in configs]
+  found = [(config, outcomes.finished(config)) for config in configs]
   found = [(config, result) for config, result in found if result is not None]
-  without = trials.without_result(configs)
-  failed = [(config, why) for config, why in without if not trials.given_up(config)]
+  without = outcomes.without_result(configs)
+  failed = [(config, why) for config, why in without if not outcomes.given_up(config)]
   output = FLAGS.output or f'{configs[0].run.runs_dir}/report'
   written = sweeps.write(found, output, FLAGS.report_all_test, without) if found else ()
   for folder, rows in written:
     tables.print_rows(rows[:SHOWN])
     if len(rows) > SHOWN:
       print(f'... and {len(rows) - SHOWN} more settings')
-    print(f'{folder}/report.md has the table as CSV and LaTeX, and pictures')
+    print(f'{folder}/report.html shows it in a browser; report.md, CSV, LaTeX and pictures are '
+          f'beside it')
   for config, error in failed:
-    print(f'failed: {trials.folder_of(config)}: {error}', file=sys.stderr)
+    print(f'failed: {outcomes.folder_of(config)}: {error}', file=sys.stderr)
   return 1 if failed else 0
 
 
@@ -176,6 +177,6 @@ def train_all(configs):
   """
   costs = engine.sweep(configs, FLAGS.executor, tell=lambda text: print(text, flush=True))
   print(costs)
-  if failed := trials.without_result(configs):
+  if failed := outcomes.without_result(configs):
     raise UserError('\n'.join(f'{config.name()} failed: {error}' for config, error in failed))
   return costs.seconds if costs.trials == len(configs) else None

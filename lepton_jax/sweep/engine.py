@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 
-from lepton_jax import machine
+from lepton_jax import machine, outcomes
 from lepton_jax.errors import UserError
 from lepton_jax.sweep import ray_executor, trials
 from lepton_jax.sweep.session import POLL, Costs, Session
@@ -40,7 +40,7 @@ def sweep(configs, executor='inline', workers=0, tell=print, address=''):
   began = time.monotonic()
   if executor == 'processes':
     costs = in_processes(configs, workers or machine.cores(), tell)
-  elif executor == 'ray' and any(trials.finished(config) is None for config in configs):
+  elif executor == 'ray' and any(outcomes.finished(config) is None for config in configs):
     costs = ray_executor.sweep(configs, workers, address, tell)
   else:
     costs = here(configs, executor == 'devices', tell)
@@ -65,7 +65,7 @@ def in_processes(configs, count, tell):
   from lepton_jax.train import loop
   context = multiprocessing.get_context('spawn')
   total, said = Costs(), context.Queue()
-  left = [config for config in configs if trials.finished(config) is None]
+  left = [config for config in configs if outcomes.finished(config) is None]
   workers = [context.Process(target=work, args=(configs, said, time.time()))
              for _ in range(min(count, len(configs)))]
   # Workers of a terminal get the signal as well; others are sent it.
@@ -88,7 +88,7 @@ def in_processes(configs, count, tell):
           tell(one)
     if stop.arrived:
       raise loop.Interrupted(stop.arrived)
-  unsettled = lambda config: trials.finished(config) is None and trials.failure(config) is None
+  unsettled = lambda config: outcomes.finished(config) is None and outcomes.failure(config) is None
   if any(worker.exitcode for worker in workers) and any(map(unsettled, configs)):
     raise UserError('a worker process ended before its trials; repeat the command to go on')
   return total._replace(programs=len(trials.programs(left)))

@@ -3,6 +3,7 @@
 import time
 
 from lepton_jax import config as config_lib
+from lepton_jax import outcomes
 from lepton_jax.errors import UserError
 from lepton_jax.sweep import trials
 from lepton_jax.sweep.session import Session
@@ -18,7 +19,7 @@ def estimate(configs, executor, workers):
   from lepton_jax import machine
   probes, total = {}, 0.0
   at_once = 1 if executor == 'inline' else workers or machine.cores()
-  for group in trials.programs([config for config in configs if trials.finished(config) is None]):
+  for group in trials.programs([config for config in configs if outcomes.finished(config) is None]):
     kind = tuple((name, value) for name, value in group[0].program()
                  if name in SINGLE or config_lib.FIELDS[name][0] in CONCERNS)
     if kind not in probes:

@@ -19,7 +19,7 @@ import time
 import typing
 import uuid
 
-from lepton_jax import files, machine
+from lepton_jax import files, machine, outcomes
 from lepton_jax.errors import UserError
 from lepton_jax.sweep import trials
 from lepton_jax.sweep.session import POLL, Costs, Session, by_preference, note_failure
@@ -51,10 +51,10 @@ def check(executor, address):
 def sweep(configs, count, address, tell):
   """Trains on so many workers, but at most and for 0 one on each device; returns the Costs."""
   check('ray', address)
-  left = [config for config in map(with_whole_path, configs) if trials.finished(config) is None]
+  left = [config for config in map(with_whole_path, configs) if outcomes.finished(config) is None]
   ray = connect(address, min(count or machine.cores(), len(left)))
   try:
-    with marked({trials.folder_of(config).parent for config in left}) as marks:
+    with marked({outcomes.folder_of(config).parent for config in left}) as marks:
       settings = {name: os.environ[name] for name in SETTINGS if name in os.environ}
       job = Job(list(map(with_whole_path, configs)), time.time(), os.getcwd(), marks, settings,
                 versions())
@@ -67,7 +67,7 @@ def sweep(configs, count, address, tell):
 
 def with_whole_path(config):
   """The configuration with the --runs_dir that is the same folder in every process."""
-  place = trials.folder_of(config).parent
+  place = outcomes.folder_of(config).parent
   return config.replace(runs_dir=str(place if files.remote(place) else os.path.abspath(place)))
 
 

@@ -6,8 +6,9 @@ import statistics
 import time
 
 from lepton_jax import config as config_lib
+from lepton_jax import outcomes
 from lepton_jax.errors import UserError
-from lepton_jax.sweep import claims, trials
+from lepton_jax.sweep import claims
 from lepton_jax.sweep.session import Session, load_data
 
 METHODS = ('grid', 'random', 'tpe')
@@ -109,7 +110,7 @@ class Study:
     """Tells the pruner the epochs of a trial that are new to it, those before a stop included."""
     from lepton_jax.train import record
     name = config.name()
-    for row in record.read_rows(trials.folder_of(config))[self._told[name]:]:
+    for row in record.read_rows(outcomes.folder_of(config))[self._told[name]:]:
       self._running[name].report(row[self._measure], row['epoch'])
       self._told[name] += 1
 
@@ -123,8 +124,9 @@ class Study:
 
   def judge(self, group, draws):
     """Tells Optuna what came of a setting."""
-    results = [trials.finished(config) for config in group]
-    failed = any(trials.failure(config) for config, result in zip(group, results) if result is None)
+    results = [outcomes.finished(config) for config in group]
+    failed = any(outcomes.failure(config) for config, result in zip(group, results)
+                 if result is None)
     given_up = not all(results) and not failed
     kept = group[:1] if given_up else group
     self.configs.update({config.name(): config for config in kept})
@@ -159,10 +161,10 @@ def search(base, lists, method, count, executor, tell):
       groups = [group for group, _ in drawn]
       for group in groups:
         # An earlier call trained this one: the pruner gets the same reports as it did then.
-        if trials.finished(group[0]) or trials.given_up(group[0]):
+        if outcomes.finished(group[0]) or outcomes.given_up(group[0]):
           study.report(group[0])
-      session.train([group[0] for group in groups if not trials.given_up(group[0])])
-      finished = [group for group in groups if trials.finished(group[0])]
+      session.train([group[0] for group in groups if not outcomes.given_up(group[0])])
+      finished = [group for group in groups if outcomes.finished(group[0])]
       session.train([config for group in finished for config in group[1:]])
       for group, draws in drawn:
         study.judge(group, draws)

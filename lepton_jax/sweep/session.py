@@ -9,7 +9,7 @@ import time
 import typing
 from concurrent import futures
 
-from lepton_jax import files, machine
+from lepton_jax import files, machine, outcomes
 from lepton_jax.errors import UserError
 from lepton_jax.sweep import claims, trials
 
@@ -92,9 +92,9 @@ class Session:
     if len({(config.data, config.optimization.loss) for config in configs}) == 1:
       load_data(configs[0].data, configs[0].optimization.loss)
     for config in configs:
-      if trials.finished(config):
+      if outcomes.finished(config):
         data = load_data(config.data, config.optimization.loss)
-        folder.check_data(trials.folder_of(config), data.version)
+        folder.check_data(outcomes.folder_of(config), data.version)
 
   def train_unchecked(self, configs):
     """Trains, as `train` does, some of the trials that `check` has seen."""
@@ -146,12 +146,12 @@ class Todo:
     for config in list(group):
       if len(taken) == self._most:
         break
-      claim = claims.take(trials.folder_of(config))
+      claim = claims.take(outcomes.folder_of(config))
       if claim is None:
         continue
       group.remove(config)
       # Asked under the claim: before it, another sweep could still finish the trial.
-      if trials.finished(config) or trials.failed_since(config, self._began):
+      if outcomes.finished(config) or outcomes.failed_since(config, self._began):
         claim.release()
       else:
         taken.append((config, claim))
@@ -193,8 +193,8 @@ class Worker:
     from lepton_jax.sweep import cohort
     opened = []
     for config in configs:
-      folder = trials.folder_of(config)
-      for name in (trials.FAILURE, trials.GIVEN_UP):
+      folder = outcomes.folder_of(config)
+      for name in (outcomes.FAILURE, outcomes.GIVEN_UP):
         (folder / name).unlink(missing_ok=True)
       try:
         opened.append(cohort.Trial(config, self.program(config), folder, self._watch))
@@ -243,7 +243,7 @@ class Worker:
       if trial.failed is not None:
         self._failed(trial.config, trial.failed)
       elif trial.given_up:
-        (trials.folder_of(trial.config) / trials.GIVEN_UP).write_text('')
+        (outcomes.folder_of(trial.config) / outcomes.GIVEN_UP).write_text('')
       elif trial.result is not None:
         self.trained += 1
         self._tell(line(trial.config, trial.result))
@@ -254,10 +254,10 @@ class Worker:
 
 def note_failure(config, failed):
   """Writes the cohort.Failed of a trial into its run folder; returns a line that says so."""
-  folder = trials.folder_of(config)
+  folder = outcomes.folder_of(config)
   # The trial may have failed before it was opened.
   files.write_atomically(folder / 'config.json', config.to_keep().to_json())
-  trials.note_failure(config, **failed._asdict())
+  outcomes.note_failure(config, **failed._asdict())
   return f'{config.name()}  failed: {failed.error.splitlines()[0]}'
 
 
