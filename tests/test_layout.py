@@ -85,3 +85,18 @@ def test_experiments_are_thin_and_say_what_they_are_for():
     assert len(text.splitlines()) < 150, path
     for word in ('Question:', 'Command:', 'Expected:', 'Cost:'):
       assert word in ast.get_docstring(ast.parse(text)), (path, word)
+
+
+@pytest.mark.parametrize('name', ['run', 'network', 'assemble'])
+def test_the_files_that_carry_a_run_stay_short(name):
+  assert len((PACKAGE / f'{name}.py').read_text().splitlines()) < 250
+
+
+@pytest.mark.parametrize('value, builder', [('Network', 'build_network'), ('Assembly', 'assemble')])
+def test_a_value_is_built_from_a_configuration_in_one_file(value, builder):
+  found = set()
+  for path in modules():
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition('.')[2] == value:
+        found.add(str(path.relative_to(PACKAGE)))
+  assert found == {f'{builder}.py'}

@@ -13,8 +13,7 @@ import PIL.Image
 import pytest
 
 from lepton_jax import folder as folder_lib
-from lepton_jax import network as network_lib
-from lepton_jax import run
+from lepton_jax import run, transplant
 from lepton_jax.errors import UserError
 from lepton_jax.train import loop
 
@@ -175,7 +174,7 @@ def test_head_is_replaced_whole():
   zeros, ones = (functools.partial(make, dtype=np.float32) for make in (np.zeros, np.ones))
   mine = dict(body=dict(kernel=zeros((2, 2))), head=dict(kernel=zeros((2, 3)), bias=zeros(3)))
   theirs = dict(body=dict(kernel=ones((2, 2))), head=dict(kernel=ones((2, 5)), bias=ones(5)))
-  params, _ = network_lib.transplant(mine, {}, dict(params=theirs, model_state={}))
+  params, _ = transplant.into(mine, {}, dict(params=theirs, model_state={}))
   assert np.all(params['body']['kernel'] == 1) and np.all(params['head']['kernel'] == 0)
   assert params['head']['bias'].shape == (3,)
 
