@@ -114,7 +114,7 @@ def place(options):
   if options.process_index >= 0:
     return options.process_index
   told = dict(SLURM='SLURM_PROCID', GKE='TPU_WORKER_ID') | {'Open MPI': 'OMPI_COMM_WORLD_RANK'}
-  return int(os.environ.get(told.get(found()), 0)) if options.processes != 1 else 0
+  return int(os.environ.get(told.get(found(), ''), 0)) if options.processes != 1 else 0
 
 
 def first():
