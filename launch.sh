@@ -34,22 +34,36 @@ find_python() {
   return 1
 }
 
+make_environment() {
+  if command -v uv >/dev/null 2>&1; then uv venv --quiet --python '>=3.11' "$venv"; return; fi
+  local python; python=$(find_python)
+  "$python" -m venv "$venv"
+}
+
+# packages ARGUMENTS...: what pip would install.
+packages() {
+  if command -v uv >/dev/null 2>&1; then uv pip install --quiet --python "$venv/bin/python" "$@"
+  else "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; fi
+}
+
+# PyTorch comes with several GB of CUDA's libraries, but for the build of its own index for CPUs.
+# Nothing else is taken from there, and where it cannot be reached PyTorch comes as all else does.
+torch_without_cuda() {
+  local index=https://download.pytorch.org/whl/cpu
+  local torch; torch=$(grep -o '^torch[^ ]*' "$root/requirements-bench.txt")
+  packages --no-deps --index-url "$index" "$torch" ||
+    echo "no PyTorch from $index: installing that of the package index" >&2
+}
+
 # install STAMP REQUIREMENTS...: once per content of the requirement files and platform.
 install() {
-  local stamp="$venv/.lepton-$1-$platform"; shift
+  local name=$1 stamp="$venv/.lepton-$1-$platform"; shift
   local wanted; wanted=$(cat "$root"/requirements*.txt "$root/pyproject.toml" && echo "$root")
   [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && return
   echo "installing into $venv for $platform" >&2
-  if command -v uv >/dev/null 2>&1; then
-    [ -x "$venv/bin/python" ] || uv venv --quiet --python '>=3.11' "$venv" >&2
-    uv pip install --quiet --python "$venv/bin/python" "$@" $extra -e "$root" >&2
-  else
-    if [ ! -x "$venv/bin/python" ]; then
-      local python; python=$(find_python)
-      "$python" -m venv "$venv" >&2
-    fi
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@" $extra -e "$root" >&2
-  fi
+  [ -x "$venv/bin/python" ] || make_environment >&2
+  case $name-$platform in bench-cpu) torch_without_cuda >&2 ;; esac
+  packages "$@" $extra -e "$root" >&2
   printf '%s\n' "$wanted" >"$stamp"
 }
 

@@ -63,13 +63,14 @@ def measurement(trained):
   """(kernel names, {kernel: entries}, bits of all kernels -> measurements on validation)."""
   import jax.numpy as jnp
 
-  from lepton_jax import assemble, evaluation, trees
+  from lepton_jax import build_network, evaluation, trees
   from lepton_jax.train import parallel
   if trained.network.compression.methods:
     raise UserError(f'{FLAGS.run} is compressed already; name a run in float')
   config = trained.config.replace(quantize_weight_bits=8, quantize_exclude='',
                                   quantize_weights='max')
-  network = assemble.finished(config, trained.data, trained.weights)
+  network = build_network.finished(config, trained.data, trained.weights,
+                                   trained.network.widths)
   kernels = {n: leaf for n, leaf in trees.named(trained.weights['params']).items()
              if trees.is_kernel(n)}
   layout = parallel.make_parallel('jit', config.data.batch_size)

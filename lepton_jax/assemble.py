@@ -6,28 +6,26 @@ import typing
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lepton_jax import (
+  build_network,
   distill,
   factorize,
-  layers,
+  hooks,
+  layer_facts,
   linear,
   post_training,
-  removal,
   training_step,
+  transplant,
   trees,
 )
 from lepton_jax import network as network_lib
 from lepton_jax import strengths as strengths_lib
-from lepton_jax.compress import methods
-from lepton_jax.compress.method import Setting, Tools
-from lepton_jax.compress.prune import method as prune
 from lepton_jax.data import batches as batches_lib
 from lepton_jax.data import dataset as dataset_lib
 from lepton_jax.errors import UserError
 from lepton_jax.regularize import checks
-from lepton_jax.train import loop, optim, schedules
+from lepton_jax.train import optim, schedules
 from lepton_jax.train import state as state_lib
 from lepton_jax.train import step as step_lib
 
@@ -75,26 +73,26 @@ def build(config, dataset, initial=None, ticket=None, widths=None, keeps=False, 
   if config.quantize.quantize_after:
     post_training.check(config)
   distill.check(config, teacher, dataset)
-  network = network_lib.make_network(config, dataset, widths)
-  init = network_lib.make_init(network, dataset)
+  network = build_network.make_network(config, dataset, widths)
+  init = build_network.make_init(network, dataset)
   variables = init(jax.random.key(config.training.seed))
-  ranks = factorize.ranks(config.factorize, weights_of(variables, initial)[0],
-                          functools.partial(network_lib.grouped_layers, network, dataset))
+  ranks = factorize.ranks(config.factorize, transplant.weights_of(variables, initial)[0],
+                          functools.partial(layer_facts.grouped_layers, network, dataset))
   network = dataclasses.replace(network, widths=network.widths | factorize.widths(ranks))
   keeps = keeps and not ranks  # what was learned of one kernel says nothing of its two factors
 
   def first_weights(variables):
-    params, model_state = weights_of(variables, initial)
+    params, model_state = transplant.weights_of(variables, initial)
     return (factorize.split(params, ranks) if ranks else params), model_state
 
   start = params, model_state = first_weights(variables)
   frozen = trees.matching(config.training.freeze, list(trees.named(params)), 'freeze')
   batches = make_batches(config, dataset)
   total_steps = batches.steps_per_epoch * config.training.epochs
-  network = compressed(
+  network = build_network.compressed(
       network, dataset, params, model_state, frozen=frozenset(frozen), total_steps=total_steps,
       steps_per_epoch=batches.steps_per_epoch, kept=keeps,
-      zeros=zeros_to_keep(config, params) if initial and not ranks else frozenset(),
+      zeros=transplant.zeros_to_keep(config, params) if initial and not ranks else frozenset(),
       ticket=trees.named(ticket['params']) if ticket else {})
   compression = network.compression
   on = strengths_lib.strengths(config, compression).keys()
@@ -106,7 +104,7 @@ def build(config, dataset, initial=None, ticket=None, widths=None, keeps=False, 
   parts = training_step.parts(network, optimizer, frozen, len(dataset.classes), total_steps,
                               teacher)
   train_step = functools.partial(step_lib.make_train_step, parts)
-  make_tools = functools.partial(tools, network, {})
+  make_tools = functools.partial(hooks.tools, network, {})
   # One program, kept in the cache, where dozens of small ones would be compiled at each start.
   first_state = jax.jit(functools.partial(initial_state, config, network, optimizer))
   earlier = {kind: initial[kind] for kind in ('learned', 'held')} if keeps else {}
@@ -119,7 +117,7 @@ def build(config, dataset, initial=None, ticket=None, widths=None, keeps=False, 
     state = first_state(jax.random.key(config.training.seed), params, model_state,
                         strengths_lib.strengths(config, compression), earlier)
     return Assembly(config, dataset, mine, state, batches, total_steps, train_step,
-                    functools.partial(hooks, mine, batches, make_tools), compression.settled,
+                    functools.partial(hooks.make, mine, batches, make_tools), compression.settled,
                     another)
 
   def another(config):
@@ -128,52 +126,6 @@ def build(config, dataset, initial=None, ticket=None, widths=None, keeps=False, 
                     make_batches(config, dataset))
 
   return assembly(config, variables, start, batches)
-
-
-def compressed(network, dataset, params, model_state, **facts):
-  """The Network with the methods of its configuration; `facts` are fields of a Setting."""
-  kernels = {n: leaf for n, leaf in trees.named(params).items() if trees.is_kernel(n)}
-  traced = lambda function: functools.cache(functools.partial(
-      function, network, params, model_state, dataset))
-  setting = Setting(kernels=kernels, reading=traced(network_lib.layers_that_read),
-                    coupling=traced(network_lib.coupled), **facts)
-  return dataclasses.replace(network, compression=methods.build(network.config, setting))
-
-
-def finished(config, dataset, weights, widths):
-  """The Network of a finished run, for its weights and the widths of its layers."""
-  network = network_lib.make_network(config, dataset, widths)
-  return compressed(network, dataset, weights['params'], weights['model_state'],
-                    zeros=prune.masked_names(weights))
-
-
-def narrowed(network, dataset, weights, hparams):
-  """(Network, weights) of a run at its end, without the channels that compression made zero."""
-  if not any(method.removes for method in network.compression.methods):
-    return network, weights
-  small, fewer = removal.without_channels(network, dataset, weights)
-  if small is not network:
-    small = compressed(small, dataset, fewer['params'], fewer['model_state'],
-                       zeros=prune.masked_names(fewer))
-    removal.check(network, small, weights, fewer, dataset, hparams)
-  return small, fewer
-
-
-def weights_of(variables, initial):
-  """(params, model_state) that a run starts from: fresh ones, or another run's where they fit."""
-  params = variables['params']
-  model_state = {k: v for k, v in variables.items() if k not in ('params', 'carry')}
-  if initial is None:
-    return params, model_state
-  return network_lib.transplant(params, model_state, prune.without_dead(initial))
-
-
-def zeros_to_keep(config, params):
-  """Names of kernels of another run that hold zeros, if those stay."""
-  if not config.prune.keep_zeros:
-    return frozenset()
-  return frozenset(name for name, leaf in trees.named(params).items()
-                   if trees.is_kernel(name) and not np.all(np.asarray(leaf)))
 
 
 def make_batches(config, dataset):
@@ -215,51 +167,3 @@ def initial_state(config, network, optimizer, key, params, model_state, hparams,
     state = state.replace(best=dict(score=-worst, loss=worst, step=jnp.zeros((), jnp.int32),
                                     weights=jax.tree.map(jnp.copy, state.evaluated)))
   return state
-
-
-def tools(network, cache, batches, put_examples, rows, compiled):
-  """What the hooks of methods may use; functions are kept in `cache`, for all trials."""
-  def counted(state):
-    return network.compression.counted(dict(state.trained, held=state.held), state.hparams)
-
-  def observe(state, batch):
-    training = layers.Training(example=batch['example'])
-    return network.observe(counted(state), state.model_state, network.scaled(batch)['inputs'],
-                           network.compression.sites, training)
-
-  def loss(params, state, batch):
-    batch, weights = network.scaled(batch), dict(state.trained, held=state.held, params=params)
-    logits, _ = network.forward(weights, state.model_state, batch['inputs'], state.hparams,
-                                layers.Training(example=batch['example']))
-    return jnp.mean(network.objective.training(logits, batch, state.hparams))
-
-  def outputs(params, state, batch):
-    inputs, weights = batch['inputs'], dict(state.trained, held=state.held, params=params)
-    if inputs.dtype != jnp.int32:
-      inputs = jnp.ones_like(network.scaling.inputs(inputs))
-    return network.forward(weights, state.model_state, inputs, state.hparams)[0]
-
-  def once(name, function):
-    if name not in cache:
-      cache[name] = compiled(function)
-    return cache[name]
-
-  return Tools(batch=lambda step: put_examples(batches.at(step, rows)),
-               observe=once('observe', observe),
-               counted=once('counted', lambda state: counted(state)['params']),
-               loss=loss, outputs=outputs, once=once)
-
-
-def hooks(network, batches, make_tools, put_examples, rows, compiled):
-  """What happens before steps: text begins anew, compression changes its arrays; loop.Hooks."""
-  found = []
-
-  def restart(state, step):
-    del step
-    empty = jax.tree.map(jnp.zeros_like, state.model_state['carry'])
-    return state.replace(model_state=dict(state.model_state, carry=empty))
-
-  if isinstance(batches, batches_lib.StreamBatches):
-    found.append(loop.Hook(lambda step: step % batches.steps_per_epoch == 0, restart))
-  given = make_tools(batches, put_examples, rows, compiled)
-  return found + [loop.Hook(*hook) for hook in network.compression.hooks(network.config, given)]

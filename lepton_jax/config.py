@@ -165,15 +165,20 @@ def coerce(name, value):
   return value
 
 
+def choices(name):
+  """The names that a field may take; None where it takes anything of its type."""
+  found = FIELDS[name][1].metadata['choices']
+  return found if found is None or isinstance(found, tuple) else found.names()
+
+
 def check_value(name, value):
   """Raises UserError unless `value` is among the field's choices and within its bounds."""
   meta = FIELDS[name][1].metadata
   if value is None:
     return
-  if meta['choices'] is not None:
-    choices = meta['choices'] if isinstance(meta['choices'], tuple) else meta['choices'].names()
-    if value not in choices:
-      raise UserError(registry.unknown(name.replace('_', ' '), value, choices))
+  allowed = choices(name)
+  if allowed is not None and value not in allowed:
+    raise UserError(registry.unknown(name.replace('_', ' '), value, allowed))
   for bound, wrong in (('low', lambda b: not value >= b), ('high', lambda b: not value <= b)):
     if meta[bound] is not None and wrong(meta[bound]):
       high = '' if meta['high'] is None else f' and at most {meta["high"]}'

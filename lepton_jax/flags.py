@@ -10,7 +10,7 @@ import sys
 
 from absl import app, flags, logging
 
-from lepton_jax import cluster
+from lepton_jax import cluster, help_text
 from lepton_jax import config as config_lib
 from lepton_jax.errors import UserError
 
@@ -21,6 +21,11 @@ class _Parser(flags.ArgumentParser):
   def __init__(self, name):
     self.name = name
     self.kind, self.optional = config_lib.value_type(name)
+
+  @property
+  def enum_values(self):
+    """The names that are allowed, as a parser of absl's own calls them; () for other values."""
+    return config_lib.choices(self.name) or ()
 
   def parse(self, argument):
     if argument is None or (self.optional and argument in ('', 'None')):
@@ -63,6 +68,10 @@ class _ListParser(flags.ArgumentParser):
   def __init__(self, name):
     self.one, self.separator = _Parser(name), config_lib.FIELDS[name][1].metadata['separator']
 
+  @property
+  def enum_values(self):
+    return self.one.enum_values
+
   def parse(self, argument):
     if isinstance(argument, list):
       return argument
@@ -104,15 +113,9 @@ def lists(flag_values=flags.FLAGS):
 
 
 def describe(name):
-  """A flag's help: meaning, unit, choices."""
+  """A flag's help: meaning and unit."""
   meta = config_lib.FIELDS[name][1].metadata
-  text = meta['help']
-  if meta['unit']:
-    text += f' [{meta["unit"]}]'
-  if meta['choices'] is not None:
-    choices = meta['choices'] if isinstance(meta['choices'], tuple) else meta['choices'].names()
-    text += f' <{"|".join(choices)}>'
-  return text
+  return f'{meta["help"]} [{meta["unit"]}]' if meta['unit'] else meta['help']
 
 
 def configuration(flag_values=flags.FLAGS):
@@ -133,34 +136,6 @@ def _from_file(name):
   return config_lib.Config.from_json(path.read_text(), source=str(path))
 
 
-def help_text(doc, own, flag_values=flags.FLAGS):
-  """What --help prints: the script's docstring, its own flags, then the configuration's."""
-  lines = [doc.strip(), '']
-  if own:
-    own_lines = (_flag_line(flag_values[name], flag_values[name].help) for name in own)
-    lines += ['Flags:', *own_lines, '']
-  if 'config' in flag_values:
-    group = None
-    for name, (concern, _) in config_lib.FIELDS.items():
-      if concern != group:
-        group = concern
-        doc = config_lib.Config.__dataclass_fields__[concern].type.__doc__
-        lines += ['' if lines[-1] else None, f'{concern.capitalize()}: {doc}']
-      identity = config_lib.FIELDS[name][1].metadata['identity']
-      mark = '' if identity else " (not part of the run's name)"
-      lines.append(_flag_line(flag_values[name], describe(name) + mark))
-  return '\n'.join(line for line in lines if line is not None)
-
-
-def _flag_line(flag, text):
-  default = flag.default[0] if isinstance(flag.default, list) else flag.default
-  if default in (None, ''):
-    default = 'unset'
-  elif isinstance(default, bool):
-    default = str(default).lower()
-  return f'  --{flag.name}={default}\n      {text}'
-
-
 def run(main, doc, own=(), files=False):
   """Parses the command line and calls `main(config)`, of a script of `files` main(their names).
 
@@ -169,8 +144,10 @@ def run(main, doc, own=(), files=False):
   `lists` returns for config, one that defined no configuration None.
   """
   before = itertools.takewhile(lambda word: word != '--', sys.argv[1:])  # the rest is another's
-  if any(word in ('--help', '-h', '-help', '--helpfull', '--helpshort') for word in before):
-    print(help_text(doc, own))
+  asked = {'--help', '-h', '-help', '--helpfull', '--helpshort', '-helpshort'}.intersection(before)
+  if asked:
+    short = asked <= {'--helpshort', '-helpshort'}
+    print((help_text.short if short else help_text.full)(doc, own, flags.FLAGS))
     return
 
   def guarded(argv):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from lepton_jax import assemble, cluster, evaluation, files, machine, metrics
+from lepton_jax import assemble, build_network, cluster, evaluation, files, machine, metrics
 from lepton_jax import config as config_lib
 from lepton_jax import strengths as strengths_lib
 from lepton_jax.data import dataset
@@ -149,6 +149,6 @@ def load(folder, examples=True, **overrides):
     data = dataset.without_examples(described_data(folder))
   machine.start(config.run)
   weights = jax.tree.map(jnp.asarray, read_weights(folder)[0])
-  network = assemble.finished(config, data, weights, read_widths(folder))
+  network = build_network.finished(config, data, weights, read_widths(folder))
   hparams = strengths_lib.strengths(config, network.compression)
   return Trained(config, data, network, weights, hparams)

@@ -284,9 +284,11 @@ class Prune:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quantize:
   """Quantisation-aware training with straight-through gradients; 0 bits: off."""
-  quantize_weight_bits: int = option(0, 'of kernels', unit='bits', low=0, high=16, traced=True)
-  quantize_activation_bits: int = option(0, 'affine, a range per layer input',
-                                         unit='bits', low=0, high=16, traced=True)
+  quantize_weight_bits: int = option(
+      0, 'width that kernels are rounded to; 0: off', unit='bits', low=0, high=16, traced=True)
+  quantize_activation_bits: int = option(
+      0, 'width that the inputs of layers are rounded to, each within its own range; 0: off',
+      unit='bits', low=0, high=16, traced=True)
   quantize_weights: str = option('max', 'levels of kernels', choices=registry.WEIGHT_QUANTIZERS)
   quantize_granularity: str = option(
       'channel', 'one scale for each output channel, or one for the kernel',

@@ -9,16 +9,24 @@ import ast
 import difflib
 import importlib
 import pathlib
+import textwrap
 import threading
 
 from lepton_jax.errors import UserError
 
+WIDTH = 96  # of a list of names: absl indents what a flag's parser says
+
 
 def unknown(kind, name, choices):
-  """The sentence for a name that is not among `choices`: the nearest one, then all of them."""
+  """The words for a name that is not among `choices`.
+
+  The first line has the name and the nearest choice, lines of their own list all of them.
+  """
   close = difflib.get_close_matches(str(name), list(choices), n=1, cutoff=0.5)
-  hint = f"; did you mean '{close[0]}'?" if close else '.'
-  return f'unknown {kind} {name!r}{hint} Allowed: {", ".join(choices)}'
+  hint = f"; did you mean '{close[0]}'?" if close else ''
+  allowed = textwrap.fill(f'Allowed: {", ".join(choices)}', WIDTH, initial_indent='  ',
+                          subsequent_indent='    ', break_long_words=False, break_on_hyphens=False)
+  return f'unknown {kind} {name!r}{hint}\n{allowed}'
 
 
 # Python's own parser is not safe in two threads at once (3.11: "AST constructor recursion depth

@@ -6,14 +6,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lepton_jax import network as network_lib
-from lepton_jax import trees
+from lepton_jax import build_network, layer_facts, trees
 from lepton_jax.compress import coupling as coupling_lib
 from lepton_jax.compress.method import Compression
 from lepton_jax.compress.prune import method as prune
 from lepton_jax.errors import UserError
 
 LOOKED_AT = 8  # examples on which the answers of both networks are compared
+
+
+def narrowed(network, dataset, weights, hparams):
+  """(Network, weights) of a run at its end, without the channels that compression made zero."""
+  if not any(method.removes for method in network.compression.methods):
+    return network, weights
+  small, fewer = without_channels(network, dataset, weights)
+  if small is not network:
+    small = build_network.compressed(small, dataset, fewer['params'], fewer['model_state'],
+                                     zeros=prune.masked_names(fewer))
+    check(network, small, weights, fewer, dataset, hparams)
+  return small, fewer
 
 
 def without_channels(network, dataset, weights):
@@ -24,15 +35,15 @@ def without_channels(network, dataset, weights):
   a kernel leaves with it. Raises UserError where the model cannot be built so.
   """
   masks = {name: np.asarray(mask) for name, mask in prune.masks_of(weights).items()}
-  old = network_lib.coupled(network, weights['params'], weights['model_state'], dataset)
+  old = layer_facts.coupled(network, weights['params'], weights['model_state'], dataset)
   staying = {name: ~coupling_lib.gone(group, masks) for name, group in old.groups.items()}
   if all(stays.all() for stays in staying.values()):
     return network, weights
   widths = network.widths | narrower(old, staying)
-  small = network_lib.make_network(network.config, dataset, widths)
-  fresh = jax.eval_shape(network_lib.make_init(small, dataset), jax.random.key(0))
+  small = build_network.make_network(network.config, dataset, widths)
+  fresh = jax.eval_shape(build_network.make_init(small, dataset), jax.random.key(0))
   state = {name: leaf for name, leaf in fresh.items() if name not in ('params', 'carry')}
-  new = network_lib.coupled(small, fresh['params'], state, dataset)
+  new = layer_facts.coupled(small, fresh['params'], state, dataset)
   indices = places(old, new, staying)
 
   def cut(tree):

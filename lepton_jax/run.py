@@ -1,8 +1,6 @@
-"""One run, from a configuration to a finished folder: train or resume, cross-validate, sum up."""
+"""One run, from a configuration to a finished folder: train or resume, or cross-validate."""
 
-import dataclasses
 import json
-import statistics
 import time
 
 import jax
@@ -14,17 +12,16 @@ from lepton_jax import (
   cluster,
   evaluation,
   files,
+  finish,
   linear,
   machine,
+  other_runs,
   post_training,
   speed,
   trees,
 )
 from lepton_jax import folder as folder_lib
-from lepton_jax import network as network_lib
 from lepton_jax import strengths as strengths_lib
-from lepton_jax.compress import report as compress_report
-from lepton_jax.deploy import pack
 from lepton_jax.errors import UserError
 from lepton_jax.layers import platform
 from lepton_jax.train import checkpoint, loop, profile
@@ -65,7 +62,7 @@ def train_one(config, folder, quiet=False):
   machine.start(config.run)
   first = cluster.first()
   quiet = quiet or not first
-  assembly = assemble.build(config, data, **other_runs(config, data))
+  assembly = assemble.build(config, data, **other_runs.read(config, data))
   mode, devices = speed.devices(config.run.parallel, config.run.devices, config.data.batch_size,
                                 jax.default_backend())
   layout = parallel_lib.make_parallel(mode, config.data.batch_size, devices)
@@ -100,80 +97,8 @@ def train_one(config, folder, quiet=False):
     record.close()
     checkpoints.close()
 
-  return finish(config, assembly, folder, state, record.rows, time.monotonic() - began, meter)
-
-
-def finish(config, assembly, folder, state, rows, elapsed, meter):
-  """Saves the selected weights and measures them on validation and, once, on test.
-
-  Channels that compression made zero leave before. Writes result.json last and returns the result.
-  `meter` is the evaluation.Meter of the run.
-  """
-  data, hparams = assembly.dataset, meter.hparams
-  use_best = bool(config.training.select == 'best' and state.best and int(state.best['step']))
-  selected = state.best['weights'] if use_best else state.evaluated
-  network, weights = assemble.narrowed(assembly.network, data, selected, hparams)
-  if network is not assembly.network:
-    meter = evaluation.Meter(network, data, meter.layout, hparams)
-    weights = meter.layout.put_state(weights)
-  if config.run.save_weights:
-    if cluster.first():
-      folder_lib.write_widths(folder, network.widths)
-    checkpoint.Checkpoints(folder / 'weights').save(int(state.step), weights)
-  result = dict(
-      name=config.name(), measure=data.measure, **named('test', meter(weights, 'test')),
-      **named('validation', meter(weights, 'validation')),
-      **count_steps(assembly, state, use_best, rows, elapsed),
-      **compress_report.facts(network.compression, weights, hparams, config,
-                              network_lib.macs(network, weights, data)),
-      num_parameters=trees.count(weights['params']),
-      file_bytes=file_bytes(config, data, network, weights, hparams),
-      **narrower(assembly.network, network, state),
-      **naive_forecasts(config, data),
-      **linear_coefficients(config, network, data, weights),
-      parameters_sha256=trees.digest(state.trained), seed=config.training.seed,
-      dataset_sha256=cluster.from_first(lambda: data.fingerprint), **machine.facts(),
-      devices=meter.layout.devices,
-      convolution=platform.describe(config.run.convolution, config.architecture.dtype))
-  if cluster.first():
-    if config.run.pictures and rows:
-      from lepton_jax.report import pictures
-      pictures.learning_curves(rows, folder / 'learning_curves.png', config.name())
-    files.write_atomically(folder / folder_lib.RESULT, json.dumps(result, indent=2) + '\n')
-  return result
-
-
-def other_runs(config, data):
-  """The weights of other runs that a run needs, as arguments of assemble.build.
-
-  Raises UserError where the words of --init_from have other numbers than those of `data`.
-  """
-  training, found = config.training, {}
-  if training.init_from:
-    words = tuple(folder_lib.described_data(training.init_from).get('vocabulary', ()))
-    if words and data.vocabulary and words != data.vocabulary:
-      sizes = f'{len(words):,} words or characters, {data.name} has {len(data.vocabulary):,}'
-      raise UserError(f'--init_from={training.init_from} has another vocabulary ({sizes}); '
-                      f'its vectors would belong to other words')
-    found['initial'] = folder_lib.read_weights(training.init_from)[0]
-    found['widths'] = folder_lib.read_widths(training.init_from)
-    parent = folder_lib.read_config(training.init_from)
-    shape = lambda one: dataclasses.replace(one.architecture, dtype='float32', dropout=None,
-                                            recurrent_dropout=None, stochastic_depth=None)
-    if found['widths'] and shape(parent) != shape(config):
-      raise UserError(f'--init_from={training.init_from} is a {parent.architecture.model} some of '
-                      f'whose layers have other widths; it goes on as that model, with its options')
-    # Levels and ranges mean the same where they are asked for in the same words.
-    found['keeps'] = config.quantize == parent.quantize
-  if config.prune.prune_ticket:
-    found['ticket'] = folder_lib.read_weights(config.prune.prune_ticket)[0]
-    widths = folder_lib.read_widths(config.prune.prune_ticket)
-    if widths != found.get('widths', {}):
-      raise UserError(f'--prune_ticket={config.prune.prune_ticket} has layers of other widths than '
-                      f'this run; it says nothing of weights that one of them lacks')
-  if config.distill.teacher:
-    found['teacher'] = folder_lib.load(config.distill.teacher, examples=False)
-  return found
+  elapsed = time.monotonic() - began
+  return finish.finish(config, assembly, folder, state, record.rows, elapsed, meter)
 
 
 def open_folder(config, folder, data):
@@ -258,38 +183,6 @@ def fit(assembly, layout, calls, state, checkpoints, record, progress, validate,
                          f'A lower --learning_rate or --clip_norm=1 may help') from None
 
 
-def file_bytes(config, data, network, weights, hparams):
-  """Bytes of the packed file of a run: levels as they were trained, all else as it is."""
-  trained = folder_lib.Trained(config, data, network, weights, hparams)
-  return len(pack.pack(trained, bits=0, number_bits=0))
-
-
-def narrower(network, small, state):
-  """Facts of a run whose layers are narrower than the model's own; {} for all others."""
-  if not small.widths:
-    return {}
-  return dict(widths=small.widths, parameters_before=trees.count(state.params))
-
-
-def named(split, measured):
-  """{'test_loss': ...} without the score that only ranks epochs."""
-  return {f'{split}_{name}': value for name, value in measured.items() if name != 'score'}
-
-
-def count_steps(assembly, state, use_best, rows, elapsed):
-  """How far and how fast a run went.
-
-  The rate is the median over its epochs; it leaves out evaluation and compilation.
-  """
-  rates = [row['examples_per_second'] for row in rows if row.get('examples_per_second')]
-  return dict(
-      steps=int(state.step),
-      epochs=int(state.step) / assembly.batches.steps_per_epoch,
-      selected_step=int(state.best['step']) if use_best else int(state.step),
-      train_seconds=rows[-1]['seconds'] if rows else elapsed,
-      examples_per_second=statistics.median(rates) if rates else None)
-
-
 def cross_validate(config, folder, quiet=False):
   """Trains each fold in its own folder; returns means and standard deviations of measurements."""
   if cluster.first():
@@ -313,23 +206,6 @@ def cross_validate(config, folder, quiet=False):
   if cluster.first():
     files.write_atomically(folder / folder_lib.RESULT, json.dumps(summary, indent=2) + '\n')
   return summary
-
-
-def naive_forecasts(config, data):
-  """{'baselines': {name: measures}} on the test part of a series; {} for all other data.
-
-  A network is of use where its forecasts are better than these.
-  """
-  if not data.targets or not data.size('test'):
-    return {}
-  return dict(baselines=evaluation.baselines(data, 'test', config.data.season))
-
-
-def linear_coefficients(config, network, data, weights):
-  """Slopes and intercept of a linear regression on a table; {} for all other runs."""
-  if config.architecture.model != 'linear' or data.task != 'regression':
-    return {}
-  return linear.coefficients(network, data, weights)
 
 
 def describe(config, assembly, layout, mode, calls):

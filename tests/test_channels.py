@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lepton_jax import assemble, folder, removal, run, trees
-from lepton_jax import network as network_lib
+from lepton_jax import assemble, build_network, folder, layer_facts, other_runs, removal, run, trees
 from lepton_jax.compress import coupling as coupling_lib
 from lepton_jax.compress.prune import channel_scores, channels
 from lepton_jax.compress.prune import method as prune
@@ -29,12 +28,12 @@ def assembled(small, monkeypatch, model, **options):
   """The Assembly of a model with random weights, on data that it can read."""
   side = SMALL.get(model, 8)
   data = tiny_dataset(model, (side, side, 1), 2)
-  real = network_lib.make_init
+  real = build_network.make_init
 
   def make_init(*arguments):
     return lambda key: random_like(jax.eval_shape(lambda: real(*arguments)(key)))
 
-  monkeypatch.setattr(network_lib, 'make_init', make_init)
+  monkeypatch.setattr(build_network, 'make_init', make_init)
   config = small.replace(model=model, batch_size=8, sequence_length=8,
                          **SHALLOW.get(model, {}) | options)
   return assemble.build(config, data), data
@@ -42,7 +41,7 @@ def assembled(small, monkeypatch, model, **options):
 
 def coupled(assembly, data):
   state = assembly.state
-  return network_lib.coupled(assembly.network, state.params, state.evaluated['model_state'], data)
+  return layer_facts.coupled(assembly.network, state.params, state.evaluated['model_state'], data)
 
 
 def masked(state, coupling, share, seed=0):
@@ -74,11 +73,11 @@ def test_a_model_without_channels_answers_as_the_masked_one(small, model, option
   coupling = coupled(assembly, data)
   state, counts = masked(assembly.state, coupling, share)
   assert sum(counts.values())
-  network, weights = assemble.narrowed(assembly.network, data, state.evaluated, {})
+  network, weights = removal.narrowed(assembly.network, data, state.evaluated, {})
   whole = logits(assembly.network, data, state.evaluated)
   np.testing.assert_allclose(logits(network, data, weights), whole, rtol=1e-5,
                              atol=1e-5 * max(1, np.abs(whole).max()))
-  left = network_lib.coupled(network, weights['params'], weights['model_state'], data)
+  left = layer_facts.coupled(network, weights['params'], weights['model_state'], data)
   before = {group.signature: group.channels - counts[name]
             for name, group in coupling.groups.items()}
   assert {group.signature: group.channels for group in left.groups.values()} == before
@@ -177,7 +176,7 @@ def test_a_narrow_run_loads_trains_on_and_is_compressed_again(small, tmp_path, o
       prune_sparsity=0.5, init_from='')):
     config = small.replace(**dict(dict(init_from=place), **wrong))
     with pytest.raises(UserError, match='other widths'):
-      run.other_runs(config, assemble.load_data(config))
+      other_runs.read(config, assemble.load_data(config))
   assert all(width % 2 == 0 and width < widths[path] for path, width in again['widths'].items())
   trained = folder.load(last)
   assert np.mean(trained.predict(inputs) == label) == pytest.approx(again['test_accuracy'])
@@ -257,9 +256,9 @@ def test_a_model_that_ignores_widths_is_refused(small, monkeypatch):
   assembly, data = assembled(small, monkeypatch, 'resnet8', prune_structure='channels',
                              prune_sparsity=0.3)
   state, _ = masked(assembly.state, coupled(assembly, data), 0.5)
-  real = network_lib.make_network
+  real = build_network.make_network
   wide = lambda config, dataset, widths=None: dataclasses.replace(
       real(config, dataset), widths={})
-  monkeypatch.setattr(network_lib, 'make_network', wide)
+  monkeypatch.setattr(build_network, 'make_network', wide)
   with pytest.raises(UserError, match='does not follow the widths'):
     removal.without_channels(assembly.network, data, state.evaluated)

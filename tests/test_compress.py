@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from lepton_jax import assemble, trees
-from lepton_jax import network as network_lib
+from lepton_jax import assemble, build_network, layer_facts, trees
 from lepton_jax.compress import report
 from lepton_jax.compress.method import part
 from lepton_jax.compress.quantize import sites
@@ -30,8 +29,8 @@ LEVELS = {'W8A8': 255, 'W4A4': 15, 'ternary': 3, 'binary': 2, 'LSQ': 8}
 
 def drawn(monkeypatch):
   """Makes initial weights by numpy; initialisers would be compiled for each model."""
-  real = network_lib.make_init
-  monkeypatch.setattr(network_lib, 'make_init', lambda *arguments: (
+  real = build_network.make_init
+  monkeypatch.setattr(build_network, 'make_init', lambda *arguments: (
       lambda key: random_like(jax.eval_shape(lambda: real(*arguments)(key)))))
 
 
@@ -52,7 +51,7 @@ def test_every_method_reaches_every_model_by_flags(small, model, monkeypatch):
       hooks = assembly.make_hooks(lambda b: b, slice(None), jax.jit)
       for hook in hooks[-1:]:  # before it, running text only begins anew
         state = hook(state, 0)
-    macs = network_lib.macs(assembly.network, state.evaluated, data)
+    macs = layer_facts.macs(assembly.network, state.evaluated, data)
     found = report.facts(compression, state.evaluated, state.hparams, config, macs)
     kernels = trees.kernels(state.params)
     assert [row['kernel'] for row in found['kernels']] == kernels
@@ -151,7 +150,7 @@ MACS = {'lenet5': ((28, 28, 1), 10, 2_293_000), 'resnet8': ((32, 32, 3), 10, 12_
 def test_multiplications_are_those_that_were_published(small, model):
   shape, outputs, expected = MACS[model]
   data = tiny_dataset(model, shape, outputs)
-  network = network_lib.make_network(small.replace(model=model), data)
-  variables = jax.eval_shape(network_lib.make_init(network, data), jax.random.key(0))
+  network = build_network.make_network(small.replace(model=model), data)
+  variables = jax.eval_shape(build_network.make_init(network, data), jax.random.key(0))
   weights = dict(params=variables.pop('params'), model_state=variables)
-  assert sum(network_lib.macs(network, weights, data).values()) == expected
+  assert sum(layer_facts.macs(network, weights, data).values()) == expected

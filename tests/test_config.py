@@ -5,7 +5,7 @@ import pytest
 from absl import flags as absl_flags
 
 from lepton_jax import config as config_lib
-from lepton_jax import flags, registry
+from lepton_jax import flags, help_text, registry
 from lepton_jax.config import FIELDS, Config
 from lepton_jax.errors import UserError
 
@@ -125,11 +125,51 @@ def test_registry_finds_names_without_importing_and_refuses_duplicates():
     fresh.get('onee')
 
 
-def test_flags_help_shows_meaning_default_unit_and_choices():
+def script_flags():
+  """The flags of a script with a list and a choice of its own."""
   values = absl_flags.FlagValues()
   flags.define(values)
-  text = flags.help_text('Doc.', (), values)
-  assert '--epochs=20' in text and '[pixels]' in text and 'lenet5|' in text
+  absl_flags.DEFINE_list('widths', '2,3', 'widths to try', flag_values=values)
+  absl_flags.DEFINE_enum('way', 'one', ('one', 'two'), 'how', flag_values=values)
+  return values
+
+
+def test_help_shows_meaning_default_unit_and_choices_of_every_flag():
+  text = help_text.full('Doc.', ('widths', 'way'), script_flags())
+  assert all(f'\n  --{name}=' in text for name in FIELDS)
+  for shown in ('--epochs=20\n', '[pixels]', '      one of: bilstm_classifier, ',
+                '--widths=2,3\n', '--way=one\n      how\n      one of: one, two\n',
+                '--config=unset'):
+    assert shown in text, shown
+  assert max(map(len, text.splitlines())) <= 100
+  blocks = text.split('\n\n')
+  titles = [block.partition(':')[0] for block in blocks[1:]]
+  concerns = [field.name.capitalize() for field in dataclasses.fields(Config)]
+  assert blocks[0] == 'Doc.' and titles == ['Flags', *concerns]
+
+
+def test_short_help_shows_a_scripts_own_flags_and_the_twelve_most_used():
+  text = help_text.short('Doc.\n\nMore.', ('widths', 'way'), script_flags())
+  shown = [line.partition('=')[0].strip() for line in text.splitlines() if line.startswith('  --')]
+  assert shown == ['--widths', '--way', '--config', *(f'--{name}' for name in help_text.MOST_USED)]
+  assert len(help_text.MOST_USED) == 12 and set(help_text.MOST_USED) <= FIELDS.keys()
+  assert text.startswith('Doc.\n\nFlags:') and 'More.' not in text
+  plain = absl_flags.FlagValues()  # of a script without a configuration
+  absl_flags.DEFINE_string('run', '', 'a folder', flag_values=plain)
+  text = help_text.short('Doc.', ('run',), plain)
+  assert '  --run=unset\n      a folder\n\n' in text and 'Most used' not in text
+
+
+def test_an_unknown_choice_is_named_with_the_nearest_before_the_list():
+  said = registry.unknown('model', 'resnet9', registry.MODELS.names()).splitlines()
+  assert said[0] == "unknown model 'resnet9'; did you mean 'resnet8'?"
+  assert said[1].startswith('  Allowed: bilstm_classifier, ') and len(said) > 3
+  assert max(map(len, said)) <= 96
+  assert ' '.join(said[1:]).split() == ['Allowed:', *', '.join(registry.MODELS.names()).split()]
+  assert registry.unknown('loss', 'x', ('mse',)) == "unknown loss 'x'\n  Allowed: mse"
+
+
+def test_json_groups_fields_by_concern():
   assert json.loads(Config().to_json())['training']['epochs'] == 20
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lepton_jax import assemble, distill, folder, run, trees
+from lepton_jax import assemble, distill, folder, other_runs, run, trees
 from lepton_jax.errors import UserError
 
 
@@ -38,7 +38,7 @@ def test_the_step_sees_what_the_teacher_answers(small, teacher):
   """Inputs are scaled anew for it: its training part, and so its scale, is another."""
   config = small.replace(teacher=teacher, distill=1.0)
   data = assemble.load_data(config)
-  assembly = assemble.build(config, data, **run.other_runs(config, data))
+  assembly = assemble.build(config, data, **other_runs.read(config, data))
   batch = assembly.batches.at(0)
   prepare = assembly.train_step.args[0].prepare
   found = prepare(batch, jax.random.key(0), assembly.state.hparams)['teacher']
@@ -68,7 +68,7 @@ def test_teachers_that_cannot_teach_are_refused(small, teacher, tmp_path):
     config = small.replace(**options)
     with pytest.raises(UserError, match=words):
       data = assemble.load_data(config)
-      assemble.build(config, data, **run.other_runs(config, data))
+      assemble.build(config, data, **other_runs.read(config, data))
 
 
 def test_a_run_goes_on_with_levels_and_ranges_that_it_asks_for_alike(small, tmp_path):
@@ -81,7 +81,7 @@ def test_a_run_goes_on_with_levels_and_ranges_that_it_asks_for_alike(small, tmp_
   for bits, same in ((3, True), (4, False)):
     after = config.replace(init_from=place, quantize_weight_bits=bits)
     data = assemble.load_data(after)
-    state = assemble.build(after, data, **run.other_runs(after, data)).state
+    state = assemble.build(after, data, **other_runs.read(after, data)).state
     mine, theirs = trees.named(state.learned), trees.named(saved['learned'])
     assert mine.keys() == theirs.keys()
     equal = [np.array_equal(mine[name], theirs[name]) for name in mine if 'codebook' in name]

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lepton_jax import assemble, factorize, folder, run, trees
-from lepton_jax import network as network_lib
+from lepton_jax import assemble, build_network, factorize, folder, layer_facts, run, trees
 from lepton_jax.errors import UserError
 from lepton_jax.options import Factorize
 from tests import LONG
@@ -26,8 +25,8 @@ def test_kernels_of_low_rank_become_two_layers_with_the_same_answers(small, mode
   side = SMALL.get(model, 8)
   data = tiny_dataset(model, (side, side, 1), 2)
   config = small.replace(model=model, batch_size=8, sequence_length=8, **SHALLOW.get(model, {}))
-  network = network_lib.make_network(config, data)
-  real = network_lib.make_init
+  network = build_network.make_network(config, data)
+  real = build_network.make_init
 
   def make_init(*arguments):
     def init(key):
@@ -36,7 +35,7 @@ def test_kernels_of_low_rank_become_two_layers_with_the_same_answers(small, mode
       return dict(variables, params=trees.map_named(low, variables['params']))
     return init
 
-  monkeypatch.setattr(network_lib, 'make_init', make_init)
+  monkeypatch.setattr(build_network, 'make_init', make_init)
   whole = assemble.build(config, data)
   narrow = assemble.build(config.replace(factorize_energy=0.9999), data)
   found = narrow.network.widths
@@ -44,7 +43,7 @@ def test_kernels_of_low_rank_become_two_layers_with_the_same_answers(small, mode
   assert trees.count(narrow.state.params) < trees.count(whole.state.params)
   one, other = (logits(a.network, data, a.state.evaluated) for a in (whole, narrow))
   np.testing.assert_allclose(other, one, rtol=0.05, atol=0.05 * np.abs(one).max())
-  assert not set(network_lib.grouped_layers(network, data)) & {
+  assert not set(layer_facts.grouped_layers(network, data)) & {
       path.removesuffix('/down') for path in found}
 
 

@@ -15,7 +15,8 @@ LEAVES = STANDARD | {'trees', 'losses', 'metrics', 'precision'}
 # First-party modules that each part may import, besides itself.
 ALLOWED = {
     'errors': set(), 'registry': {'errors'}, 'options': {'registry'},
-    'config': {'registry', 'options', 'errors'}, 'flags': STANDARD | {'cluster'},
+    'config': {'registry', 'options', 'errors'}, 'flags': STANDARD | {'cluster', 'help_text'},
+    'help_text': STANDARD,
     'files': {'errors'}, 'precision': set(), 'trees': STANDARD, 'losses': STANDARD,
     'metrics': STANDARD | {'losses'},
     'layers': LEAVES | {'machine'}, 'models': LEAVES | {'layers'}, 'data': LEAVES,
@@ -76,18 +77,22 @@ def test_only_layers_and_models_define_flax_modules():
     if path.relative_to(PACKAGE).parts[0] not in ('layers', 'models'):
       for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ClassDef):
-          assert not any('Module' in ast.unparse(base) for base in node.bases), path
+          bases = {ast.unparse(base).rpartition('.')[2] for base in node.bases}
+          assert 'Module' not in bases, path
 
 
 @pytest.mark.parametrize('script', sorted(p.stem for p in (ROOT / 'experiments').glob('[a-z]*.py')))
-def test_help_needs_no_numerical_library(script):
+def test_help_needs_no_numerical_library_and_fits_100_columns(script):
   code = (f'import sys, runpy; sys.argv = ["experiments/{script}.py", "--help"]\n'
           f'try: runpy.run_module("experiments.{script}", run_name="__main__", alter_sys=True)\n'
           'except SystemExit: pass\n'
           'heavy = ("jax", "numpy", "flax", "tensorflow_datasets")\n'
           'print(sorted(m for m in heavy if m in sys.modules))')
   done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
-  assert done.stdout.splitlines()[-1] == '[]', done.stdout + done.stderr
+  *lines, heavy = done.stdout.splitlines()
+  assert heavy == '[]', done.stdout + done.stderr
+  for line in lines:
+    assert len(line) <= 100 or len(line.split()) == 1, line  # a list without spaces, to be copied
 
 
 def test_experiments_are_thin_and_say_what_they_are_for():
@@ -96,3 +101,18 @@ def test_experiments_are_thin_and_say_what_they_are_for():
     assert len(text.splitlines()) < 150, path
     for word in ('Question:', 'Command:', 'Expected:', 'Cost:'):
       assert word in ast.get_docstring(ast.parse(text)), (path, word)
+
+
+@pytest.mark.parametrize('name', ['run', 'network', 'assemble'])
+def test_the_files_that_carry_a_run_stay_short(name):
+  assert len((PACKAGE / f'{name}.py').read_text().splitlines()) < 250
+
+
+@pytest.mark.parametrize('value, builder', [('Network', 'build_network'), ('Assembly', 'assemble')])
+def test_a_value_is_built_from_a_configuration_in_one_file(value, builder):
+  found = set()
+  for path in modules():
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition('.')[2] == value:
+        found.add(str(path.relative_to(PACKAGE)))
+  assert found == {f'{builder}.py'}

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lepton_jax import assemble, folder, layers, post_training, run, trees
+from lepton_jax import assemble, folder, layers, other_runs, post_training, run, trees
 from lepton_jax.compress.quantize import weights
 from lepton_jax.errors import UserError
 
@@ -74,7 +74,7 @@ def test_only_the_calibration_batches_are_read(trained):
   config, _, place = trained
   config = config.replace(init_from=place, quantize_weight_bits=8, **AFTER)
   data = assemble.load_data(config)
-  assembly = assemble.build(config, data, **run.other_runs(config, data))
+  assembly = assemble.build(config, data, **other_runs.read(config, data))
   read, at = [], assembly.batches.at
   assembly.batches.at = lambda step, rows=slice(None): read.append(step) or at(step, rows)
   state = post_training.quantize(assembly, assembly.state, lambda batch: batch)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lepton_jax import assemble, folder, registry, run, trees
+from lepton_jax import assemble, folder, other_runs, registry, run, trees
 from lepton_jax.compress import coupling
 from lepton_jax.compress.method import part
 from lepton_jax.compress.prune import allocate, channels, masks, method, schedule, structure
@@ -364,11 +364,11 @@ def test_a_ticket_prunes_by_another_run_and_keeps_its_own_weights(small, tmp_pat
   config = base.replace(prune_ticket=folder, prune_sparsity=0.8, prune_schedule='one_shot',
                         prune_begin=0.0, prune_allocation='global')
   data = assemble.load_data(config)
-  assembly = assemble.build(config, data, **run.other_runs(config, data))
+  assembly = assemble.build(config, data, **other_runs.read(config, data))
   state = assembly.state
   for hook in assembly.make_hooks(lambda b: b, slice(None), jax.jit):
     state = hook(state, 0)
-  trained = trees.named(run.other_runs(config, data)['ticket']['params'])
+  trained = trees.named(other_runs.read(config, data)['ticket']['params'])
   fresh = trees.named(assembly.state.params)
   magnitude = {n: np.abs(trained[n]) for n in masks_of(state)}
   total = sum(map(np.size, magnitude.values()))
@@ -379,7 +379,7 @@ def test_a_ticket_prunes_by_another_run_and_keeps_its_own_weights(small, tmp_pat
     np.testing.assert_array_equal(trees.named(state.params)[name],
                                   np.where(wanted, fresh[name], 0))
   with pytest.raises(UserError, match='--prune_schedule=one_shot --prune_begin=0'):
-    assemble.build(config.replace(prune_begin=0.5), data, **run.other_runs(config, data))
+    assemble.build(config.replace(prune_begin=0.5), data, **other_runs.read(config, data))
 
 
 # a peer's numbers

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,7 @@ import PIL.Image
 import pytest
 
 from lepton_jax import folder as folder_lib
-from lepton_jax import network as network_lib
-from lepton_jax import run
+from lepton_jax import run, transplant
 from lepton_jax.errors import UserError
 from lepton_jax.train import loop
 
@@ -175,7 +175,7 @@ def test_head_is_replaced_whole():
   zeros, ones = (functools.partial(make, dtype=np.float32) for make in (np.zeros, np.ones))
   mine = dict(body=dict(kernel=zeros((2, 2))), head=dict(kernel=zeros((2, 3)), bias=zeros(3)))
   theirs = dict(body=dict(kernel=ones((2, 2))), head=dict(kernel=ones((2, 5)), bias=ones(5)))
-  params, _ = network_lib.transplant(mine, {}, dict(params=theirs, model_state={}))
+  params, _ = transplant.into(mine, {}, dict(params=theirs, model_state={}))
   assert np.all(params['body']['kernel'] == 1) and np.all(params['head']['kernel'] == 0)
   assert params['head']['bias'].shape == (3,)
 
@@ -226,6 +226,38 @@ def test_launcher_lists_experiments_and_refuses_unknown_ones():
   done = subprocess.run([ROOT / 'launch.sh'], capture_output=True, text=True,
                         env=dict(os.environ, LEPTON_PLATFORM='abacus'))
   assert done.returncode == 1 and 'cpu, cuda, tpu' in done.stderr
+
+
+@pytest.mark.parametrize('installer', ['pip', 'uv'])
+@pytest.mark.parametrize('platform, reached, wanted', [
+    ('cpu', True, ['torch', 'all']), ('cpu', False, ['torch', 'all']), ('cuda', True, ['all'])])
+def test_benchmark_on_a_cpu_takes_pytorch_without_cuda_where_it_can(
+    tmp_path, installer, platform, reached, wanted):
+  subprocess.run(['bash', '-n', ROOT / 'launch.sh'], check=True)
+  log, venv = tmp_path / 'log', tmp_path / 'venv'
+  record = (f'#!/bin/bash\necho "${{0##*/}} $*" >>{log}\n'
+            f'case $* in *download.pytorch.org*) exit {0 if reached else 1} ;; esac\n')
+  for place in (venv / 'bin/python', tmp_path / 'path/uv')[:1 + (installer == 'uv')]:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(record)
+    place.chmod(0o755)
+  (tmp_path / 'path').mkdir(exist_ok=True)
+  for name in ('bash', 'cat', 'dirname', 'grep'):
+    (tmp_path / 'path' / name).symlink_to(shutil.which(name))
+  environment = dict(PATH=str(tmp_path / 'path'), LEPTON_PLATFORM=platform, LEPTON_VENV=str(venv))
+  done = subprocess.run([ROOT / 'launch.sh', 'benchmark', '--quick'], env=environment,
+                        capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  *installs, started = log.read_text().splitlines()
+  assert started == 'python -m experiments.benchmark --quick'
+  command = f'uv pip install --quiet --python {venv}/bin/python' if installer == 'uv' else (
+      'python -m pip install --quiet --disable-pip-version-check')
+  extra = {'cpu': '', 'cuda': 'jax[cuda13] '}[platform]
+  expected = dict(torch=f'{command} --no-deps --index-url https://download.pytorch.org/whl/cpu '
+                        'torch>=2.9,<3',
+                  all=f'{command} -r {ROOT}/requirements-bench.txt {extra}-e {ROOT}')
+  assert installs == [expected[name] for name in wanted]
+  assert ('no PyTorch from' in done.stderr) == (not reached)
 
 
 def test_zeros_of_a_pruned_network_stay_when_it_is_quantised_or_pruned_further(tmp_path, small):

@@ -8,8 +8,7 @@ import pathlib
 import numpy as np
 
 from lepton_jax import config as config_lib
-from lepton_jax import files, metrics, trees
-from lepton_jax import network as network_lib
+from lepton_jax import files, layer_facts, metrics, trees
 from lepton_jax.deploy import pack, runtime, stablehlo
 from lepton_jax.deploy import traced as traced_lib
 from lepton_jax.errors import UserError
@@ -64,7 +63,7 @@ def about(trained):
   options = {name: value for name, value in trained.config.flat().items()
              if config_lib.FIELDS[name][0] in pack.KEPT and value != default[name]
              and name not in pack.ELSEWHERE}
-  macs = network_lib.macs(trained.network, weights, trained.data)
+  macs = layer_facts.macs(trained.network, weights, trained.data)
   return dict(options=options, measure=trained.data.measure, macs=sum(macs.values()),
               num_parameters=trees.count(weights['params']))
 

@@ -9,8 +9,7 @@ import time
 import numpy as np
 from etils import epath
 
-from lepton_jax import assemble, evaluation, files, folder, machine, metrics, trees
-from lepton_jax import network as network_lib
+from lepton_jax import assemble, build_network, evaluation, files, folder, machine, metrics, trees
 from lepton_jax.deploy import container, pack
 from lepton_jax.errors import UserError
 
@@ -69,7 +68,7 @@ def open_file(path, **overrides):
 
 def dense_parameters(trained):
   """How many parameters the model has before any channel leaves it."""
-  whole = network_lib.make_network(trained.config, trained.data)
+  whole = build_network.make_network(trained.config, trained.data)
   return trees.count(pack.shapes_of(whole, trained.data))
 
 

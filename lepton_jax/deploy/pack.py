@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lepton_jax import assemble, folder, trees
+from lepton_jax import build_network, folder, layer_facts, trees
 from lepton_jax import config as config_lib
-from lepton_jax import network as network_lib
 from lepton_jax import strengths as strengths_lib
 from lepton_jax.compress import coupling as coupling_lib
 from lepton_jax.compress.quantize import method as quantize
@@ -102,9 +101,9 @@ def described(data, most):
   if not (isinstance(widths, dict) and all(
       type(width) is int and 0 < width <= LARGEST_OPTION for width in widths.values())):
     raise UserError('the packed file is damaged: its widths are no numbers')
-  network = network_lib.make_network(config, dataset, widths)
+  network = build_network.make_network(config, dataset, widths)
   try:
-    variables = jax.eval_shape(network_lib.make_init(network, dataset), jax.random.key(0))
+    variables = jax.eval_shape(build_network.make_init(network, dataset), jax.random.key(0))
     if widths:
       check_widths(network, variables['params'], dataset)
   except UserError:
@@ -114,7 +113,7 @@ def described(data, most):
     raise UserError(f'the packed file is damaged: no such network ({told})') from None
   params = variables['params']
   state = {name: leaf for name, leaf in variables.items() if name not in ('params', 'carry')}
-  network = assemble.compressed(network, dataset, params, state)
+  network = build_network.compressed(network, dataset, params, state)
   hparams = strengths_lib.strengths(config, network.compression)
   learned, held = jax.eval_shape(network.compression.init, params, hparams)
   return (folder.Trained(config, dataset, network, {}, hparams), (params, state, learned, held),
@@ -125,9 +124,9 @@ def check_widths(network, params, dataset):
   """Raises UserError where widths are of layers that there are not, or the answers are too many."""
   paths = {name.rpartition('/')[0] for name in trees.named(params)}
   unknown = [path for path in network.widths if path not in paths]
-  whole = network_lib.make_network(network.config, dataset)
-  shapes = (jax.eval_shape(lambda n=n: n.init(jax.random.key(0), network_lib.example_inputs(
-      n.config, dataset))[0]).shape for n in (network, whole))
+  whole = build_network.make_network(network.config, dataset)
+  shapes = (jax.eval_shape(lambda n=n: n.init(
+      jax.random.key(0), n.example_inputs(dataset))[0]).shape for n in (network, whole))
   if unknown or len(set(shapes)) > 1:
     raise UserError(f'the packed file is damaged: its widths {network.widths} are not of this '
                     f'network')
@@ -151,7 +150,7 @@ def filled(tree, arrays):
 
 def swept(network, data, params, state):
   """Params with zeros in all channels that nothing reads, until there are no more; same answers."""
-  coupling = network_lib.coupled(network, trees.nest(params), trees.nest(state), data)
+  coupling = layer_facts.coupled(network, trees.nest(params), trees.nest(state), data)
   shapes = {name: leaf.shape for name, leaf in params.items()}
   while True:
     alive = dict(params)
@@ -200,7 +199,7 @@ def as_packed(config, rows):
 
 
 def shapes_of(network, data):
-  return jax.eval_shape(network_lib.make_init(network, data), jax.random.key(0))['params']
+  return jax.eval_shape(build_network.make_init(network, data), jax.random.key(0))['params']
 
 
 def ranges_of(arrays):

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lepton_jax import assemble, trees
-from lepton_jax import network as network_lib
+from lepton_jax import build_network, trees
 from lepton_jax.data import series
 from lepton_jax.deploy import levels
 
@@ -74,8 +73,9 @@ def widened(trained):
   if trained.config.architecture.dtype == 'float32':
     return trained
   config, weights = trained.config.replace(dtype='float32'), trained.weights
-  network = network_lib.make_network(config, trained.data, trained.network.widths)
-  network = assemble.compressed(network, trained.data, weights['params'], weights['model_state'])
+  network = build_network.make_network(config, trained.data, trained.network.widths)
+  network = build_network.compressed(network, trained.data, weights['params'],
+                                     weights['model_state'])
   return dataclasses.replace(trained, config=config, network=network)
 
 

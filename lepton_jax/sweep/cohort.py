@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from lepton_jax import evaluation, run
+from lepton_jax import evaluation, finish, run
 from lepton_jax import strengths as strengths_lib
 from lepton_jax.train import loop, parallel
 from lepton_jax.train import record as record_lib
@@ -145,8 +145,8 @@ class Trial:
     if self.failed is None and self.over and not self.given_up:
       elapsed = time.monotonic() - self._began
       state = self.program.layout.put_state(self.state)
-      self.result = run.finish(self.config, self.assembly, self.folder, state, self._record.rows,
-                               elapsed, self._meter)
+      self.result = finish.finish(self.config, self.assembly, self.folder, state,
+                                   self._record.rows, elapsed, self._meter)
       if not self.config.run.checkpoint_every and (self.folder / 'checkpoints').exists():
         (self.folder / 'checkpoints').rmtree()  # of a stop; nobody asked for them
 

@@ -204,7 +204,7 @@ class Worker:
 
   def program(self, config):
     """The Program of a configuration: made once, the last few kept."""
-    from lepton_jax import assemble, run, speed
+    from lepton_jax import assemble, other_runs, speed
     from lepton_jax.sweep import cohort
     key = config.program()
     if key in self._kept:
@@ -215,7 +215,7 @@ class Worker:
         raise UserError(
             f'{data.name} has no validation part to rank trials by; pass a --validation_fraction '
             f'above 0')
-      assembly = assemble.build(config, data, **run.other_runs(config, data))
+      assembly = assemble.build(config, data, **other_runs.read(config, data))
       calls = speed.calls_of(config, assembly)
       self._kept[key] = cohort.Program(assembly, self._lanes, calls)
       self.compiled.add(key)
