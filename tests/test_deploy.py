@@ -196,8 +196,8 @@ def test_a_fresh_process_gives_the_very_logits_that_were_measured(small, tmp_pat
 
 
 @pytest.mark.parametrize('dataset,options', [
-    ('csv:{}/v.csv', dict(model='mlp', target='x', task='regression')),
-    ('csv:{}/t.csv', dict(model='mlp', target='y')),
+    *LONG * [('csv:{}/v.csv', dict(model='mlp', target='x', task='regression')),
+             ('csv:{}/t.csv', dict(model='mlp', target='y'))],
     ('series:{}/s.csv', dict(model='gru_regressor', hidden=8, target='x,z', window=8, horizon=3)),
     ('csv:{}/w.csv', dict(model='text_cnn', width=0.05, text_column='text', target='y'))])
 def test_files_of_tables_series_and_text_are_those_that_were_measured(small, tmp_path, dataset,

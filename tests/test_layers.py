@@ -49,7 +49,7 @@ CHOICES = ('xla', 'onednn') if not isinstance(library.status(), library.Missing)
 TOLERANCE = dict(float32=1e-4, bfloat16=0.05)
 
 
-@settings(max_examples=40 if LONG else 10)
+@settings(max_examples=40 if LONG else 5)
 @given(choice=st.sampled_from(CHOICES), batch=st.integers(1, 19),
        sides=st.tuples(st.integers(5, 9), st.integers(5, 9)),
        channels=st.sampled_from([1, 2, 3, 6, 17]), features=st.sampled_from([1, 3, 16, 32]),
@@ -89,7 +89,7 @@ def test_convolutions_equal_the_plain_one(choice, batch, sides, channels, featur
   assert_near(found, run(values_and_gradients(plain), exact), TOLERANCE[dtype])
 
 
-@settings(max_examples=20 if LONG else 10)
+@settings(max_examples=20 if LONG else 5)
 @given(rows=st.lists(st.integers(1, 9), min_size=1, max_size=3), inputs=st.integers(1, 70),
        features=st.integers(1, 70), mapped=st.sampled_from(['', 'x', 'w', 'xw']),
        dtype=st.sampled_from(['float32', 'bfloat16']))

@@ -16,6 +16,7 @@ from lepton_jax.config import Config
 from lepton_jax.errors import UserError
 from lepton_jax.layers import platform
 from lepton_jax.train import parallel
+from tests import LONG
 from tests.test_models import FAMILIES, GOLDEN, SHALLOW, tiny_dataset
 
 # Batch norm, dropout, augmentation with mixing, pruning and weight rounding, all at once. Left out
@@ -26,6 +27,7 @@ EVERYTHING = dict(model='resnet8', width=0.25, dataset='digits', dtype='float64'
                   augment_mixup=0.5, weight_decay=1e-3, prune_sparsity=0.6, prune_begin=0.0,
                   prune_end=0.1, prune_updates=3, quantize_weight_bits=4, ema_decay=0.9)
 
+MODES = ('sharded', *LONG * ('pmap',))  # of several processes
 SHORT = dict(model='ds_cnn', depth=1)  # of two processes each compiles every program
 
 
@@ -78,7 +80,7 @@ def test_a_quantised_lstm_learns_the_same_ranges_however_its_batch_is_split():
   compare(one, many)
 
 
-@pytest.mark.parametrize('mode', ('sharded', 'pmap'))
+@pytest.mark.parametrize('mode', ('sharded', *LONG * ('pmap',)))
 def test_modes_agree_in_single_precision_by_the_library_of_a_cpu(mode):
   """Where oneDNN is there; without it XLA's forms are compared."""
   small = dict(dtype='float32', model='lenet5', norm='batch', image_size=20, width=0.3, steps=6,
@@ -89,8 +91,9 @@ def test_modes_agree_in_single_precision_by_the_library_of_a_cpu(mode):
       np.testing.assert_allclose(many[name], one[name], rtol=1e-3, atol=1e-4, err_msg=name)
 
 
-def test_two_processes_agree_with_one(tmp_path):
-  """Two real processes of two devices each, connected by jax.distributed on the loopback."""
+@pytest.mark.parametrize('count', (2, *LONG * (4,)))
+def test_several_processes_agree_with_one(tmp_path, count):
+  """Real processes of two devices each, connected by jax.distributed on the loopback."""
   with jax.enable_x64(True):
     reference = train('jit', **SHORT)
   with socket.socket() as probe:
@@ -100,19 +103,19 @@ def test_two_processes_agree_with_one(tmp_path):
           "jax.config.update('jax_platforms', 'cpu')\n"
           "jax.config.update('jax_num_cpu_devices', 2)\n"
           "jax.config.update('jax_enable_x64', True)\n"
-          f"jax.distributed.initialize('127.0.0.1:{port}', 2, int(sys.argv[1]))\n"
+          f"jax.distributed.initialize('127.0.0.1:{port}', {count}, int(sys.argv[1]))\n"
           'from tests.test_parallel import SHORT, train\n'
-          "for mode in ('sharded', 'pmap'):\n"
+          f'for mode in {MODES}:\n'
           "  arrays = {n.replace('/', '|'): a for n, a in train(mode, **SHORT).items()}\n"
           "  np.savez(f'{sys.argv[2]}/{mode}-{sys.argv[1]}.npz', **arrays)\n")
   environment = dict(os.environ, PYTHONPATH=str(pathlib.Path(__file__).parents[1]))
   workers = [subprocess.Popen([sys.executable, '-c', code, str(i), str(tmp_path)], env=environment,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-             for i in range(2)]
+             for i in range(count)]
   output = [w.communicate(timeout=300)[0] for w in workers]
-  assert [w.returncode for w in workers] == [0, 0], '\n'.join(output)
-  for mode in ('sharded', 'pmap'):
-    for i in range(2):
+  assert [w.returncode for w in workers] == [0] * count, '\n'.join(output)
+  for mode in MODES:
+    for i in range(count):
       with np.load(tmp_path / f'{mode}-{i}.npz') as arrays:
         compare(reference, {n.replace('|', '/'): arrays[n] for n in arrays})
 

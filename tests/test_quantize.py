@@ -11,6 +11,7 @@ from lepton_jax.compress.method import part
 from lepton_jax.compress.quantize import inputs, sensitivity, sites, weights
 from lepton_jax.errors import UserError
 from lepton_jax.layers import recurrent, watch
+from tests import LONG
 from tests.test_train import assert_same, run_steps
 
 CHANNEL = (0,)
@@ -305,7 +306,9 @@ def test_quantizers_with_bits_of_their_own_say_so(small):
       run_steps(small.replace(**options), 1)
 
 
-@pytest.mark.parametrize('name', registry.WEIGHT_QUANTIZERS.names())
+# Fixed levels, a trained codebook and trained steps; every one in the long form.
+@pytest.mark.parametrize('name', registry.WEIGHT_QUANTIZERS.names() if LONG else
+                         ('apot', 'cluster', 'lsq', 'ttq'))
 def test_what_is_pruned_stays_zero_under_every_quantizer(small, name):
   bits = registry.WEIGHT_QUANTIZERS.get(name)().bits or 3
   config = small.replace(quantize_weights=name, quantize_weight_bits=bits, prune_sparsity=0.7,

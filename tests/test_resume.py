@@ -193,7 +193,7 @@ def test_damaged_final_weights_are_named(uninterrupted, tmp_path):
     folder_lib.read_weights(str(copy))
 
 
-KILLS = 20 if LONG else 6
+KILLS = 20 if LONG else 4
 
 
 def worker(config, cache):

@@ -126,7 +126,7 @@ def make_tags(path, count=200):
   return dict(dataset=f'csv:{path}', text_column='words', target='nouns', task='tagging')
 
 
-@pytest.mark.parametrize('loss', ('binary', 'cross_entropy'))
+@pytest.mark.parametrize('loss', ('cross_entropy', *LONG * ('binary',)))
 def test_tagger_learns_from_the_word_before(tmp_path, small, loss):
   from lepton_jax import evaluation, folder, run
   config = small.replace(**make_tags(tmp_path / 't.csv'), model='lstm_tagger', hidden=16,
