@@ -155,10 +155,18 @@ def test_a_run_goes_on_with_another_number_of_devices(tmp_path, small, monkeypat
 
 def test_a_trace_of_some_steps_is_in_the_run_folder(tmp_path, small):
   from lepton_jax import run
+  from lepton_jax.report import trace
   config = small.replace(runs_dir=str(tmp_path), epochs=1, profile='5-9')
   traced = run.train(config, quiet=True)
   files = [path.name for path in (tmp_path / config.name() / 'profile').rglob('*.gz')]
   assert 'perfetto_trace.json.gz' in files
+  spans = trace.read(tmp_path / config.name())
+  assert min(span.begin for span in spans) == 0
+  rows = trace.rows(spans, most=10**6)
+  assert sum(row['times'] for row in rows) == len(spans)
+  assert sum(row['ms'] for row in rows) == pytest.approx(sum(s.length for s in spans), abs=0.1)
+  with pytest.raises(UserError, match='--profile=20-22'):
+    trace.read(tmp_path)
   whole = run.train(config.replace(profile='', runs_dir=str(tmp_path / 'without')), quiet=True)
   assert traced['parameters_sha256'] == whole['parameters_sha256']
   for steps in ('9-5', 'a', '5-'):
