@@ -23,7 +23,7 @@ import traceback
 from lepton_jax.errors import UserError
 
 MEETING = 600  # seconds that processes wait for each other at the start
-SILENCE = 30  # seconds without a sign of life after which a process counts as lost
+SILENCE = 20  # seconds without a sign of life after which a process counts as lost
 LOOKS = 3  # seconds between looks for those signs
 LOST = 75  # exit status of those that lost another one: trying again may help (sysexits.h)
 # What a sum or a meeting says when the connection to another process is gone.
@@ -186,7 +186,7 @@ def leave(status, why='it ended'):
     return status
   with contextlib.suppress(Exception):
     import jax
-    _client.key_value_set(f'lepton/failed/{jax.process_index()}', why)
+    _client.key_value_set(f'lepton/failed/{jax.process_index()}', f'{status} {why}')
     # Where all have the same error, such as a wrong flag, all are here soon. Else they read why,
     # which the first process keeps for them.
     _client.wait_at_barrier('lepton/failed', 2000 * LOOKS)
@@ -223,7 +223,8 @@ def _watch(client, index, count):
     for other in failed.keys() - {index}:
       if index not in failed:  # else this process is ending with an error of its own
         time.sleep(LOOKS)  # in which it may find the same
-        _end(f'process {other} of {count} stopped: {failed[other]}', 1)
+        status, _, why = failed[other].partition(' ')
+        _end(f'process {other} of {count} stopped: {why}', int(status))
     now = time.monotonic()
     for other in seen.keys() - left:
       sign = signs.get(f'lepton/alive/{other}')
@@ -238,6 +239,10 @@ def _end(why, status=LOST):
   again = ('; this process ends too. To go on from the last checkpoint, start all processes again '
            'with the same command')
   print(f'error: {why}{again if status == LOST else ""}', file=sys.stderr, flush=True)
+  if _client is not None and first():  # the others learn of it before they lose this one as well
+    with contextlib.suppress(Exception):
+      _client.key_value_set('lepton/failed/0', f'{status} {why}')
+      time.sleep(2 * LOOKS + 1)
   os._exit(status)
 
 

@@ -64,6 +64,7 @@ for options in (dict(model='lenet5', norm='batch', image_size=20),
 '''
 
 
+@pytest.mark.skipif(not LONG, reason='long form')
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='there is one core')
 def test_training_gives_the_same_bits_on_one_core_and_on_two(tmp_path):
   cores = [str(core) for core in sorted(os.sched_getaffinity(0))[:2]]

@@ -70,6 +70,7 @@ def test_modes_agree_in_double_precision(mode, reference):
     compare(reference, train(mode))
 
 
+@pytest.mark.skipif(not LONG, reason='long form')
 def test_a_quantised_lstm_learns_the_same_ranges_however_its_batch_is_split():
   """By plain descent, which a gradient scaled by a device's share of the batch would change."""
   lstm = dict(model='lstm_classifier', hidden=8, width=None, quantize_activation_bits=8,

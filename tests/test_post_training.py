@@ -8,6 +8,7 @@ import pytest
 from lepton_jax import assemble, folder, layers, other_runs, post_training, run, trees
 from lepton_jax.compress.quantize import weights
 from lepton_jax.errors import UserError
+from tests import LONG
 
 
 @pytest.fixture(scope='module')
@@ -98,6 +99,7 @@ def test_options_that_do_not_fit_say_so(trained):
       assemble.build(whole.replace(**options), data)
 
 
+@pytest.mark.skipif(not LONG, reason='long form')
 def test_texts_in_buckets_are_read_at_the_length_of_the_longest(small, tmp_path):
   """Batches of several lengths; eight bits change no answer of a word-level network."""
   rng = np.random.default_rng(0)

@@ -86,7 +86,7 @@ def test_text_needs_a_network_that_reads_it(tmp_path, small):
     assemble.build(config, assemble.load_data(config))
 
 
-@pytest.mark.parametrize('model', ('gru_classifier', 'text_cnn') if LONG else ('gru_classifier',))
+@pytest.mark.parametrize('model', ('text_cnn', *LONG * ('gru_classifier',)))
 def test_text_runs_end_to_end_pruned_and_quantised(tmp_path, small, model):
   from lepton_jax import folder, run
   config = small.replace(**make_table(tmp_path / 't.tsv', 300), model=model,
