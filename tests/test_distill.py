@@ -7,6 +7,7 @@ import pytest
 
 from lepton_jax import assemble, distill, folder, other_runs, run, trees
 from lepton_jax.errors import UserError
+from tests import LONG
 
 
 def test_the_term_by_hand():
@@ -71,6 +72,7 @@ def test_teachers_that_cannot_teach_are_refused(small, teacher, tmp_path):
       assemble.build(config, data, **other_runs.read(config, data))
 
 
+@pytest.mark.skipif(not LONG, reason='long form')
 def test_a_run_goes_on_with_levels_and_ranges_that_it_asks_for_alike(small, tmp_path):
   """From a parent with the same options of rounding; with others they are set anew."""
   config = small.replace(runs_dir=str(tmp_path), epochs=1, quantize_weight_bits=3,

@@ -115,6 +115,7 @@ def test_any_of_them_together_are_finite(names):
   assert np.isfinite(measured['loss']) and all_finite((state.params, state.ema))
 
 
+@pytest.mark.skipif(not LONG, reason='long form')
 def test_all_of_one_pass_together_are_finite_and_give_one_program(base):
   on = {name: value for name, value in everything().items() if name not in ('sam', 'r_drop')}
   config = base.replace(model='resnet8', ema_decay=0.9, swa_start=0.01, **on)

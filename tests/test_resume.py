@@ -61,7 +61,7 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.mark.parametrize('stops, calls', [
-    ((40, 5), '1'), ((3, 9), '8'), *LONG * [((17,), '1'), ((1, 60, 30), '1')]])
+    ((3, 9), '8'), *LONG * [((40, 5), '1'), ((17,), '1'), ((1, 60, 30), '1')]])
 def test_stopping_and_resuming_changes_nothing(uninterrupted, tmp_path, monkeypatch, stops, calls):
   """Stops in an epoch, at its end, right after a resume, and between calls of many steps."""
   config, whole, folder = uninterrupted
