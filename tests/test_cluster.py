@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 
-from lepton_jax import cluster
+from lepton_jax import cluster, folder
 from lepton_jax.config import Config
 from lepton_jax.errors import UserError
 from tests import LONG
@@ -95,6 +95,9 @@ def test_kills_and_stops_of_one_process_change_nothing(tmp_path, count, kills):
   finished = ends(start(broken, count))
   assert [status for status, *_ in finished] == [0] * count, finished
   assert result(broken) == result(whole)
+  place, = broken.iterdir()  # is read by one process like any other
+  assert folder.load(str(place)).measure('test')['loss'] == pytest.approx(
+      result(broken)['test_loss'], rel=1e-5)
 
 
 @pytest.mark.skipif(not LONG, reason='long form: starts two processes again and again')
@@ -155,7 +158,7 @@ def test_what_starts_several_processes_is_known_by_its_variables(monkeypatch, va
 @pytest.mark.parametrize('mode', ('sharded', *LONG * ('pmap',)))
 def test_a_run_goes_on_with_another_number_of_devices(tmp_path, small, monkeypatch, mode):
   """4, then 2, then 4 devices give the weights of 4 all along, to rounding."""
-  from lepton_jax import folder, run, trees
+  from lepton_jax import run, trees
   from lepton_jax.train import loop
   from tests.test_resume import Stopped
   config = small.replace(epochs=3, parallel=mode, steps_per_call='1', dropout=0.2, ema_decay=0.9,

@@ -105,8 +105,13 @@ class Checkpoints:
   def restore_named(self, step):
     """The tree of dictionaries of numpy arrays saved at `step`, its shape unknown beforehand."""
     import orbax.checkpoint as ocp
+    path = self._folder / str(step) / 'default'
+    # Without a place for each array orbax wants the devices, of all processes, that wrote it.
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with ocp.StandardCheckpointer() as reader:
-      saved = reader.restore(self._folder / str(step) / 'default')
+      shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+                for name, leaf in ocp.StandardCheckpointHandler().metadata(path).tree.items()}
+      saved = reader.restore(path, shapes)
     return trees.nest({name.replace('.', '/'): np.asarray(leaf) for name, leaf in saved.items()})
 
   def close(self):
