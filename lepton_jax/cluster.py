@@ -72,12 +72,12 @@ def expected(options):
   """Whether this process is to train with others, by its flags or by what started it."""
   if options.processes == 1:
     return False
-  mpi = os.environ.get('OMPI_COMM_WORLD_SIZE', '1')
-  if not asked_for(options) and mpi != '1' and not found():
+  mpi, known = os.environ.get('OMPI_COMM_WORLD_SIZE', '1'), bool(asked_for(options) or found())
+  if not known and mpi != '1':
     raise UserError(f'Open MPI started {mpi} processes and does not say where they meet, as its '
                     f'version 4 did: pass --processes=$OMPI_COMM_WORLD_SIZE --process_index='
                     f'$OMPI_COMM_WORLD_RANK --coordinator=HOST:PORT, or --processes=1')
-  return bool(asked_for(options) or found())
+  return known
 
 
 def asked_for(options):

@@ -4,7 +4,6 @@ import json
 import pathlib
 import shlex
 
-from lepton_jax import config as config_lib
 from lepton_jax import folder
 from lepton_jax.deploy import comparison, exports, latency, runtime
 from lepton_jax.errors import UserError
@@ -102,9 +101,7 @@ def missed(row, limits):
 
 def command(config):
   """The command that trains a configuration again."""
-  default = config_lib.Config().flat()
-  words = [f'--{name}={shlex.quote(str(value))}' for name, value in config.flat().items()
-           if config_lib.FIELDS[name][1].metadata['identity'] and value != default[name]]
+  words = [f'--{name}={shlex.quote(str(value))}' for name, value in config.changed().items()]
   return ' '.join(['./launch.sh train', *words])
 
 

@@ -6,6 +6,7 @@ its exit status in lepton.exit.
 """
 
 import re
+import tempfile
 import time
 import typing
 
@@ -90,7 +91,7 @@ class Tpu:
   def sync(self):
     """Brings the working tree to every worker."""
     tree, name = command.revision()
-    archive = f'/tmp/lepton-{name}.tar.gz'
+    archive = f'{tempfile.gettempdir()}/lepton-{name}.tar.gz'
     self.shell.run('git', '-C', str(command.ROOT), 'archive', '--format=tar.gz', '-o', archive,
                    tree)
     self.shell.run(*self._vm('scp', archive, f'{self.slice.name}:lepton.tar.gz'), '--worker=all')

@@ -52,7 +52,7 @@ def make_parallel(mode, batch_size, devices=0):
   Raises UserError if the batch does not divide by the devices, naming the nearest sizes that do.
   """
   if mode == 'jit':
-    if isinstance(devices, int) and devices > 1:
+    if devices > 1:
       raise UserError(
           f'--devices={devices}: --parallel=jit uses one; pass --parallel=sharded or pmap')
     if jax.process_count() > 1:
