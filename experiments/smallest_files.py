@@ -47,8 +47,6 @@ ROWS = {
     'resnet8_32kb': (RESIDUAL | dict(model='resnet8'), dict(learning_rate=0.05, distill=1.0),
                      'prune(0.3,end=0.6):15,quantize(4,8,quantize_weights=lsq,'
                      'learning_rate=0.02):10,pack(number_bits=8)'),
-    'resnet20_32kb': (RESIDUAL, dict(learning_rate=0.05), 'prune(0.9,end=0.7):25,quantize(4,8,'
-                      'quantize_weights=lsq,learning_rate=0.02):10,pack(number_bits=8)'),
     'resnet20_98kb': (RESIDUAL, dict(learning_rate=0.05), 'prune(0.5,end=0.7):25,quantize(4,8,'
                       'quantize_weights=lsq,learning_rate=0.02):10,pack(number_bits=8)')}
 COLUMNS = ('row', 'seed', 'measure', 'dense_test', 'dense_validation', 'test', 'validation',

@@ -52,7 +52,10 @@ def self_test():
   try:
     outcomes = steps.run()
   except RuntimeError as error:  # JAX has no device, or leaves out the CPU
-    return [Finding('self-test', first_line(error), 'wrong', on('cpu'))]
+    chosen = os.environ.get('JAX_PLATFORMS', '')
+    without_cpu = chosen and 'cpu' not in chosen.split(',')
+    mend = f'JAX_PLATFORMS={chosen},cpu {DOCTOR}' if without_cpu else on('cpu')
+    return [Finding('self-test', first_line(error), 'wrong', mend)]
   return [_tested(outcome, steps.ALLOWED) for outcome in outcomes]
 
 

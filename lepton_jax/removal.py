@@ -106,7 +106,8 @@ def taken(name, leaf, indices, shapes):
 def check(network, small, weights, fewer, dataset, hparams):
   """Raises UserError where a few training examples get other answers without the channels.
 
-  Nothing is rounded here: what differs in the last digit could fall on another level.
+  Nothing is rounded here, neither to levels nor to a GPU's TF32: what differs in the last digit
+  could fall on another level.
   """
   inputs = dataset.splits['train'][0][:LOOKED_AT]
   inputs = jnp.asarray(inputs[None] if dataset.stream else inputs)
@@ -119,7 +120,8 @@ def check(network, small, weights, fewer, dataset, hparams):
         kept, state, bare.scaling.inputs(inputs), {})[0])(kept, state, inputs)
     return np.asarray(found, np.float64)
 
-  before, after = answers(network, weights), answers(small, fewer)
+  with jax.default_matmul_precision('highest'):
+    before, after = answers(network, weights), answers(small, fewer)
   allowed = (1e-4 if network.config.architecture.dtype == 'float32' else 0.05)
   if not np.allclose(before, after, rtol=allowed, atol=allowed * max(1.0, np.abs(before).max())):
     raise UserError(f'without its channels that are zero {network.config.architecture.model} '

@@ -69,7 +69,17 @@ def test_a_gpu_that_jax_does_not_reach(path):
   assert told.mend == 'LEPTON_PLATFORM=cuda JAX_PLATFORMS=cuda,cpu ./launch.sh doctor'
 
 
+def test_the_self_test_wants_the_cpu_beside_a_gpu(monkeypatch):
+  def fail(**_):
+    raise RuntimeError("Unknown backend cpu. Available backends are ['cuda']")
+  monkeypatch.setattr(jax, 'local_devices', fail)
+  monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
+  assert [told.mend for told in doctor.self_test()] == [
+      'JAX_PLATFORMS=cuda,cpu ./launch.sh doctor']
+
+
 def test_devices_that_cannot_be_opened(monkeypatch):
+  monkeypatch.delenv('JAX_PLATFORMS', raising=False)
   def fail(*_, **__):
     raise RuntimeError("Unable to initialize backend 'cuda': no driver\nmore")
   monkeypatch.setattr(jax, 'local_devices', fail)

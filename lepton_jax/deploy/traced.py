@@ -117,13 +117,18 @@ def samples(trained, count):
 
 
 def reference(trained, inputs):
-  """The network's own outputs f32[n, ...] for raw inputs, in the target's units."""
-  if trained.data.stream:
-    network = trained.network
-    outputs = jax.jit(network.continue_text)(trained.weights, network.carry(len(inputs)),
-                                             jnp.asarray(inputs), trained.hparams)[0]
-    return np.asarray(outputs)
-  outputs = trained.outputs(inputs)
+  """The network's own outputs f32[n, ...] for raw inputs, in the target's units.
+
+  Products are of full precision: those of TF32 on a GPU would differ from a file's by more than a
+  wrong export does.
+  """
+  with jax.default_matmul_precision('highest'):
+    if trained.data.stream:
+      network = trained.network
+      outputs = jax.jit(network.continue_text)(trained.weights, network.carry(len(inputs)),
+                                               jnp.asarray(inputs), trained.hparams)[0]
+      return np.asarray(outputs)
+    outputs = trained.outputs(inputs)
   if trained.network.objective.regression:
     return trained.network.scaling.values(inputs, outputs)
   return outputs

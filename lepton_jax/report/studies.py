@@ -38,8 +38,10 @@ def compression_tables(lines):
   """The tables of compressed networks: a row a setting, with its change from dense by seed."""
   from lepton_jax.report import settings
   of, body, last = collections.defaultdict(dict), [], None
+  trained_on = collections.defaultdict(dict)
   for line in lines:
     of[line['table'], line['setting']][line['seed']] = line
+    trained_on[line['processor']][line['table'].replace('_', ' ')] = None
   for (name, setting), seeds in of.items():
     text = next(iter(seeds.values()))['measure'] == 'loss'
     test = lambda line, text=text: float(line['test']) * (1 if text else 100)
@@ -55,8 +57,9 @@ def compression_tables(lines):
     last = name
   header = ('table', 'setting', 'test: %, of text nats', 'change from dense, 95 % interval',
             'seeds', 'seconds')
+  where = '; '.join(f'{", ".join(names)}: {processor}' for processor, names in trained_on.items())
   return (f'{markdown.table(header, body)}\n\nMean ± standard deviation; changes are differences '
-          f'of equal seeds. Seconds on 2 cores of {lines[0]["processor"]}, other work beside them.')
+          f'of equal seeds. Seconds are of runs with others beside them. {where}.')
 
 
 def smallest_table(lines):
