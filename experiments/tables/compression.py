@@ -1,23 +1,8 @@
 """The tables of compression_tables.py: options that all runs share, and those of each setting."""
 
-import typing
+from experiments.tables.study import Study as Table
 
 DENSE = 'dense'
-
-
-class Table(typing.NamedTuple):
-  """One table.
-
-  Attributes:
-    base: options of all its runs.
-    settings: {name: options on top of them}.
-    parent: options of a dense run that all of them start from, of the same seed; None: of none.
-  """
-  base: dict
-  settings: dict
-  parent: dict | None = None
-
-
 MNIST = dict(model='lenet5', dataset='mnist', epochs=9, augment_crop=2)
 CIFAR = dict(dataset='cifar10', batch_size=128, optimizer='nesterov', learning_rate=0.1,
              weight_decay=5e-3, schedule='one_cycle', augment_flip=True, augment_crop=4)
@@ -43,15 +28,6 @@ RECURRENT = {
     DENSE: {}, 'W4A8': bits(4, 8), 'W2A8': bits(2, 8, quantize_weights='lsq'),
     'ternary, A8': bits(2, 8, quantize_weights='ternary'),
     **{f'{100 * share:.0f} % sparse': dict(prune_sparsity=share) for share in (0.8, 0.9, 0.95)}}
-DYNAMIC = {
-    f'{name}, {100 * share:.0f} %': dict(prune_sparsity=share, **options)
-    for share in (0.9, 0.98)
-    for name, options in dict(
-        static=dict(prune_schedule='one_shot', prune_begin=0.0, prune_score='random',
-                    prune_allocation='erk'),
-        SET=dict(prune_schedule='set', prune_allocation='erk', prune_end=0.75),
-        RigL=dict(prune_schedule='rigl', prune_allocation='erk', prune_end=0.75)).items()}
-
 INNER = dict(quantize_exclude='stem|head')
 LSQ = {f'W{n}A{n}{where}': bits(n, n, quantize_weights='lsq', **exclude)
        for where, exclude in ((', but first and last', INNER), ('', {})) for n in (4, 3, 2)}
@@ -63,8 +39,6 @@ TABLES = {
     # Scores of their papers, under one schedule and allocation.
     'scores_lenet5': Table(MNIST, scores(0.95)),
     'scores_resnet8': Table(dict(CIFAR, model='resnet8', epochs=15), scores(0.9)),
-    # RigL, arXiv:1911.11134, figure 2: static < SET < RigL.
-    'dynamic_resnet8': Table(dict(CIFAR, model='resnet8', epochs=20), {DENSE: {}, **DYNAMIC}),
     # LSQ, arXiv:1902.08153; APoT (arXiv:1909.13144, table 2) has ResNet-20 on CIFAR-10 at 4 and 2
     # bits, first and last layer at 8.
     'lsq_resnet20': Table(RESIDUAL | AFTER | dict(model='resnet20'), {DENSE: {}, **LSQ}, BEFORE),

@@ -62,6 +62,23 @@ def compression_tables(lines):
           f'of equal seeds. Seconds are of runs with others beside them. {where}.')
 
 
+def paper_table(lines):
+  """A paper's study: a row a setting, over seeds, beside what the paper has there."""
+  groups = collections.defaultdict(list)
+  for line in lines:
+    groups[line['study'], line['curve'], line['at']].append(line)
+  published = any(line['published'] for line in lines)
+  body, last = [], None
+  for (name, curve, at), own in groups.items():
+    row = [name if name != last else '', curve, at,
+           markdown.spread([100 * float(line['test']) for line in own]), str(len(own))]
+    body.append(row + [own[0]['published']] * published)
+    last = name
+  header = ('network', 'setting', 'at', 'test, %', 'seeds', *['the paper'] * published)
+  processors = ', '.join(dict.fromkeys(line['processor'] for line in lines))
+  return f'{markdown.table(header, body)}\n\nMean ± standard deviation. Made on {processors}.'
+
+
 def smallest_table(lines):
   """The smallest files: a row a network, over seeds."""
   body = []

@@ -1,0 +1,50 @@
+"""To prune, or not to prune: a large sparse network against a small dense one.
+
+Question: at an equal number of weights that are not zero, is it better to prune a large network or
+  to train a small one?
+Paper: Zhu and Gupta, arXiv:1710.01878, tables 1 to 3: MobileNet on ImageNet, 70.6 % dense, 69.5 %
+  at 50 % and 67.7 % at 75 % sparsity, against 68.4 and 63.7 % of dense ones of width 0.75 and 0.5;
+  LSTM language models on the Penn Treebank alike.
+Command: ./launch.sh papers.to_prune_or_not
+Expected: experiments/results/papers/to_prune_or_not.csv and .png as committed.
+Cost: 10 minutes on 2 cores.
+
+Ours are digits, 5,000 of MNIST: LeNet-5, and an LSTM that reads the rows. Widths of the small ones
+are such that they have about as many weights as the sparse one, not fewer. The axis counts weights
+of kernels; the schedule is the paper's cubic one.
+"""
+
+from experiments.tables import paper
+from experiments.tables.study import Study
+
+SPARSE = (0.5, 0.75, 0.875, 0.95, 0.98)
+LARGE = {('large, sparse', 0): {}, **{('large, sparse', share): dict(prune_sparsity=share)
+                                     for share in SPARSE}}
+# Weights grow by about the square of the width.
+WIDTHS = dict(zip(SPARSE, (0.71, 0.5, 0.36, 0.23, 0.15)))
+HIDDEN = dict(zip(SPARSE, (88, 62, 43, 26, 15)))  # of 128
+
+
+def small(option, sizes):
+  return {('small, dense', 0): {}, **{('small, dense', share): {option: size}
+                                     for share, size in sizes.items()}}
+
+
+STUDIES = {
+    'LeNet-5': Study(dict(model='lenet5', epochs=15), LARGE | small('width', WIDTHS)),
+    'LSTM': Study(dict(model='lstm_classifier', epochs=15, learning_rate=3e-3),
+                  LARGE | small('hidden', HIDDEN))}
+PUBLISHED = {('large, sparse', 0.5): '69.5 (MobileNet)', ('small, dense', 0.5): '68.4 (MobileNet)',
+             ('large, sparse', 0.75): '67.7 (MobileNet)', ('small, dense', 0.75): '63.7 (MobileNet)',
+             ('large, sparse', 0): '70.6 (MobileNet)'}
+
+
+def weights_left(line):
+  return float(line['num_parameters']) * (1 - float(line['sparsity']))
+
+
+PAPER = paper.Paper('to_prune_or_not', STUDIES, 'parameters that are not zero', PUBLISHED,
+                    weights_left, log=True)
+
+if __name__ == '__main__':
+  paper.run(PAPER, __doc__)

@@ -1,0 +1,126 @@
+"""Settings over seeds: what the tables of compression and the scripts of papers have in common."""
+
+import itertools
+import pathlib
+import typing
+
+from absl import flags as absl_flags
+
+from lepton_jax import config as config_lib
+from lepton_jax import outcomes
+from lepton_jax.sweep import command
+
+FLAGS = absl_flags.FLAGS
+QUIET = dict(tensorboard=False, pictures=False, checkpoint_every=0)
+MEASURED = ('measure', 'test', 'validation', 'num_parameters', 'sparsity', 'rounded_sparsity',
+            'macs', 'nonzero_macs', 'file_bytes', 'epochs', 'train_seconds', 'processor', 'jax',
+            'git_revision', 'flags')
+
+
+class Study(typing.NamedTuple):
+  """Runs that differ in one thing.
+
+  Attributes:
+    base: options of all runs.
+    settings: {name: options on top of them}.
+    parent: options of a dense run that all of them start from, of the same seed; None: of none.
+    given_as: the option that names the parent's folder.
+  """
+  base: dict
+  settings: dict
+  parent: dict | None = None
+  given_as: str = 'init_from'
+
+
+def define(runs_dir, output, seeds='0,1,2'):
+  """Defines the flags of a script that trains studies."""
+  absl_flags.DEFINE_string('seeds', seeds, 'seeds, comma-separated')
+  absl_flags.DEFINE_string('data_dir', '', 'folder of prepared TFDS data')
+  absl_flags.DEFINE_string('runs_dir', runs_dir, 'the run folders are made here')
+  absl_flags.DEFINE_string('output', str(output), 'CSV file to extend')
+  absl_flags.DEFINE_enum('executor', 'inline', ('inline', 'devices', 'processes'),
+                         'as in sweeps: where trials run')
+
+
+OWN = ('seeds', 'data_dir', 'runs_dir', 'output', 'executor')
+
+
+def extend(output, studies, key):
+  """Trains what the CSV file `output` lacks of `studies`, {name: Study}, a seed at a time.
+
+  `key` maps (name of a study, name of a setting) to the first columns of its lines, {column: text}.
+  Lines of other studies and other options stay. Returns all lines.
+  """
+  from lepton_jax.report import markdown
+  output = pathlib.Path(output)
+  lines = markdown.rows(output) if output.exists() else []
+  for (name, study), seed in itertools.product(studies.items(), FLAGS.seeds.split(',')):
+    missing = {setting: first for setting in study.settings
+               if not present(lines, first := key(name, setting) | dict(
+                   seed=seed, flags=described(study, setting)))}
+    lines = [line for line in lines if not any(
+        agrees(line, {column: text for column, text in first.items() if column != 'flags'})
+        for first in missing.values())]
+    for setting, config in train(study, seed, missing).items():
+      lines.append(missing[setting] | measured(config) | dict(flags=described(study, setting)))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    markdown.write_rows(output, lines)
+  return lines
+
+
+def present(lines, first):
+  return any(agrees(line, first) for line in lines)
+
+
+def agrees(line, first):
+  return all(line[column] == text for column, text in first.items())
+
+
+def described(study, setting):
+  """A run's options as flags."""
+  start = ''
+  if study.parent is not None:
+    start = f'{study.given_as} ({words(study.base | study.parent)}): '
+  return start + words(study.base | study.settings[setting])
+
+
+def words(options):
+  return ' '.join(f'--{name}={value}' for name, value in options.items())
+
+
+def configs(study, seed, settings):
+  """{setting: its configuration of a seed}; the runs that they start from are trained."""
+  base = config_lib.Config().replace(
+      runs_dir=FLAGS.runs_dir, data_dir=FLAGS.data_dir, seed=int(seed), **QUIET | study.base)
+  start = {}
+  if study.parent is not None:
+    parent = base.replace(**study.parent).check()
+    command.train_all([parent])
+    start = {study.given_as: str(outcomes.folder_of(parent))}
+  return {setting: base.replace(**start | study.settings[setting]).check() for setting in settings}
+
+
+def train(study, seed, settings):
+  """{setting: its configuration}, trained, first the run that all start from."""
+  from lepton_jax import run
+  if not settings:
+    return {}
+  found = configs(study, seed, settings)
+  # What is rounded afterwards trains nothing, so it is no trial of a sweep.
+  after = [config for config in found.values() if config.quantize.quantize_after]
+  if swept := [config for config in found.values() if config not in after]:
+    command.train_all(swept)
+  for config in after:
+    run.train(config)
+  return found
+
+
+def measured(config):
+  """The columns MEASURED of a finished run, but for its flags, as texts."""
+  result = outcomes.finished(config)
+  kind = result['measure']
+  found = result | dict(
+      test=result[f'test_{kind}'], validation=result[f'validation_{kind}'],
+      jax=result['versions']['jax'],
+      processor=result['processor'] if result['device'] == 'cpu' else result['device'])
+  return {column: str(found[column]) for column in MEASURED if column != 'flags'}
