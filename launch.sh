@@ -68,8 +68,8 @@ install() {
 }
 
 experiments() {
-  for file in "$root"/experiments/[a-z]*.py; do basename "$file" .py; done | tr '\n' ' '
-  for file in "$root"/experiments/papers/[a-z]*.py; do echo "papers.$(basename "$file" .py)"; done | tr '\n' ' '
+  (cd "$root/experiments" && printf '%s ' [a-z]*.py papers | sed 's/\.py//g')
+  (cd "$root/experiments/papers" && printf 'papers.%s ' [a-z]*.py | sed 's/\.py//g')
 }
 
 command=${1:-}
@@ -78,7 +78,8 @@ case $command in
   *) shift ;;
 esac
 
-if [ "$command" != test ] && [ ! -f "$root/experiments/${command/.//}.py" ]; then
+script="$root/experiments/${command/.//}"
+if [ "$command" != test ] && [ ! -f "$script.py" ] && [ ! -f "$script/__main__.py" ]; then
   echo "error: no experiment '$command'; there are: $(experiments)and test" >&2
   exit 1
 fi

@@ -58,6 +58,12 @@ def readme(check):
                 sweep_cost=studies.sweep_cost_table, tpu_programs=studies.tpu_table)
   made = {name: (lambda name=name, make=make: make(read(name))) for name, make in tables.items()}
   made['headlines'] = lambda: headlines.table(read)
+  of_papers = dict(deep_compression=studies.stages_table,
+                   lottery_ticket=studies.ticket_table,
+                   what_networks_forget=studies.forgetting_table)
+  for path in sorted((RESULTS / 'papers').glob('*.csv')):
+    make = of_papers.get(path.stem, studies.paper_table)
+    made[f'paper_{path.stem}'] = lambda path=path, make=make: make(markdown.rows(path))
   for page in (ROOT / 'README.md', *sorted(RESULTS.glob('*.md'))):
     text = fresh = page.read_text()
     for name in markdown.markers(text):

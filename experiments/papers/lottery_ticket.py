@@ -6,7 +6,7 @@ Paper: Frankle and Carbin, arXiv:1803.03635, figures 3 and 4: LeNet-300-100 on M
   the weights is pruned at each round, a tenth of the output layer's. Winning tickets match the
   dense network down to 3.6 % of the weights; with other first weights they get worse at once.
 Command: ./launch.sh papers.lottery_ticket --data_dir=DIR
-Expected: experiments/results/lottery_ticket.csv and .png as committed.
+Expected: experiments/results/papers/lottery_ticket.csv and .png as committed.
 Cost: half an hour on 2 cores: 16 rounds, 3 seeds, twice each.
 
 Ours has 12 epochs of 55,000 images where the paper has 50,000 steps of 60, which is about 55 epochs
@@ -24,7 +24,7 @@ from lepton_jax import flags
 
 FLAGS = absl_flags.FLAGS
 OWN = ('rounds', 'rate', 'seeds', 'rewind_epochs', 'output')
-RESULTS = pathlib.Path(__file__).parents[1] / 'results'
+RESULTS = pathlib.Path(__file__).parents[1] / 'results' / 'papers'
 PAPER = dict(model='lenet_300_100', dataset='mnist', epochs=12, batch_size=60, learning_rate=1.2e-3,
              weight_decay=0.0, select='last', tensorboard=False, pictures=False, checkpoint_every=0,
              runs_dir='runs/lottery_ticket')

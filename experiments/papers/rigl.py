@@ -21,13 +21,13 @@ METHODS = dict(
     static=dict(prune_schedule='one_shot', prune_begin=0.0, prune_score='random',
                 prune_allocation='erk'),
     SET=dict(prune_schedule='set', **GROWING), RigL=dict(prune_schedule='rigl', **GROWING))
-SETTINGS = {('dense', 0): {},
-            **{(name, percent): dict(prune_sparsity=percent / 100, **options)
-               for percent in (90, 98) for name, options in METHODS.items()}}
-PUBLISHED = {('dense', 0): '76.8 (ResNet-50)', ('static', 90): '67.7 (ResNet-50)',
-             ('SET', 90): '69.6 (ResNet-50)', ('RigL', 90): '73.0 (ResNet-50)'}
-PAPER = paper.Paper('rigl', {'ResNet-8, CIFAR-10': Study(
-    dict(CIFAR, model='resnet8', epochs=20), SETTINGS)}, 'sparsity (%)', PUBLISHED)
+SETTINGS = {('dense', 100): {},
+            **{(name, left): dict(prune_sparsity=1 - left / 100, **options)
+               for left in (10, 2) for name, options in METHODS.items()}}
+PUBLISHED = {('dense', 100): '76.8 (ResNet-50)', ('static', 10): '67.7 (ResNet-50)',
+             ('SET', 10): '69.6 (ResNet-50)', ('RigL', 10): '73.0 (ResNet-50)'}
+STUDIES = {'ResNet-8, CIFAR-10': Study(dict(CIFAR, model='resnet8', epochs=20), SETTINGS)}
+PAPER = paper.Paper('rigl', STUDIES, 'weights that remain (%)', PUBLISHED, log=True)
 
 if __name__ == '__main__':
   paper.run(PAPER, __doc__)

@@ -46,7 +46,7 @@ def main(paper, config):
   from lepton_jax.report.pictures import save
   output = pathlib.Path(FLAGS.output)
   lines = study.extend(output, paper.studies, lambda name, setting: dict(
-      study=name, curve=setting[0], at=str(setting[1]),
+      study=name, curve=setting[0], across=paper.across, at=str(setting[1]),
       published=str(paper.published.get(setting, ''))))
   save(picture(paper, lines), output.with_suffix('.png'))
   print(studies.paper_table(lines))

@@ -74,9 +74,55 @@ def paper_table(lines):
            markdown.spread([100 * float(line['test']) for line in own]), str(len(own))]
     body.append(row + [own[0]['published']] * published)
     last = name
-  header = ('network', 'setting', 'at', 'test, %', 'seeds', *['the paper'] * published)
+  header = ('network', 'setting', lines[0]['across'], 'test, %', 'seeds',
+            *['the paper'] * published)
   processors = ', '.join(dict.fromkeys(line['processor'] for line in lines))
   return f'{markdown.table(header, body)}\n\nMean ± standard deviation. Made on {processors}.'
+
+
+def ticket_table(lines):
+  """Lottery tickets: a row a share of weights, over seeds, by the weights they start from."""
+  groups, kinds = collections.defaultdict(list), list(dict.fromkeys(l['kind'] for l in lines))
+  for line in lines:
+    groups[line['round'], line['kind']].append(line)
+  body = []
+  for number in sorted({int(line['round']) for line in lines}):
+    found = [groups[str(number), kind] for kind in kinds]
+    remaining = 100 * statistics.mean(float(line['remaining']) for line in found[0])
+    body.append((f'{remaining:.1f} %', *(markdown.spread(
+        [100 * float(line['test_accuracy']) for line in own]) for own in found)))
+  return (f'{markdown.table(("weights that remain", *kinds), body)}\n\nTest accuracy in %, mean ± '
+          f'standard deviation. Made on {lines[0]["processor"]}.')
+
+
+def stages_table(lines):
+  """Stages of compression: a row a stage, over seeds, beside what the paper has there."""
+  groups, body = collections.defaultdict(list), []
+  for line in lines:
+    groups[line['network'], line['stage']].append(line)
+  for (network, stage), own in groups.items():
+    size = statistics.mean(float(line['file_bytes']) for line in own)
+    errors = [100 - 100 * float(line['test_accuracy']) for line in own]
+    body.append((network, stage, f'{size:,.0f}', f'{float(own[0]["dense_bytes"]) / size:.1f}',
+                 markdown.spread(errors), str(len(own)), own[0]['published']))
+  header = ('network', 'stage', 'bytes of the file', 'times smaller', 'test error, %', 'seeds',
+            'the paper')
+  return (f'{markdown.table(header, body)}\n\nMean ± standard deviation. Made on '
+          f'{lines[0]["processor"]}.')
+
+
+def forgetting_table(lines):
+  """What pruned networks forget: a row a sparsity."""
+  body = [(f'{100 * float(line["sparsity"]):.0f} %', f'{line["test"]} ± {line["deviation"]}',
+           line['pies'], line['dense_on_pies'], line['dense_elsewhere'],
+           line['changed_classes'].replace(' ', ', ') or 'none',
+           f'{line["worst_class_change"]} (class {line["worst_class"]})')
+          for line in lines]
+  header = ('sparsity', 'test, %', 'PIEs', 'dense networks on them, %', 'on the others, %',
+            'classes that changed unlike the rest', 'worst change, points')
+  return (f'{markdown.table(header, body)}\n\n{lines[0]["networks"]} networks a row. PIEs: '
+          'examples on which the most frequent answer is not that of the dense networks. Made on '
+          f'{lines[0]["processor"]}.')
 
 
 def smallest_table(lines):
