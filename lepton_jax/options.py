@@ -95,8 +95,11 @@ class Data:
   skip_bad_rows: bool = option(
       False, 'csv, tsv, series: leave out rows that cannot be read, and say how many; '
              'a series closes up over them')
+  tokenizer: str = option(
+      'words', 'text: what a token is; word_pieces reads rare and unknown words in parts',
+      choices=registry.TOKENIZERS)
   vocabulary_size: int = option(
-      20_000, 'words kept, most frequent first, <pad> and <unk> among them', unit='words', low=3)
+      20_000, 'tokens kept, most frequent first, <pad> and <unk> among them', unit='tokens', low=3)
   vocabulary_min_count: int = option(1, 'words rarer than this in the training part become <unk>',
                                      low=1)
   sequence_length: int = option(128, 'running text: steps that are backpropagated through at once',

@@ -112,6 +112,7 @@ class Either:
 
 MODELS = Registry('model', 'MODELS', 'models')
 DATASETS = Registry('data set', 'DATASETS', 'data')
+TOKENIZERS = Registry('tokenizer', 'TOKENIZERS', 'data')
 OPTIMIZERS = Registry('optimizer', 'OPTIMIZERS', 'train.optim')
 SCHEDULES = Registry('schedule', 'SCHEDULES', 'train.schedules')
 LOSSES = Registry('loss', 'LOSSES', 'losses')

@@ -15,6 +15,7 @@ import threading
 import time
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -170,6 +171,15 @@ def test_texts_of_unequal_length_share_batches(files):
     numbers = np.array([[words.index(word) for word in text.split()]], np.int32)
     logits = runtime.predict(session, numbers)[0]
     assert found[i]['class'] == trained.data.classes[logits.argmax()]
+
+
+def test_word_pieces_are_read_as_in_training(files, tmp_path):
+  model, path = onnx.load(files['text'][0]), tmp_path / 'pieces.onnx'
+  words = ['<pad>', '<unk>', 'low', '##est', '##er']
+  onnx.helper.set_model_props(model, {entry.key: entry.value for entry in model.metadata_props} | {
+      'vocabulary': json.dumps(words), 'tokenizer': 'word_pieces'})
+  onnx.save(model, path)
+  assert service_lib.Model(path).read_text('Lowest slow lower').tolist() == [2, 3, 1, 2, 4]
 
 
 def test_a_token_a_full_queue_and_a_stop(files):

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from lepton_jax import assemble
-from lepton_jax.config import Config
+from lepton_jax.config import Config, Data
 from lepton_jax.data import batches, dataset, text
 from lepton_jax.errors import UserError
+from lepton_jax.registry import TOKENIZERS
 from tests import LONG
 
 
@@ -21,6 +22,38 @@ def test_tokens_and_vocabulary():
   words = ('<pad>', '<unk>', 'a', 'b')
   np.testing.assert_array_equal(text.encode(['a zebra', 'b'], words, 5), [[2, 1], [3, 0]])
   np.testing.assert_array_equal(text.encode(['a b a b'], words, 3), [[2, 3, 2]])
+
+
+def test_word_pieces_by_hand():
+  """The example of arXiv:1508.07909, with `##` where a piece does not begin its word."""
+  texts = ['low ' * 5 + 'lower ' * 2 + 'newest ' * 6 + 'widest ' * 3]
+  pieces = TOKENIZERS.get('word_pieces')()
+  vocabulary = pieces.learn(texts, 25, 1)
+  # Characters by how often they occur, then pairs by the same; of equal ones the alphabet's first.
+  assert vocabulary[:6] == ('<pad>', '<unk>', '##e', '##w', '##s', '##t')
+  assert vocabulary[13:] == ('##es', '##est', '##ow', 'low', '##ew', '##ewest', 'newest', '##dest',
+                             '##idest', 'widest', '##er', 'lower')
+  read = pieces.reader(vocabulary)
+  assert read('low lowest NEWER') == ['low', 'low', '##est', 'n', '##ew', '##er']
+  assert read('slow') == ['slow']  # no word began with an s, so it is unknown as a whole
+  assert len(pieces.learn(texts, 9, 1)) == 9
+
+
+def test_every_word_of_the_training_part_is_read_whole():
+  texts = [f'{a}{b}{c}' for a in 'xyz' for b in ('ab', 'bc', 'c') for c in ('ing', 'ed', 's', '')]
+  pieces = TOKENIZERS.get('word_pieces')()
+  for size in (30, 45):
+    vocabulary = pieces.learn(texts, size, 1)
+    read = pieces.reader(vocabulary)
+    for word in texts:
+      assert ''.join(read(word)).replace('##', '') == word
+      assert set(read(word)) <= set(vocabulary)
+
+
+def test_tags_are_of_words():
+  options = Data(tokenizer='word_pieces')
+  with pytest.raises(UserError, match='has a class for each word'):
+    text.encode_splits(dict(train=(['a b'], np.zeros((1, 2), np.int32))), options)
 
 
 def make_table(path, count=60):

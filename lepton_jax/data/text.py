@@ -2,13 +2,33 @@
 
 import collections
 import re
+import typing
 
 import numpy as np
 
 from lepton_jax.errors import UserError
+from lepton_jax.registry import TOKENIZERS
 
 PAD, UNKNOWN = '<pad>', '<unk>'
 TOKEN = re.compile(r"[\w']+|[^\w\s]")
+
+
+class Tokenizer(typing.NamedTuple):
+  """How texts become tokens.
+
+  Attributes:
+    learn: (texts, most entries, least count of a word) -> vocabulary, which begins with <pad> and
+      <unk>.
+    reader: vocabulary -> (text -> its tokens); tokens out of the vocabulary are unknown.
+  """
+  learn: typing.Callable
+  reader: typing.Callable
+
+
+@TOKENIZERS.register
+def words():
+  """Every word of the training part is a token, if it is frequent enough; others are unknown."""
+  return Tokenizer(build_vocabulary, lambda vocabulary: tokens)
 
 
 def tokens(text):
@@ -55,12 +75,19 @@ def encode(texts, vocabulary, max_length, tokenize=tokens):
 def encode_splits(parts, options):
   """({split: (int32[n, time], label)}, vocabulary) of text splits.
 
-  Only the words of the training part count.
+  Only the words of the training part count. Raises UserError for tags on pieces of words.
   """
   tagged = parts['train'][1].ndim == 2
-  tokenize = spaced if tagged else tokens
-  vocabulary = build_vocabulary(parts['train'][0], options.vocabulary_size,
-                                options.vocabulary_min_count, tokenize)
+  size, least = options.vocabulary_size, options.vocabulary_min_count
+  if tagged and options.tokenizer != 'words':
+    raise UserError(f'--tokenizer={options.tokenizer}: --task=tagging has a class for each word, '
+                    f'so it reads words')
+  if tagged:
+    vocabulary, tokenize = build_vocabulary(parts['train'][0], size, least, spaced), spaced
+  else:
+    tokenizer = TOKENIZERS.get(options.tokenizer)()
+    vocabulary = tokenizer.learn(parts['train'][0], size, least)
+    tokenize = tokenizer.reader(vocabulary)
   encoded = {split: (encode(texts, vocabulary, options.max_length, tokenize), label)
              for split, (texts, label) in parts.items()}
   if tagged:

@@ -19,9 +19,9 @@ import prometheus_client
 import pydantic
 from fastapi import responses
 
-from lepton_jax.data import text as text_lib
 from lepton_jax.deploy import runtime
 from lepton_jax.errors import UserError
+from lepton_jax.registry import TOKENIZERS
 
 PAGE = pathlib.Path(__file__).with_name('page.html')
 MOST_WORDS = 1000  # of a text, or characters; the rest of a text is cut
@@ -70,7 +70,9 @@ class Model:
     self.values = about.get('measure') == 'rmse'
     self.by_character = not self.classes and bool(self.words)
     if self.by_character:
-      self.classes = vocabulary
+      self.classes, self.tokens = vocabulary, list
+    else:
+      self.tokens = TOKENIZERS.get(about.get('tokenizer', 'words'))().reader(vocabulary)
 
   def read(self, inputs):
     """One example [...] of lists; raises ValueError that says what was given and is allowed."""
@@ -123,7 +125,7 @@ class Model:
     """One example of word numbers; raises ValueError likewise."""
     if not self.words:
       raise ValueError(f'{self.name} reads no text')
-    parts = list(text) if self.by_character else text_lib.tokens(text)
+    parts = self.tokens(text)
     if not parts:
       raise ValueError('the text has no words')
     unknown = 0 if self.by_character else 1

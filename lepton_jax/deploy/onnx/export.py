@@ -95,6 +95,7 @@ def metadata(trained):
     found['classes'] = json.dumps(list(data.classes))
   if data.vocabulary:
     found['vocabulary'] = json.dumps(list(data.vocabulary), ensure_ascii=False)
+    found['tokenizer'] = 'characters' if data.stream else config.data.tokenizer
   if data.columns:
     found['columns'] = json.dumps(list(data.columns))
   return found
