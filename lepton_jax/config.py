@@ -91,9 +91,11 @@ class Config:
   def identity(self):
     """Ten hex digits that agree exactly when every result-changing field agrees, but for one pair
     in a million millions.
+
+    What has its default counts for nothing, so an option that is added later leaves the names of
+    earlier runs as they are. A default that changes has to be another value of its option.
     """
-    values = {n: v for n, v in self.flat().items() if FIELDS[n][1].metadata['identity']}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+    return hashlib.sha256(json.dumps(self.changed(), sort_keys=True).encode()).hexdigest()[:10]
 
   def program(self):
     """A hashable value, equal for runs that can share compiled programs: strengths count as on or

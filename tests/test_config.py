@@ -96,6 +96,8 @@ def test_identity_ignores_exactly_the_fields_that_cannot_change_a_result():
 
 def test_run_name_is_for_people_and_machines():
   assert Config().name() == f'lenet5-mnist5k-{Config().identity()}'
+  # Options that are added later must not give earlier runs other names.
+  assert Config().replace(model='resnet8', epochs=5).name() == 'resnet8-mnist5k-f051277bd0'
   assert Config().replace(dataset='folder:/data/cats-dogs/').name().startswith('lenet5-cats-dogs-')
   name = Config().replace(dataset='csv:/data/prices.csv', model='linear').name()
   assert name.startswith('linear-prices-')
