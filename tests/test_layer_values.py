@@ -14,7 +14,7 @@ RECURRENT = [('lstm_classifier', {}), ('lstm_classifier', dict(norm='layer')),
              ('lstm_classifier', dict(quantize_activation_bits=8, quantize_weight_bits=4)),
              ('lstm_classifier', dict(factorize_rank=0.5)),
              ('gru_classifier', {}), ('gru_tagger', dict(depth=2)),
-             ('elman_classifier', dict(activation='relu'))]
+             ('elman_classifier', dict(activation='relu')), ('lstm_lm', {})]
 RANGE = dict(input=(0, 1), forget=(0, 1), output=(0, 1), cell=(-1, 1), reset=(0, 1), update=(0, 1))
 
 
