@@ -26,9 +26,10 @@ def told(cell):
 
 @pytest.fixture
 def tour(tmp_path, monkeypatch):
-  """The names that the cells leave behind, run with one epoch in a folder of their own."""
+  """The names that the cells leave behind, run after a short training, in a folder of their own."""
   import matplotlib
   monkeypatch.setenv('LEPTON_TOUR_EPOCHS', '1')
+  monkeypatch.setenv('LEPTON_TOUR_EXAMPLES', '1000')
   monkeypatch.chdir(tmp_path)
   names = {}
   with matplotlib.rc_context():
@@ -52,7 +53,7 @@ def test_short_form_runs_and_its_numbers_fit_together(tour):
 
 
 def check_loaded_networks(tour):
-  assert tour['accuracy'] == tour['dense']['test_accuracy'] == tour['tested']['dense'] > 0.8
+  assert tour['accuracy'] == tour['dense']['test_accuracy'] == tour['tested']['dense'] > 0.5
   assert tour['lstm'].measure('test')['accuracy'] == tour['reader']['test_accuracy'] > 0.2
   # Copies with other weights were made of it, and it is as it was.
   assert tour['cnn'].measure('test')['accuracy'] == tour['accuracy']
@@ -79,7 +80,7 @@ def check_pruned_and_rounded_by_hand(tour):
   for share in tour['by_share']:
     smaller = pruned(kernels, share)
     assert sum(np.sum(kernel == 0) for kernel in smaller.values()) == round(share * 430_500)
-    left = min(np.abs(k[k != 0]).min() for k in smaller.values())
+    left = min(np.abs(k[k != 0]).min(initial=np.inf) for k in smaller.values())
     gone = max(np.abs(kernels[name][k == 0]).max(initial=0) for name, k in smaller.items())
     assert gone <= left
   assert tour['by_share'][0] == tour['dense']['validation_accuracy'] > tour['by_share'][0.98]
