@@ -9,7 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from lepton_jax import assemble, build_network, cluster, evaluation, files, machine, metrics
+from lepton_jax import (
+  assemble,
+  build_network,
+  cluster,
+  evaluation,
+  files,
+  layer_values,
+  machine,
+  metrics,
+  registry,
+  trees,
+)
 from lepton_jax import config as config_lib
 from lepton_jax import strengths as strengths_lib
 from lepton_jax.data import dataset
@@ -134,6 +145,56 @@ class Trained:
       values = self.network.scaling.values(inputs, outputs)
       return values[:, 0] if values.shape[1] == 1 else values
     return metrics.probabilities(outputs).argmax(-1)
+
+  def activations(self, inputs):
+    """{layer: f32[n, ...]} that layers with parameters answer to raw inputs [n, ...].
+
+    Layers are named by their paths, such as 'conv1'. A non-linearity that the model applies to an
+    answer comes after it. What is inside a recurrent layer is in `gates`.
+    """
+    return jax.device_get(self._look(layer_values.activations, inputs))
+
+  def gates(self, inputs):
+    """{layer: {gate: f32[n, time, units]}} of recurrent layers for raw inputs [n, time, ...].
+
+    An LSTM has the gates input, forget, cell and output, a GRU reset, update and new; cell and new
+    are the values that come in, between -1 and 1. A layer that reads backward has its own first
+    step first. Steps that come after the end of a text mean nothing.
+    """
+    return jax.device_get(self._look(layer_values.gates, inputs))
+
+  def _look(self, function, inputs):
+    weights = self.weights
+    if self.data.stream:  # running text is read from an empty state
+      carry = self.network.carry(len(inputs))
+      weights = dict(weights, model_state=dict(weights['model_state'], carry=carry))
+    look = jax.jit(functools.partial(function, self.network))
+    return look(weights, jnp.asarray(inputs), self.hparams)
+
+  @property
+  def kernels(self):
+    """{name: f32 array} of the kernels that count, masked and rounded as the run says."""
+    counted = self.network.compression.counted(self.weights, self.hparams)
+    return {name: np.array(leaf) for name, leaf in trees.named(counted['params']).items()
+            if trees.is_kernel(name)}
+
+  def with_kernels(self, changed):
+    """A copy with other arrays for some kernels, {name: array}; this network stays as it is.
+
+    Methods of compression of the run act on them anew: what it masked stays zero. Raises UserError
+    for a name or a shape that the network does not have.
+    """
+    own = {name: leaf for name, leaf in trees.named(self.weights['params']).items()
+           if trees.is_kernel(name)}
+    for name, array in changed.items():
+      if name not in own:
+        raise UserError(registry.unknown('kernel', name, tuple(own)))
+      if np.shape(array) != own[name].shape:
+        raise UserError(f'{name} has shape {own[name].shape}; what was given has '
+                        f'{np.shape(array)}')
+    new = {name: jnp.asarray(array, own[name].dtype) for name, array in changed.items()}
+    params = trees.map_named(lambda name, leaf: new.get(name, leaf), self.weights['params'])
+    return dataclasses.replace(self, weights=dict(self.weights, params=params))
 
 
 def load(folder, examples=True, **overrides):

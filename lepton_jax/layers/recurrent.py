@@ -13,6 +13,8 @@ from lepton_jax.layers.activation import ACTIVATIONS
 from lepton_jax.layers.dense import Dense
 from lepton_jax.precision import at_least_single
 
+GATES = 'gates'  # what a layer that is watched sows of each step
+
 
 class Kind(typing.NamedTuple):
   """A cell without its projections.
@@ -22,17 +24,23 @@ class Kind(typing.NamedTuple):
     states: arrays a cell carries; the first is its output.
     input_bias: whether the input projection has a bias beside the recurrent one's.
     join: (input gates, recurrent gates) -> what the gates see, linear in both.
+    opened: (joined gates, activation) -> {gate: its value}, element by element.
     step: (joined gates, states, activation) -> states, element by element.
   """
   gates: int
   states: int
   input_bias: bool
   join: typing.Callable
+  opened: typing.Callable
   step: typing.Callable
 
 
+def _elman_gates(z, activation):
+  """activation(W x + U h + b) (Elman 1990), which is the new state."""
+  return dict(new=activation(z))
+
+
 def _elman(z, states, activation):
-  """h' = activation(W x + U h + b) (Elman 1990)."""
   del states
   return (activation(z),)
 
@@ -47,24 +55,38 @@ def _gru_join(x, h):
   return jnp.concatenate([reset_and_update, x[..., 2 * size:], h[..., 2 * size:]], -1)
 
 
-def _gru(z, states, activation):
+def _gru_gates(z, activation):
   """Gates reset, update, new; the reset gate acts after the product (arXiv:1406.1078 version 3)."""
   reset, update, new, recurrent = jnp.split(z, 4, -1)
-  update = nn.sigmoid(update)
-  return ((1 - update) * activation(new + nn.sigmoid(reset) * recurrent) + update * states[0],)
+  reset = nn.sigmoid(reset)
+  return dict(reset=reset, update=nn.sigmoid(update), new=activation(new + reset * recurrent))
+
+
+def _gru(z, states, activation):
+  gate = _gru_gates(z, activation)
+  return ((1 - gate['update']) * gate['new'] + gate['update'] * states[0],)
+
+
+def _lstm_gates(z, activation):
+  """Gates input, forget, cell, output (Hochreiter and Schmidhuber 1997, with forget gates)."""
+  i, f, g, o = jnp.split(z, 4, -1)
+  return dict(input=nn.sigmoid(i), forget=nn.sigmoid(f), cell=activation(g), output=nn.sigmoid(o))
 
 
 def _lstm(z, states, activation):
-  """Gates input, forget, cell, output (Hochreiter and Schmidhuber 1997, with forget gates)."""
-  i, f, g, o = jnp.split(z, 4, -1)
-  cell = nn.sigmoid(f) * states[1] + nn.sigmoid(i) * activation(g)
-  return nn.sigmoid(o) * activation(cell), cell
+  gate = _lstm_gates(z, activation)
+  cell = gate['forget'] * states[1] + gate['input'] * gate['cell']
+  return gate['output'] * activation(cell), cell
 
 
 KINDS = dict(
-    elman=Kind(1, 1, False, jnp.add, _elman),
-    gru=Kind(3, 1, True, _gru_join, _gru),
-    lstm=Kind(4, 2, False, jnp.add, _lstm))
+    elman=Kind(1, 1, False, jnp.add, _elman_gates, _elman),
+    gru=Kind(3, 1, True, _gru_join, _gru_gates, _gru),
+    lstm=Kind(4, 2, False, jnp.add, _lstm_gates, _lstm))
+
+
+def _opened(kind, activation, z):
+  return KINDS[kind].opened(z, ACTIVATIONS[activation])
 
 
 def _step(kind, activation, z, states):
@@ -155,7 +177,10 @@ class Recurrent(nn.Module):
       projected = recurrent(states[0] if keep is None else states[0] * keep)
       if self.layer_norm:
         projected = jax.nn.standardize(projected) * scale.astype(x.dtype)
-      states = recur.elementwise(step, exists, join(gate, projected), states)
+      z = join(gate, projected)
+      if recurrent.is_mutable_collection('intermediates'):
+        recurrent.sow('intermediates', GATES, _opened(self.kind, self.activation, z))
+      states = recur.elementwise(step, exists, z, states)
       return states, recur.output(states[0], exists)
 
     # Whatever a layer sows is stacked along time.
