@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 NOTEBOOK = pathlib.Path(__file__).parents[1] / 'experiments' / 'tour.ipynb'
-OF_MACHINES = re.compile(r'/(tmp|home|root|Users|work|usr|var|mnt)/|[A-Z]:\\|site-packages')
+OF_MACHINES = re.compile(r'/(tmp|home|root|Users|usr|var|mnt)/|[A-Z]:\\|site-packages')
 
 
 def code_cells():

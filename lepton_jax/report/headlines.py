@@ -10,7 +10,9 @@ def table(read):
   small = lambda row: [line for line in read('smallest_files') if line['row'] == row]
   body = [packed('LeNet-300-100 on MNIST in one file', small('lenet_300_100')),
           packed('LSTM on SST-2, its 14,000 words in the file', small('sst2_lstm')),
-          compressed(read('accuracy')), accuracy(read('accuracy'), 'resnet8 on CIFAR-10'),
+          packed('ResNet-20 on CIFAR-10 in one file', small('resnet20_98kb')),
+          packed('ResNet-8 on CIFAR-10 in one file', small('resnet8_32kb')),
+          compressed(read('accuracy')),
           accuracy(read('accuracy'), 'character LSTM on tiny_shakespeare'),
           speed(read('benchmark')), exported(read('runtimes')), sweeps(read('sweep_cost'))]
   return (markdown.table(('what', 'measured', 'more'), body) +
