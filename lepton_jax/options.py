@@ -301,6 +301,9 @@ class Quantize:
   quantize_zero: str = option(
       'affine', 'ranges of inputs as they are, or as far below zero as above',
       choices=('affine', 'symmetric'))
+  quantize_begin: float | None = option(
+      None, 'share of the run before inputs are rounded; unset: 0.25, or 0 with --init_from', low=0,
+      high=1)
   quantize_calibration: int = option(8, 'training batches that set the ranges of inputs',
                                      unit='batches', low=1)
   quantize_after: bool = option(False, 'round the weights of --init_from and train nothing; reads '

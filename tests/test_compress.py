@@ -119,10 +119,10 @@ OPTIONS = [dict(prune_sparsity=0.5), dict(quantize_weight_bits=4), dict(quantize
 
 @pytest.mark.parametrize('option', OPTIONS)
 def test_zero_is_bit_identical_to_absent_and_on_is_not(small, option):
-  plain, _, _ = run_steps(small.replace(prune_begin=0.0), 4)
+  plain, _, _ = run_steps(small.replace(prune_begin=0.0, quantize_begin=0.0), 4)
   none = {k: type(v)(0) for k, v in option.items()}
-  zero, _, _ = run_steps(small.replace(prune_begin=0.0, **none), 4)
-  on, _, _ = run_steps(small.replace(prune_begin=0.0, **option), 4)
+  zero, _, _ = run_steps(small.replace(prune_begin=0.0, quantize_begin=0.0, **none), 4)
+  on, _, _ = run_steps(small.replace(prune_begin=0.0, quantize_begin=0.0, **option), 4)
   assert_same(plain, zero)
   assert trees.digest(on.params) != trees.digest(plain.params)
 

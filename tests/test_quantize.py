@@ -258,7 +258,7 @@ def test_layers_inside_a_scan_are_reached():
 
 def test_ranges_are_trained_or_set_anew_and_exclusions_told(small):
   config = small.replace(quantize_weight_bits=4, quantize_activation_bits=4,
-                         quantize_exclude='head')
+                         quantize_exclude='head', quantize_begin=0.0)
   first, _, _ = run_steps(config, 1)
   later, _, _ = run_steps(config, 8)
   ranges = part(first.held['quantize'], 'ranges')
@@ -277,6 +277,22 @@ def test_ranges_are_trained_or_set_anew_and_exclusions_told(small):
       kernel='dense1/kernel', weight_bits=4, quantizer='max', granularity='channel',
       activation_bits=4, activation_quantizer='lsq_plus')
   assert rows['head/kernel']['reason'] == 'excluded by --quantize_exclude=head'
+
+
+@pytest.mark.parametrize('model', ['cnn_mnist', 'lstm_classifier'])
+@pytest.mark.parametrize('reader', ['lsq_plus', 'min_max'])
+def test_inputs_are_neither_rounded_nor_clipped_before_rounding_begins(small, model, reader):
+  config = small.replace(model=model, quantize_inputs=reader)
+  total = assemble.build(config, assemble.load_data(config)).total_steps
+  rounded = config.replace(quantize_activation_bits=2, quantize_begin=3 / total)
+  for steps, same in ((3, True), (4, False)):
+    _, _, one = run_steps(config, steps)
+    state, _, other = run_steps(rounded, steps)
+    assert (abs(float(one['loss'] - other['loss'])) < 1e-5) == same
+    assert all(bool(high) != same for name, high in part(state.held['quantize'], 'ranges').items()
+               if name.endswith('high'))
+  for kernel, leaf in trees.named(run_steps(rounded, 3)[0].params).items():
+    np.testing.assert_allclose(leaf, trees.named(run_steps(config, 3)[0].params)[kernel], atol=1e-5)
 
 
 def test_bits_by_layer(small):

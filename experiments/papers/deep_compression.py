@@ -7,7 +7,7 @@ Paper: Han et al., arXiv:1510.00149, tables 1, 2 and 3: LeNet-300-100 from 1,070
   rest.
 Command: ./launch.sh papers.deep_compression --data_dir=DIR
 Expected: experiments/results/papers/deep_compression.csv as committed.
-Cost: 20 minutes on 2 cores.
+Cost: 5 minutes on 2 cores for the first network, 10 for the second.
 
 Both networks have 32 values a layer here. The paper codes by Huffman, positions as differences of 3
 to 8 bits; ours by adaptive arithmetic coding (lepton_jax/deploy/FORMAT.md). Bytes are those of the

@@ -21,7 +21,7 @@ TEACHER = dict(width=9.4, dropout=0.3, augment_crop=2, epochs=20)
 STUDENT = dict(width=0.234, epochs=15, learning_rate=3e-3)
 TEMPERATURES = (1, 2, 4, 8, 20)
 PAPER = paper.Paper('distillation', {'two layers of 30, MNIST': Study(
-    MNIST | STUDENT, {('alone', 1): {}, **{('distilled', t): dict(
+    MNIST | STUDENT, {('alone', 1): dict(teacher=''), **{('distilled', t): dict(
         distill=0.9, distill_temperature=t) for t in TEMPERATURES}}, TEACHER, 'teacher')},
     'temperature', log=True)
 

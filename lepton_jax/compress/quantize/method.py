@@ -13,6 +13,8 @@ from lepton_jax.layers import platform
 from lepton_jax.precision import at_least_single
 
 NAME, KERNELS, RANGES = 'quantize', 'kernels', 'ranges'
+FINEST = 24  # bits that lose no more than float32 does
+BEGIN = 0.25  # share of a run from random weights before its inputs are rounded
 
 
 def make(config, setting):
@@ -67,16 +69,23 @@ def make(config, setting):
   def read(site, x, entries, *arrays):
     if platform.as_graph():
       return platform.operator('rounded', inputs.rounded, x, *grid(site, *arrays))
-    return reader.apply(x, *range_of(site, *arrays), entries)
+    low, high, width = range_of(site, *arrays)
+    # Nothing is rounded, nor clipped, before a range is set.
+    return jnp.where(high > low, reader.apply(x, low, high, width, entries), x)
 
   def grid(site, *arrays):
-    return inputs.grid(*range_of(site, *arrays))
+    low, high, width = range_of(site, *arrays)
+    # States of a recurrent layer, which a fused one rounds by itself, lie between -1 and 1.
+    one, is_set = jnp.ones((), low.dtype), high > low
+    return inputs.grid(jnp.where(is_set, low, -one), jnp.where(is_set, high, one),
+                       jnp.where(is_set, width, FINEST))
 
   return Method(
       name=NAME, reaches=functools.partial(reached, setting), init=init, keeps=True,
       weights=weights, steps=steps, rounds=True, sites=frozenset(input_bits), inputs=read,
       grid=grid,
       strengths=functools.partial(strengths, setting),
+      settled=first_rounded(config, setting) if input_bits else 0,
       hooks=functools.partial(hooks, reader, setting) if input_bits else lambda *_: [])
 
 
@@ -169,18 +178,25 @@ def strengths(setting, config):
   return {name: values for name, values in found.items() if values}
 
 
-def hooks(reader, setting, config, tools):
-  """The setting of ranges.
+def first_rounded(config, setting):
+  """The step from which inputs are rounded.
 
-  Ranges that are not trained are set anew at each epoch. The others are at the first step, and
-  while weights that began at random still grow a few times more, or they would clip what they were
-  set for; from weights of another run they begin where they belong.
+  Weights that began at random make larger and larger inputs for a while; ranges that are set before
+  clip them, and a recurrent network hardly recovers from that.
   """
-  options = config.quantize
-  often = (0, 0.05, 0.1, 0.25, 0.5)  # shares of the run
-  if config.training.init_from:
-    often = () if setting.kept else (0,)
-  settings = {round(share * setting.total_steps) for share in often}
+  begin = config.quantize.quantize_begin
+  if begin is None:
+    begin = 0.0 if config.training.init_from else BEGIN
+  return min(round(begin * setting.total_steps), setting.total_steps - 1)
+
+
+def hooks(reader, setting, config, tools):
+  """The setting of ranges, when rounding begins.
+
+  Ranges that are not trained are set anew at each epoch from there on. Trained ones that another
+  run left are kept.
+  """
+  options, first = config.quantize, first_rounded(config, setting)
   _, input_bits = bits(options, setting)
 
   def calibrate(state, step):
@@ -190,7 +206,7 @@ def hooks(reader, setting, config, tools):
     new = dict(arrays)
     for site in input_bits:
       old = part(arrays, f'{RANGES}/{site}')
-      before = (float(old['low']), float(old['high'])) if step else None
+      before = (float(old['low']), float(old['high'])) if step > first else None
       low, high = reader.calibrate(seen[site], input_bits[site], before)
       if options.quantize_zero == 'symmetric':
         low, high = inputs.symmetric(low, high)
@@ -205,6 +221,8 @@ def hooks(reader, setting, config, tools):
     return replaced(state, NAME, learned=learned | whole)
 
   def due(step):
-    return step in settings if reader.learned else step % setting.steps_per_epoch == 0
+    if reader.learned:
+      return step == first and not setting.kept
+    return step == first or step > first and step % setting.steps_per_epoch == 0
 
   return [(due, calibrate)]
