@@ -1,5 +1,6 @@
 """Four virtual devices, strict promotion, and a home for the caches of every test session."""
 
+import gc
 import os
 import pathlib
 import tempfile
@@ -15,6 +16,10 @@ import pytest  # noqa: E402
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 4)
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
+jax.config.update('jax_traceback_in_locations_limit', 0)  # a place in the source for each operation
+
+# Tracing makes millions of objects that stay; looking through them again and again takes minutes.
+gc.set_threshold(100_000, 20, 20)
 
 # A first example compiles; explaining a failure would compile hundreds of times more.
 phases = set(hypothesis.Phase) - {hypothesis.Phase.explain}

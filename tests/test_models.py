@@ -40,9 +40,9 @@ DISTINCT = [name for name in MODELS.names() if name not in (
 # Those of a class that one or two others stand for: laws of compression hold for all models, which
 # are made of the same layers; LEPTON_LONG_TESTS=1 asks every one. A new model is always asked.
 ALIKE = ('bilstm_regressor', 'bilstm_tagger', 'cnn_binary', 'cnn_cifar', 'cnn_mnist', 'conv6',
-         'elman_classifier', 'elman_regressor', 'elman_tagger', 'gru_regressor', 'gru_tagger',
-         'lenet_300_100', 'linear', 'lstm_classifier', 'lstm_regressor', 'mlp', 'resnet18',
-         'resnet20')
+         'elman_classifier', 'elman_regressor', 'elman_tagger', 'gru_classifier', 'gru_regressor',
+         'gru_tagger', 'lenet_300_100', 'linear', 'lstm_classifier', 'lstm_regressor',
+         'lstm_tagger', 'mlp', 'resnet18', 'resnet20', 'text_cnn')
 FAMILIES = [name for name in DISTINCT if LONG or name not in ALIKE]
 # Models that read tokens, and how many words they know.
 VOCABULARY = {'text_cnn': 10_000, 'lstm_lm': 65}

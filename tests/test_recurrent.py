@@ -17,7 +17,8 @@ from tests import LONG
 from tests.golden import make_recurrent
 
 SEQUENCE_MODELS = [n for n in MODELS.names()
-                   if n.endswith(('_classifier', '_tagger')) or n == 'text_cnn']
+                   if n.endswith(('_classifier', '_tagger')) or n == 'text_cnn'] if LONG else [
+                       'bilstm_classifier', 'elman_tagger', 'gru_classifier', 'text_cnn']
 
 
 def golden(kind):
