@@ -9,6 +9,9 @@ import tempfile
 os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
                            ' --xla_llvm_disable_expensive_passes=true')
 
+# Each worker has one core. NumPy's threads would wait in loops for those of the other.
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
+
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
