@@ -5,6 +5,7 @@ import functools
 import inspect
 
 import jax
+import jax.numpy as jnp
 
 from lepton_jax import layer_facts, losses, objective, registry, trees
 from lepton_jax.compress import methods
@@ -12,6 +13,7 @@ from lepton_jax.compress.method import Setting
 from lepton_jax.compress.prune import method as prune
 from lepton_jax.errors import UserError
 from lepton_jax.layers import platform
+from lepton_jax.layers import widths as widths_lib
 from lepton_jax.network import Network
 from lepton_jax.scaling import Scaling
 
@@ -58,13 +60,25 @@ def model_options(architecture, parameters):
   return chosen
 
 
+@functools.partial(jax.jit, static_argnames=('module', 'widths', 'shape', 'dtype'))
+def _first(key, module, widths, shape, dtype):
+  """(an empty array of as many axes as the output has, fresh variables).
+
+  Compiled once for all networks of an architecture, without the forward pass.
+  """
+  with widths_lib.using(dict(widths)):
+    output, variables = module.init_with_output(key, jnp.zeros(shape, dtype), None)
+  return jnp.zeros((0,) * output.ndim), variables
+
+
 def make_init(network, dataset):
-  """A function from a key to freshly initialised {'params', 'batch_stats', ...}, compiled once.
+  """A function from a key to freshly initialised {'params', 'batch_stats', ...}.
 
   It raises UserError where model and data do not fit.
   """
   inputs, model = network.example_inputs(dataset), network.config.architecture.model
-  compiled = jax.jit(lambda key: network.init(key, inputs))
+  compiled = functools.partial(_first, module=network.module, shape=inputs.shape,
+                               widths=tuple(network.widths.items()), dtype=inputs.dtype)
 
   def init(key):
     try:

@@ -113,9 +113,11 @@ def lists(flag_values=flags.FLAGS):
 
 
 def describe(name):
-  """A flag's help: meaning and unit."""
+  """A flag's help: meaning, names that are known among others, and unit."""
   meta = config_lib.FIELDS[name][1].metadata
-  return f'{meta["help"]} [{meta["unit"]}]' if meta['unit'] else meta['help']
+  known = f'; embedded: {", ".join(meta["among"].names())}' if meta['among'] else ''
+  unit = f' [{meta["unit"]}]' if meta['unit'] else ''
+  return meta['help'] + known + unit
 
 
 def configuration(flag_values=flags.FLAGS):

@@ -10,17 +10,18 @@ from lepton_jax import registry
 
 
 def option(default, help, *, unit='', choices=None, low=None, high=None, identity=True,
-           traced=False, log=False, separator=','):
+           traced=False, log=False, separator=',', among=None):
   """A dataclass field that is also a flag.
 
   `choices` is a tuple of names or a Registry; `low` and `high` bound a number, inclusively. A field
   typed `X | None` is unset by default and then left to the model or data set. All non-zero values
   of a `traced` field share one compiled program. A search draws a `log` field evenly on a log
-  scale; a sweep's list of values is cut at `separator`.
+  scale; a sweep's list of values is cut at `separator`. `among` is a Registry of names that are
+  shown beside others that are allowed.
   """
   return dataclasses.field(default=default, metadata=dict(
       help=help, unit=unit, choices=choices, low=low, high=high, identity=identity, traced=traced,
-      log=log, separator=separator))
+      log=log, separator=separator, among=among))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,8 @@ class Data:
   """Where examples come from and how they are split. Test examples never take part in a choice."""
   dataset: str = option(
       'mnist5k', "embedded set, TFDS name (mnist, cifar10, ...), "
-                 "'folder:/path', 'csv:/path', 'text:/path' or 'series:/path'")
+                 "'folder:/path', 'csv:/path', 'text:/path' or 'series:/path'",
+      among=registry.DATASETS)
   data_dir: str = option(
       '', 'folder of prepared TFDS data; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets',
       identity=False)

@@ -1,5 +1,6 @@
 """Four virtual devices, strict promotion, and a home for the caches of every test session."""
 
+import gc
 import os
 import pathlib
 import tempfile
@@ -8,6 +9,9 @@ import tempfile
 os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
                            ' --xla_llvm_disable_expensive_passes=true')
 
+# Each worker has one core. NumPy's threads would wait in loops for those of the other.
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
+
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -15,6 +19,10 @@ import pytest  # noqa: E402
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 4)
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
+jax.config.update('jax_traceback_in_locations_limit', 0)  # a place in the source for each operation
+
+# Tracing makes millions of objects that stay; looking through them again and again takes minutes.
+gc.set_threshold(100_000, 20, 20)
 
 # A first example compiles; explaining a failure would compile hundreds of times more.
 phases = set(hypothesis.Phase) - {hypothesis.Phase.explain}

@@ -17,10 +17,10 @@ from lepton_jax.errors import UserError
 from tests import LONG
 from tests.test_models import FAMILIES, SHALLOW, SMALL, random_like, tiny_dataset
 
-EXTRA = [('resnet20', dict(width=0.5, depth=2)), ('bilstm_classifier', dict(depth=2)),
-         ('gru_classifier', dict(depth=2)), ('lstm_lm', dict(tied=True, embedding=8, hidden=8)),
-         ('resnet8', dict(norm='none')), ('ds_cnn', dict(width=0.1, share=0.99)), *LONG * [
-             ('bilstm_classifier', dict(pooling='max')),
+EXTRA = [('bilstm_classifier', dict(depth=2)), ('gru_classifier', dict(depth=2)),
+         ('lstm_lm', dict(tied=True, embedding=8, hidden=8)), ('resnet8', dict(norm='none')),
+         ('ds_cnn', dict(width=0.1, share=0.99)), *LONG * [
+             ('resnet20', dict(width=0.5, depth=2)), ('bilstm_classifier', dict(pooling='max')),
              ('mobilenet_v1', dict(width=0.05, share=0.9))]]
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from lepton_jax.config import Config
 from lepton_jax.data import batches, dataset, splits
 from lepton_jax.errors import UserError
+from lepton_jax.registry import DATASETS
 
 
 def load(loss=None, **options):
@@ -53,7 +54,15 @@ def test_embedded_sets(name):
     assert counts.max() - counts.min() <= (0 if name == 'mnist5k' else 12)
   flat = [set(map(bytes, data.splits[s][0])) for s in ('train', 'validation', 'test')]
   assert not flat[0] & flat[2] and not flat[0] & flat[1]
-  assert load(dataset=name).fingerprint == data.fingerprint
+
+
+@pytest.mark.parametrize('name', DATASETS.names())
+def test_every_embedded_set_is_read_alike_twice_and_labels_are_of_its_classes(name, tmp_path):
+  data, again = load(dataset=name), load(dataset=name, cache_dir=str(tmp_path))
+  assert data.fingerprint == again.fingerprint
+  for inputs, label in data.splits.values():
+    assert len(inputs) == len(label) > 0
+    assert not data.classes or 0 <= label.min() <= label.max() < len(data.classes)
 
 
 def test_statistics_come_from_the_training_part_alone(tmp_path):

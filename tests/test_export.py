@@ -56,7 +56,10 @@ def operators(content):
   return counts
 
 
-@pytest.mark.parametrize('model,options', [(name, {}) for name in MODELS.names()] + EXTRA)
+EVERY = MODELS.names() if LONG else FAMILIES
+
+
+@pytest.mark.parametrize('model,options', [(name, {}) for name in EVERY] + EXTRA)
 def test_every_model_answers_alike_in_onnx_runtime(small, model, options, monkeypatch):
   trained = shaken(trained_of(small, monkeypatch, model, **options))
   content, _ = export.export(trained)
@@ -70,7 +73,7 @@ def test_every_model_answers_alike_in_onnx_runtime(small, model, options, monkey
     assert found[kind] == layers_of_it and not {'Scan', 'ReverseSequence'} & set(found)
 
 
-@pytest.mark.parametrize('model', MODELS.names() if LONG else FAMILIES)
+@pytest.mark.parametrize('model', EVERY)
 def test_every_model_answers_alike_as_stablehlo(small, model, monkeypatch):
   trained = shaken(trained_of(small, monkeypatch, model))
   program = jax.export.deserialize(stablehlo.export(trained))

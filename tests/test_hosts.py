@@ -15,8 +15,8 @@ from tests import LONG
 
 ROOT = pathlib.Path(__file__).parents[1]
 TRAIN = ('train', '--model=mlp', '--dataset=digits', '--epochs=8', '--batch_size=32', '--width=0.5',
-         '--dropout=0.2', '--prune_sparsity=0.5', '--quantize_weight_bits=4', '--cpu_devices=1',
-         '--notensorboard', '--nopictures')
+         '--dropout=0.2', *LONG * ('--prune_sparsity=0.5', '--quantize_weight_bits=4'),
+         '--cpu_devices=1', '--notensorboard', '--nopictures')
 SLICE = ('--name=mine', '--zone=here', '--type=v5litepod-16', '--spot', '--poll=0.2')
 SAME = ('parameters_sha256', 'test_loss', 'validation_loss', 'selected_step')
 

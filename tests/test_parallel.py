@@ -167,7 +167,7 @@ def test_every_train_step_lowers_for_gpus_and_tpus(model):
   assert [a.shape for a in lowered.out_avals[:len(leaves)]] == [leaf.shape for leaf in leaves]
 
 
-@pytest.mark.parametrize('mode', ('jit', 'sharded', 'pmap'))
+@pytest.mark.parametrize('mode', ('jit', 'sharded', *LONG * ('pmap',)))
 def test_many_steps_a_call_give_the_numbers_of_one_by_one(mode, tmp_path, small):
   """Calls of four and single steps, around epoch ends and mask updates, end in equal parameters."""
   from lepton_jax import run

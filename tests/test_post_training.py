@@ -33,7 +33,7 @@ def quantised(trained, tmp_path, **options):
 def test_eight_bits_cost_nothing_and_fewer_cost_more(trained, tmp_path):
   _, exact, _ = trained
   accuracy = {}
-  for bits in (8, 3, 2):
+  for bits in (8, 2):
     config, result = quantised(trained, tmp_path, quantize_weight_bits=bits,
                                quantize_activation_bits=8)
     accuracy[bits] = result['test_loss']

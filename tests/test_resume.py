@@ -89,7 +89,7 @@ def test_running_text_resumes_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
   whole = run.train(config.replace(runs_dir=str(tmp_path / 'whole')), quiet=True)
   config = config.replace(runs_dir=str(tmp_path / 'stopped'))
   monkeypatch.setattr(loop, 'StopSignal', Stopped)
-  for stop in (7, 13):
+  for stop in (*LONG * (7,), 13):
     monkeypatch.setattr(Stopped, 'after', stop)
     with pytest.raises(loop.Interrupted):
       run.train(config, quiet=True)

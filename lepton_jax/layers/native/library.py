@@ -4,7 +4,9 @@ They call oneDNN, which comes as a wheel for Linux on x86-64. Where oneDNN, a C+
 platform is missing, `status` says so and layers take XLA's own forms.
 """
 
+import contextlib
 import ctypes
+import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -120,19 +122,28 @@ def _built(digest, headers, onednn):
   compiler = os.environ.get('CXX') or shutil.which('g++')
   if not compiler:
     raise Missing('a C++ compiler would make them faster (apt-get install g++)')
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix('.lock').open('a') as lock:
+      with contextlib.suppress(OSError):  # not every network disk has locks
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes of a machine one compiles
+      if not path.exists():
+        _make(path, compiler, headers, onednn)
+      pathlib.Path(lock.name).unlink(missing_ok=True)
+  except OSError as error:
+    raise Missing(f'{path.parent} cannot be written ({error})') from error
+  return path
+
+
+def _make(path, compiler, headers, onednn):
   message = f'compiling the CPU layers for this machine, once, into {path}'
   print(message, file=sys.stderr, flush=True)
   import jax
   include = _file(headers, 'dnnl.hpp').parent
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-      includes = (include, include.parents[1], jax.ffi.include_dir())
-      _compile(compiler, pathlib.Path(folder), includes, onednn)
-      os.replace(pathlib.Path(folder) / 'library.so', path)  # whole or not at all
-  except OSError as error:
-    raise Missing(f'{path.parent} cannot be written ({error})') from error
-  return path
+  with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    includes = (include, include.parents[1], jax.ffi.include_dir())
+    _compile(compiler, pathlib.Path(folder), includes, onednn)
+    os.replace(pathlib.Path(folder) / 'library.so', path)  # whole or not at all
 
 
 def _compile(compiler, folder, includes, onednn):
