@@ -55,6 +55,5 @@ TABLES = {
     'channels_conv6': Table(RESIDUAL | AFTER | dict(model='conv6', norm='batch', epochs=10),
                             {DENSE: {}, **HALF}, BEFORE | dict(epochs=15)),
     'lstm_rows': Table(ROWS, RECURRENT),
-    'lstm_characters': Table(SHAKESPEARE | dict(epochs=5, learning_rate=1e-3), RECURRENT,
-                             dict(epochs=10, learning_rate=3e-3)),
+    'lstm_characters': Table(SHAKESPEARE | dict(epochs=10, learning_rate=3e-3), RECURRENT),
 }
