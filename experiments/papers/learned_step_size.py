@@ -30,8 +30,10 @@ PUBLISHED = {('dense', 32): '70.5 (ResNet-18)'} | {
     for bits, accuracy in zip((2, 3, 4), accuracies)}
 BASE = dict(model='resnet8', optimizer='nesterov', weight_decay=5e-4, schedule='one_cycle',
             batch_size=64, augment_crop=2, epochs=10, learning_rate=0.02)
-PAPER = paper.Paper('learned_step_size', {'ResNet-8, digits': Study(
-    BASE, SETTINGS, dict(epochs=20, learning_rate=0.1))}, 'bits of weights and inputs', PUBLISHED)
+NETWORK = 'ResNet-8, digits'
+STUDIES = {NETWORK: Study(BASE, SETTINGS, dict(epochs=20, learning_rate=0.1))}
+PAPER = paper.Paper('learned_step_size', STUDIES, 'bits of weights and inputs',
+                    {NETWORK: PUBLISHED})
 
 if __name__ == '__main__':
   paper.run(PAPER, __doc__)

@@ -22,9 +22,10 @@ for rate in RATES:
   SETTINGS |= {('output', rate): dict(dropout=rate), ('state', rate): dict(recurrent_dropout=rate),
                ('both', rate): dict(dropout=rate, recurrent_dropout=rate)}
 BASE = dict(model='lstm_classifier', epochs=60, learning_rate=3e-3, train_limit=1000)
+NETWORK = 'LSTM, digits'
 PUBLISHED = {('output', 0.5): 'perplexity 82.7 (PTB)', ('both', 0.5): 'perplexity 79.7 (PTB)'}
-PAPER = paper.Paper('recurrent_dropout', {'LSTM, digits': Study(BASE, SETTINGS)}, 'dropout rate',
-                    PUBLISHED)
+PAPER = paper.Paper('recurrent_dropout', {NETWORK: Study(BASE, SETTINGS)}, 'dropout rate',
+                    {NETWORK: PUBLISHED})
 
 if __name__ == '__main__':
   paper.run(PAPER, __doc__)

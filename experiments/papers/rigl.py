@@ -26,8 +26,9 @@ SETTINGS = {('dense', 100): {},
                for left in (10, 2) for name, options in METHODS.items()}}
 PUBLISHED = {('dense', 100): '76.8 (ResNet-50)', ('static', 10): '67.7 (ResNet-50)',
              ('SET', 10): '69.6 (ResNet-50)', ('RigL', 10): '73.0 (ResNet-50)'}
-STUDIES = {'ResNet-8, CIFAR-10': Study(dict(CIFAR, model='resnet8', epochs=20), SETTINGS)}
-PAPER = paper.Paper('rigl', STUDIES, 'weights that remain (%)', PUBLISHED, log=True)
+NETWORK = 'ResNet-8, CIFAR-10'
+STUDIES = {NETWORK: Study(dict(CIFAR, model='resnet8', epochs=20), SETTINGS)}
+PAPER = paper.Paper('rigl', STUDIES, 'weights that remain (%)', {NETWORK: PUBLISHED}, log=True)
 
 if __name__ == '__main__':
   paper.run(PAPER, __doc__)

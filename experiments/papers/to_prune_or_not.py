@@ -43,8 +43,8 @@ def weights_left(line):
   return float(line['num_parameters']) * (1 - float(line['sparsity']))
 
 
-PAPER = paper.Paper('to_prune_or_not', STUDIES, 'parameters that are not zero', PUBLISHED,
-                    weights_left, log=True)
+PAPER = paper.Paper('to_prune_or_not', STUDIES, 'parameters that are not zero',
+                    {'LeNet-5': PUBLISHED}, weights_left, log=True, setting='sparsity, or as small')
 
 if __name__ == '__main__':
   paper.run(PAPER, __doc__)

@@ -22,8 +22,9 @@ class Paper(typing.NamedTuple):
     name: of the script, and of the CSV file and picture it writes.
     studies: {name: Study}, whose settings are named (curve, place on the axis); a panel each.
     across: label of the axis.
-    published: {(curve, place): what the paper has there}.
+    published: {name of a study: {(curve, place): what the paper has there}}.
     place: from a line of the CSV file to where it is on the axis; None: its column `at`.
+    setting: what a place is called in the table; '': as the axis.
     log: whether the axis is logarithmic.
   """
   name: str
@@ -32,6 +33,7 @@ class Paper(typing.NamedTuple):
   published: dict = {}
   place: typing.Callable | None = None
   log: bool = False
+  setting: str = ''
 
 
 def run(paper, doc, seeds='0,1,2'):
@@ -46,8 +48,8 @@ def main(paper, config):
   from lepton_jax.report.pictures import save
   output = pathlib.Path(FLAGS.output)
   lines = study.extend(output, paper.studies, lambda name, setting: dict(
-      study=name, curve=setting[0], across=paper.across, at=str(setting[1]),
-      published=str(paper.published.get(setting, ''))))
+      study=name, curve=setting[0], across=paper.setting or paper.across, at=str(setting[1]),
+      published=paper.published.get(name, {}).get(setting, '')))
   save(picture(paper, lines), output.with_suffix('.png'))
   print(studies.paper_table(lines))
   return 0
