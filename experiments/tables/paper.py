@@ -79,6 +79,7 @@ def picture(paper, lines):
     if paper.log:
       axes.set_xscale('log')
       axes.xaxis.set_major_formatter('{x:g}')
+      axes.xaxis.set_minor_formatter('')
     axes.grid(alpha=0.3)
     axes.legend(fontsize='small')
   return drawing
