@@ -64,7 +64,7 @@ def quantize(assembly, state, put):
       state = with_layer(state, site, called[site], exact['params'], options,
                          np.concatenate([one[site] for one in read]), np.concatenate(changed))
   if 'batch_stats' in state.model_state:
-    state = with_statistics(network, state, batches)
+    state = with_statistics(network, state, batches, plain, exact)
   return state
 
 
@@ -209,13 +209,32 @@ def adaround(module, own, step, largest, read, changed, wanted, steps, batch=32)
   return on_levels(jnp.round(upward(v)))
 
 
-def with_statistics(network, state, batches):
-  """The state with the batches' own mean and variance, averaged, in every batch norm."""
+def with_statistics(network, state, batches, plain, exact):
+  """The state with running averages that follow what rounding changed.
+
+  Means move by the difference that rounding makes on the batches, variances by the ratio. The
+  batches' own statistics would be those of few examples, which cost more than eight bits do.
+  """
+  now = dict(state.trained, held=state.held)
+  before = statistics(plain, exact, state, batches)
+  after = statistics(network, now, state, batches)
+
+  def moved(name, old, was, new):
+    if name.endswith('var'):
+      return old * (new + norm.BatchNorm.epsilon) / (was + norm.BatchNorm.epsilon)
+    return old + new - was
+
+  found = trees.map_named(moved, state.model_state['batch_stats'], before, after)
+  return state.replace(model_state=dict(state.model_state, batch_stats=found))
+
+
+def statistics(network, given, state, batches):
+  """The batches' own mean and variance, averaged, of every batch norm."""
   momentum = norm.BatchNorm.momentum
 
   @jax.jit
-  def own(state, batch):
-    counted = network.compression.counted(dict(state.trained, held=state.held), state.hparams)
+  def own(given, state, batch):
+    counted = network.compression.counted(given, state.hparams)
     batch = network.scaled(batch)
     empty = dict(state.model_state, batch_stats=jax.tree.map(jnp.zeros_like,
                                                              state.model_state['batch_stats']))
@@ -224,6 +243,5 @@ def with_statistics(network, state, batches):
     # A running average that began at nothing holds this share of the batch.
     return jax.tree.map(lambda leaf: leaf / (1 - momentum), changed['batch_stats'])
 
-  found = [own(state, batch) for batch in batches]
-  mean = jax.tree.map(lambda *leaves: functools.reduce(jnp.add, leaves) / len(leaves), *found)
-  return state.replace(model_state=dict(state.model_state, batch_stats=mean))
+  found = [own(given, state, batch) for batch in batches]
+  return jax.tree.map(lambda *leaves: functools.reduce(jnp.add, leaves) / len(leaves), *found)

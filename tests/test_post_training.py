@@ -9,6 +9,7 @@ from lepton_jax import assemble, folder, layers, other_runs, post_training, run,
 from lepton_jax.compress.quantize import weights
 from lepton_jax.errors import UserError
 from tests import LONG
+from tests.test_train import assert_same
 
 
 @pytest.fixture(scope='module')
@@ -85,6 +86,23 @@ def test_only_the_calibration_batches_are_read(trained):
   wanted = weights.mse_scale(kernel, 127.0, (0, 1, 2))
   found = np.exp(steps['kernels/conv1/kernel/log_step'])
   np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_running_averages_move_by_what_rounding_changes_alone(small):
+  config = small.replace(model='cnn_mnist', norm='batch', batch_size=16)
+  assembly = assemble.build(config, assemble.load_data(config))
+  batches = [assembly.batches.at(i) for i in range(2)]
+  network, state = assembly.network, assembly.state
+  now = dict(state.trained, held=state.held)
+  same = post_training.with_statistics(network, state, batches, network, now)
+  assert_same(same.model_state, state.model_state)
+  # Twice as large kernels: twice the mean, four times the variance of the first layer's answers.
+  twice = dict(now, params=trees.map_named(
+      lambda name, leaf: 2 * leaf if trees.is_kernel(name) else leaf, now['params']))
+  moved = post_training.with_statistics(network, state, batches, network, twice)
+  before, after = (trees.named(one.model_state['batch_stats']) for one in (state, moved))
+  first = next(name for name in before if name.endswith('var'))
+  np.testing.assert_allclose(after[first], before[first] / 4, rtol=1e-2)
 
 
 def test_options_that_do_not_fit_say_so(trained):

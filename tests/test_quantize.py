@@ -206,6 +206,16 @@ def seen(values, batches=4):
   return inputs.Seen(np.array([p.min() for p in parts]), np.array([p.max() for p in parts]), values)
 
 
+@pytest.mark.parametrize('shape', [(64, 32, 32, 16), (64, 7, 7, 20), (9000,)])
+def test_the_values_that_are_looked_at_are_of_all_channels_and_places(shape):
+  for axis, size in enumerate(shape):
+    index = np.broadcast_to(np.arange(size).reshape(-1, *[1] * (len(shape) - 1 - axis)), shape)
+    seen = np.asarray(sites.sample(jnp.asarray(index.ravel())))
+    assert seen.size == sites.SAMPLE
+    parts = np.histogram(seen, size if size <= 32 else 16, (0, size))[0]
+    assert parts.min() > 0.7 * parts.mean() and parts.max() < 1.3 * parts.mean()
+
+
 @pytest.mark.parametrize('name', registry.INPUT_QUANTIZERS.names())
 def test_calibrated_ranges_lie_within_the_extremes(name):
   values = np.maximum(np.random.default_rng(0).standard_t(3, 4096), 0)  # heavy tails after ReLU

@@ -4,6 +4,7 @@ So a model needs no change, inside a scan as well.
 """
 
 import jax.numpy as jnp
+import numpy as np
 
 from lepton_jax import trees
 from lepton_jax.layers import watch
@@ -17,6 +18,18 @@ def owner(kernel_name):
   return kernel_name.rpartition('/')[0]
 
 
+def sample(values):
+  """SAMPLE of the values of a flat array, or all where there are no more.
+
+  Multiples of the golden ratio lie evenly along every axis that the array had; a stride could meet
+  one channel alone.
+  """
+  if values.size <= SAMPLE:
+    return values
+  places = np.arange(SAMPLE) * ((5 ** 0.5 - 1) / 2) % 1 * values.size
+  return values[places.astype(np.int32)]
+
+
 def watching(sites):
   """A context in which the named layers sow statistics of their inputs into 'intermediates'.
 
@@ -27,7 +40,7 @@ def watching(sites):
     wide = x.astype(at_least_single(x.dtype)).ravel()
     module.sow('intermediates', 'low', jnp.min(wide))
     module.sow('intermediates', 'high', jnp.max(wide))
-    module.sow('intermediates', 'values', wide[::-(-wide.size // SAMPLE)])
+    module.sow('intermediates', 'values', sample(wide))
     return x
 
   return watch.inputs(sites, sow)
@@ -43,6 +56,6 @@ def statistics(intermediates, sites):
     site, _, part = name.rpartition('/')[0].rpartition('/')  # 'conv1/low/0'
     if site in sites and part in ('low', 'high', 'values'):
       found.setdefault(site, {}).setdefault(part, []).append(leaf.ravel())
-  reduce = dict(low=jnp.min, high=jnp.max, values=lambda x: x[::-(-x.size // SAMPLE)])
+  reduce = dict(low=jnp.min, high=jnp.max, values=sample)
   return {site: {part: reduce[part](jnp.concatenate(leaves)) for part, leaves in parts.items()}
           for site, parts in found.items()}
