@@ -7,9 +7,9 @@ Command: ./launch.sh papers.deep_compression --data_dir=DIR
 Expected: experiments/results/papers/deep_compression.csv as committed.
 Cost: 5 minutes on 2 cores.
 
-A layer has 32 values here. The paper codes by Huffman, positions as differences of 3 to 8 bits; ours
-by adaptive arithmetic coding (lepton_jax/deploy/FORMAT.md), float32 weights as well. Bytes are those
-of the whole file of each stage: architecture, scales and biases too.
+A layer has 32 values here. The paper codes by Huffman, positions as differences of 3 to 8 bits;
+ours by adaptive arithmetic coding (lepton_jax/deploy/FORMAT.md), float32 weights as well. Bytes are
+those of the whole file of each stage: architecture, scales and biases too.
 """
 
 import pathlib
