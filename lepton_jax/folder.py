@@ -168,8 +168,13 @@ class Trained:
     if self.data.stream:  # running text is read from an empty state
       carry = self.network.carry(len(inputs))
       weights = dict(weights, model_state=dict(weights['model_state'], carry=carry))
-    look = jax.jit(functools.partial(function, self.network))
+    look = self._looking.setdefault(function, jax.jit(functools.partial(function, self.network)))
     return look(weights, jnp.asarray(inputs), self.hparams)
+
+  @functools.cached_property
+  def _looking(self):
+    """{function of layer_values: it compiled}."""
+    return {}
 
   @property
   def kernels(self):

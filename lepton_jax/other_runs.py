@@ -15,9 +15,10 @@ def read(config, data):
   if training.init_from:
     words = tuple(folder_lib.described_data(training.init_from).get('vocabulary', ()))
     if words and data.vocabulary and words != data.vocabulary:
-      sizes = f'{len(words):,} words or characters, {data.name} has {len(data.vocabulary):,}'
+      sizes = f'{len(words):,} tokens, {data.name} has {len(data.vocabulary):,}'
       raise UserError(f'--init_from={training.init_from} has another vocabulary ({sizes}); '
-                      f'its vectors would belong to other words')
+                      f'its vectors would belong to other words (--tokenizer=words or word_pieces '
+                      f'has to be the same as well)')
     found['initial'] = folder_lib.read_weights(training.init_from)[0]
     found['widths'] = folder_lib.read_widths(training.init_from)
     parent = folder_lib.read_config(training.init_from)
@@ -27,7 +28,8 @@ def read(config, data):
       raise UserError(f'--init_from={training.init_from} is a {parent.architecture.model} some of '
                       f'whose layers have other widths; it goes on as that model, with its options')
     # Levels and ranges mean the same where they are asked for in the same words.
-    found['keeps'] = config.quantize == parent.quantize
+    asked = lambda one: dataclasses.replace(one.quantize, quantize_begin=None)
+    found['keeps'] = asked(config) == asked(parent)
   if config.prune.prune_ticket:
     found['ticket'] = folder_lib.read_weights(config.prune.prune_ticket)[0]
     widths = folder_lib.read_widths(config.prune.prune_ticket)

@@ -293,6 +293,8 @@ def test_ranges_are_trained_or_set_anew_and_exclusions_told(small):
 @pytest.mark.parametrize('reader', ['lsq_plus', 'min_max'])
 def test_inputs_are_neither_rounded_nor_clipped_before_rounding_begins(small, model, reader):
   config = small.replace(model=model, quantize_inputs=reader)
+  if model == 'lstm_classifier':
+    config = config.replace(recurrent_dropout=0.5)  # what is read of a state is up to 2
   total = assemble.build(config, assemble.load_data(config)).total_steps
   rounded = config.replace(quantize_activation_bits=2, quantize_begin=3 / total)
   for steps, same in ((3, True), (4, False)):

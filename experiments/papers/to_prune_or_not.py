@@ -10,8 +10,8 @@ Expected: experiments/results/papers/to_prune_or_not.csv and .png as committed.
 Cost: 10 minutes on 2 cores.
 
 Ours are digits, 5,000 of MNIST: LeNet-5, and an LSTM that reads the rows. Widths of the small ones
-are such that they have about as many weights as the sparse one, not fewer. The axis counts weights
-of kernels; the schedule is the paper's cubic one.
+are such that they have at least as many weights as the sparse one, at most half as many more. The
+axis counts all parameters that are not zero; the schedule is the paper's cubic one.
 """
 
 from experiments.tables import paper
@@ -39,8 +39,12 @@ PUBLISHED = {setting: f'{accuracy} (MobileNet)' for setting, accuracy in {
     ('small, dense', 0.5): 68.4, ('small, dense', 0.75): 63.7}.items()}
 
 
+BIASES = {'LeNet-5': 580, 'LSTM': 522}  # of the large networks; they are not pruned
+
+
 def weights_left(line):
-  return float(line['num_parameters']) * (1 - float(line['sparsity']))
+  biases = BIASES[line['study']]
+  return (float(line['num_parameters']) - biases) * (1 - float(line['sparsity'])) + biases
 
 
 PAPER = paper.Paper('to_prune_or_not', STUDIES, 'parameters that are not zero',

@@ -21,6 +21,7 @@ from absl import flags as absl_flags
 from experiments.tables import study
 from experiments.tables.paper import RESULTS
 from lepton_jax import flags, outcomes
+from lepton_jax.errors import UserError
 
 FLAGS = absl_flags.FLAGS
 SPARSITIES = (0.0, 0.9, 0.95, 0.98)
@@ -36,8 +37,10 @@ def main(config):
   from lepton_jax import folder
   from lepton_jax.report import markdown, studies
   from lepton_jax.report.pictures import save
-  said = {share: [] for share in SPARSITIES}
-  for seed in FLAGS.seeds.split(','):
+  said, seeds = {share: [] for share in SPARSITIES}, FLAGS.seeds.split(',')
+  if len(seeds) < 2:
+    raise UserError(f'--seeds={FLAGS.seeds}: networks are compared over two seeds or more')
+  for seed in seeds:
     for share, trained in study.train(STUDY, seed, STUDY.settings).items():
       network = folder.load(str(outcomes.folder_of(trained)))
       images, labels = network.data.splits['test']

@@ -47,9 +47,11 @@ def main(paper, config):
   from lepton_jax.report import studies
   from lepton_jax.report.pictures import save
   output = pathlib.Path(FLAGS.output)
-  lines = study.extend(output, paper.studies, lambda name, setting: dict(
-      study=name, curve=setting[0], across=paper.setting or paper.across, at=str(setting[1]),
-      published=paper.published.get(name, {}).get(setting, '')))
+  lines = study.extend(
+      output, paper.studies,
+      lambda name, setting: dict(study=name, curve=setting[0], at=str(setting[1])),
+      lambda name, setting: dict(across=paper.setting or paper.across,
+                                 published=paper.published.get(name, {}).get(setting, '')))
   save(picture(paper, lines), output.with_suffix('.png'))
   print(studies.paper_table(lines))
   return 0

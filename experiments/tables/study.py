@@ -45,35 +45,44 @@ def define(runs_dir, output, seeds='0,1,2'):
 OWN = ('seeds', 'data_dir', 'runs_dir', 'output', 'executor')
 
 
-def extend(output, studies, key):
+def extend(output, studies, key, note=lambda name, setting: {}):
   """Trains what the CSV file `output` lacks of `studies`, {name: Study}, a seed at a time.
 
-  `key` maps (name of a study, name of a setting) to the first columns of its lines, {column: text}.
-  Lines of other studies and other options stay. Returns all lines.
+  `key` maps (name of a study, name of a setting) to the columns that name them, {column: text}, the
+  study's first; `note` to more that is written beside them. Lines of other studies stay, those of
+  other options are made anew. Returns all lines.
   """
   from lepton_jax.report import markdown
   output = pathlib.Path(output)
   lines = markdown.rows(output) if output.exists() else []
   for (name, study), seed in itertools.product(studies.items(), FLAGS.seeds.split(',')):
-    missing = {setting: first for setting in study.settings
-               if not present(lines, first := key(name, setting) | dict(
-                   seed=seed, flags=described(study, setting)))}
-    lines = [line for line in lines if not any(
-        agrees(line, {column: text for column, text in first.items() if column != 'flags'})
-        for first in missing.values())]
+    named = {setting: key(name, setting) | dict(seed=seed) for setting in study.settings}
+    missing = {setting: first for setting, first in named.items() if not any(
+        agrees(line, first | dict(flags=described(study, setting))) for line in lines)}
+    lines = [line for line in lines
+             if not any(agrees(line, first) for first in missing.values())]
     for setting, config in train(study, seed, missing).items():
-      lines.append(missing[setting] | measured(config) | dict(flags=described(study, setting)))
+      lines.append(missing[setting] | note(name, setting) | measured(config) |
+                   dict(flags=described(study, setting)))
+    sort(lines, list(key(name, next(iter(study.settings)))))
     output.parent.mkdir(parents=True, exist_ok=True)
     markdown.write_rows(output, lines)
   return lines
 
 
-def present(lines, first):
-  return any(agrees(line, first) for line in lines)
-
-
 def agrees(line, first):
   return all(line[column] == text for column, text in first.items())
+
+
+def sort(lines, columns):
+  """Puts lines of a study, of a setting together, in the order in which each came first."""
+  places = {}
+  for line in lines:
+    for count in (1, len(columns)):
+      places.setdefault(tuple(line[column] for column in columns[:count]), len(places))
+  lines.sort(key=lambda line: (places[line[columns[0]],],
+                               places[tuple(line[column] for column in columns)],
+                               int(line['seed'])))
 
 
 def described(study, setting):

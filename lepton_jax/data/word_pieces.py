@@ -1,6 +1,7 @@
 """Words in pieces: what is rare or unknown is read as parts that are known."""
 
 import collections
+import functools
 import heapq
 
 from lepton_jax.data import text
@@ -100,17 +101,10 @@ def joined(word, pair, piece):
 
 def reader(vocabulary):
   """text -> its pieces; a word of which some part is no piece is one unknown token."""
-  known, seen = set(vocabulary), {}
-
-  def read(one):
-    found = []
-    for word in text.tokens(one):
-      if word not in seen:
-        seen[word] = apart(word, known)
-      found += seen[word]
-    return found
-
-  return read
+  known = frozenset(vocabulary)
+  # Bounded, for a service reads texts that it does not choose.
+  pieces = functools.lru_cache(maxsize=100_000)(lambda word: tuple(apart(word, known)))
+  return lambda one: [piece for word in text.tokens(one) for piece in pieces(word)]
 
 
 def apart(word, known):

@@ -13,7 +13,6 @@ from lepton_jax.layers import platform
 from lepton_jax.precision import at_least_single
 
 NAME, KERNELS, RANGES = 'quantize', 'kernels', 'ranges'
-FINEST = 24  # bits that lose no more than float32 does
 BEGIN = 0.25  # share of a run from random weights before its inputs are rounded
 
 
@@ -66,19 +65,20 @@ def make(config, setting):
       ends = {end: value * factors[end] for end, value in ends.items()}
     return ends['low'], ends['high'], hparams['input_bits'][site_place[site]]
 
+  def is_set(site, learned, held, hparams):
+    ends = part(held, f'{RANGES}/{site}')
+    return ends['high'] > ends['low']
+
   def read(site, x, entries, *arrays):
     if platform.as_graph():
-      return platform.operator('rounded', inputs.rounded, x, *grid(site, *arrays))
-    low, high, width = range_of(site, *arrays)
+      grid_of_it = inputs.grid(*range_of(site, *arrays))
+      return platform.operator('rounded', inputs.rounded, x, *grid_of_it)
     # Nothing is rounded, nor clipped, before a range is set.
-    return jnp.where(high > low, reader.apply(x, low, high, width, entries), x)
+    return jnp.where(is_set(site, *arrays), reader.apply(x, *range_of(site, *arrays), entries), x)
 
   def grid(site, *arrays):
-    low, high, width = range_of(site, *arrays)
-    # States of a recurrent layer, which a fused one rounds by itself, lie between -1 and 1.
-    one, is_set = jnp.ones((), low.dtype), high > low
-    return inputs.grid(jnp.where(is_set, low, -one), jnp.where(is_set, high, one),
-                       jnp.where(is_set, width, FINEST))
+    found = inputs.grid(*range_of(site, *arrays))
+    return tuple(jnp.where(is_set(site, *arrays), one, 0) for one in found)
 
   return Method(
       name=NAME, reaches=functools.partial(reached, setting), init=init, keeps=True,
@@ -185,6 +185,8 @@ def first_rounded(config, setting):
   clip them, and a recurrent network hardly recovers from that.
   """
   begin = config.quantize.quantize_begin
+  if setting.kept:  # ranges come from another run
+    return 0
   if begin is None:
     begin = 0.0 if config.training.init_from else BEGIN
   return min(round(begin * setting.total_steps), setting.total_steps - 1)
