@@ -68,16 +68,23 @@ def paper_table(lines):
   for line in lines:
     groups[line['study'], line['curve'], line['at']].append(line)
   published = any(line['published'] for line in lines)
+  sparse = any(fewer_macs(line) > 1 for line in lines)
   body, last = [], None
   for (name, curve, at), own in groups.items():
     row = [name if name != last else '', curve, at,
            markdown.spread([100 * float(line['test']) for line in own]), str(len(own))]
-    body.append(row + [own[0]['published']] * published)
+    speed_up = f'{statistics.mean(map(fewer_macs, own)):.1f}'
+    body.append(row + [speed_up] * sparse + [own[0]['published']] * published)
     last = name
   header = ('network', 'setting', lines[0]['across'], 'test, %', 'seeds',
-            *['the paper'] * published)
+            *['theoretical speed-up'] * sparse, *['the paper'] * published)
   processors = ', '.join(dict.fromkeys(line['processor'] for line in lines))
   return f'{markdown.table(header, body)}\n\nMean ± standard deviation. Made on {processors}.'
+
+
+def fewer_macs(line):
+  """All multiply-accumulates over those with a weight that is not zero."""
+  return float(line['macs']) / float(line['nonzero_macs'])
 
 
 def ticket_table(lines):
