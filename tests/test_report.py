@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
+from experiments.tables import study
 from lepton_jax.config import Config
-from lepton_jax.report import settings, sweeps
+from lepton_jax.report import settings, studies, sweeps
 from lepton_jax.sweep import engine, grid
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -101,3 +102,27 @@ def test_readme_tables_are_the_committed_results():
   done = subprocess.run([sys.executable, '-m', 'experiments.report', '--check'], cwd=ROOT,
                         capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
+
+
+
+def test_lines_of_studies_stand_together_in_the_order_they_came_first():
+  named = lambda name, at, seed: dict(study=name, curve='sparse', at=at, seed=seed)
+  lines = [named('cnn', '2', '0'), named('cnn', '8', '0'), named('lstm', '2', '0'),
+           named('cnn', '8', '1'), named('cnn', '2', '10'), named('cnn', '2', '2')]
+  study.sort(lines, ['study', 'curve', 'at'])
+  assert [(line['study'], line['at'], line['seed']) for line in lines] == [
+      ('cnn', '2', '0'), ('cnn', '2', '2'), ('cnn', '2', '10'), ('cnn', '8', '0'),
+      ('cnn', '8', '1'), ('lstm', '2', '0')]
+
+
+def test_a_paper_s_table_has_means_speed_ups_and_what_the_paper_has():
+  line = lambda at, test, left, published: dict(
+      study='cnn', curve='sparse', across='ratio', at=at, test=test, macs='100',
+      nonzero_macs=left, published=published, processor='a computer')
+  text = studies.paper_table([line('1', '0.9', '100', ''), line('2', '0.8', '50', '70.1'),
+                              line('2', '0.9', '25', '70.1')])
+  assert text.splitlines() == [
+      '| network | setting | ratio | test, % | seeds | theoretical speed-up | the paper |',
+      '|:--|--:|--:|--:|--:|--:|--:|', '| cnn | sparse | 1 | 90.00 | 1 | 1.0 |  |',
+      '|  | sparse | 2 | 85.00 ± 7.07 | 2 | 3.0 | 70.1 |', '',
+      'Mean ± standard deviation. Made on a computer.']
