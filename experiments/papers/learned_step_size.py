@@ -33,7 +33,7 @@ BASE = dict(model='resnet8', optimizer='nesterov', weight_decay=5e-4, schedule='
 NETWORK = 'ResNet-8, digits'
 STUDIES = {NETWORK: Study(BASE, SETTINGS, dict(epochs=12, learning_rate=0.1))}
 PAPER = paper.Paper('learned_step_size', STUDIES, 'bits of weights and inputs',
-                    {NETWORK: PUBLISHED})
+                    {NETWORK: PUBLISHED}, log=True)
 
 if __name__ == '__main__':
   paper.run(PAPER, __doc__)
