@@ -19,7 +19,7 @@ import sys
 
 from absl import flags as absl_flags
 
-from experiments.tables import compression
+from experiments.tables import compression, study
 from lepton_jax import config as config_lib
 from lepton_jax import flags
 from lepton_jax.errors import UserError
@@ -27,7 +27,6 @@ from lepton_jax.errors import UserError
 FLAGS = absl_flags.FLAGS
 OWN = ('rows', 'seeds', 'data_dir', 'output', 'runs_dir')
 RESULTS = pathlib.Path(__file__).parent / 'results'
-QUIET = dict(tensorboard=False, pictures=False, checkpoint_every=0)
 RESIDUAL = compression.RESIDUAL | compression.BEFORE | dict(model='resnet20')
 ROWS = {
     'lenet5': (dict(model='lenet5', dataset='mnist', epochs=20, augment_crop=2),
@@ -83,7 +82,7 @@ def compressed(name, seed):
   from lepton_jax import folder, recipe, run
   from lepton_jax.deploy import measure
   options, given, text = ROWS[name]
-  where = dict(QUIET, runs_dir=FLAGS.runs_dir, data_dir=FLAGS.data_dir, seed=seed)
+  where = dict(study.QUIET, runs_dir=FLAGS.runs_dir, data_dir=FLAGS.data_dir, seed=seed)
   base = config_lib.Config().replace(**options | where)
   print(f'{name}, seed {seed}: {base.name()}', flush=True)
   dense = run.train(base.check())
@@ -95,12 +94,11 @@ def compressed(name, seed):
   found, trained = measure.packed(place, **stages[-1].options), folder.load(start)
   content = pathlib.Path(place, measure.FILE).read_bytes()
   kind = found['measure']
-  words = lambda options: ' '.join(f'--{flag}={value}' for flag, value in options.items())
   return place, found | measure.forgetting(trained, measure.opened(content, trained.data)) | dict(
       row=name, seed=seed, dense_test=dense[f'test_{kind}'], seconds=round(seconds),
       dense_validation=dense[f'validation_{kind}'], test=found[f'test_{kind}'],
       validation=found[f'validation_{kind}'], recipe=text,
-      flags=f'{words(options)}; then {words(given)}')
+      flags=f'{study.words(options)}; then {study.words(given)}')
 
 
 if __name__ == '__main__':

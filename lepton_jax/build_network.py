@@ -13,8 +13,7 @@ from lepton_jax.compress.method import Setting
 from lepton_jax.compress.prune import method as prune
 from lepton_jax.errors import UserError
 from lepton_jax.layers import platform
-from lepton_jax.layers import widths as widths_lib
-from lepton_jax.network import Network
+from lepton_jax.network import Network, fresh
 from lepton_jax.scaling import Scaling
 
 MODEL_OPTIONS = ('width', 'depth', 'hidden', 'embedding', 'activation', 'norm', 'pooling', 'tied',
@@ -66,8 +65,7 @@ def _first(key, module, widths, shape, dtype):
 
   Compiled once for all networks of an architecture, without the forward pass.
   """
-  with widths_lib.using(dict(widths)):
-    output, variables = module.init_with_output(key, jnp.zeros(shape, dtype), None)
+  output, variables = fresh(module, dict(widths), key, jnp.zeros(shape, dtype))
   return jnp.zeros((0,) * output.ndim), variables
 
 

@@ -101,8 +101,13 @@ class Network:
 
   def init(self, key, inputs):
     """(output, fresh variables) of the module."""
-    with widths_lib.using(self.widths):
-      return self.module.init_with_output(key, inputs, None)
+    return fresh(self.module, self.widths, key, inputs)
+
+
+def fresh(module, widths, key, inputs):
+  """(output, fresh variables) of a module whose layers have other widths, {path: features}."""
+  with widths_lib.using(widths):
+    return module.init_with_output(key, inputs, None)
 
 
 def fresh_carry(carry, batch_size):

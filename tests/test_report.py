@@ -104,7 +104,6 @@ def test_readme_tables_are_the_committed_results():
   assert done.returncode == 0, done.stderr
 
 
-
 def test_lines_of_studies_stand_together_in_the_order_they_came_first():
   named = lambda name, at, seed: dict(study=name, curve='sparse', at=at, seed=seed)
   lines = [named('cnn', '2', '0'), named('cnn', '8', '0'), named('lstm', '2', '0'),

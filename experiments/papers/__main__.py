@@ -11,10 +11,10 @@ import pathlib
 import re
 import sys
 
+from experiments.tables.paper import RESULTS
 from lepton_jax import flags
 
 OWN = ()
-RESULTS = pathlib.Path(__file__).parents[1] / 'results' / 'papers'
 
 
 def main(config):

@@ -19,12 +19,12 @@ import sys
 
 from absl import flags as absl_flags
 
+from experiments.tables import paper
 from lepton_jax import config as config_lib
 from lepton_jax import flags
 
 FLAGS = absl_flags.FLAGS
 OWN = ('rounds', 'rate', 'seeds', 'rewind_epochs', 'output')
-RESULTS = pathlib.Path(__file__).parents[1] / 'results' / 'papers'
 PAPER = dict(model='lenet_300_100', dataset='mnist', epochs=12, batch_size=60, learning_rate=1.2e-3,
              weight_decay=0.0, select='last', tensorboard=False, pictures=False, checkpoint_every=0,
              runs_dir='runs/lottery_ticket')
@@ -83,14 +83,11 @@ def picture(rows):
   from matplotlib import figure
   drawing = figure.Figure(figsize=(5, 3.4), layout='constrained')
   axes = drawing.subplots()
-  for kind, color in (('winning ticket', 'tab:blue'), ('other first weights', 'tab:orange')):
+  for kind in ('winning ticket', 'other first weights'):
     rounds = sorted({row['round'] for row in rows})
     found = [[row for row in rows if (row['kind'], row['round']) == (kind, r)] for r in rounds]
-    remaining = [100 * np.mean([row['remaining'] for row in some]) for some in found]
-    accuracy = [[100 * row['test_accuracy'] for row in some] for some in found]
-    axes.plot(remaining, [np.mean(some) for some in accuracy], color=color, label=kind, marker='.')
-    axes.fill_between(remaining, [min(some) for some in accuracy], [max(some) for some in accuracy],
-                      color=color, alpha=0.2, linewidth=0)
+    paper.draw(axes, kind, [(100 * np.mean([row['remaining'] for row in some]),
+                             [100 * row['test_accuracy'] for row in some]) for some in found])
   axes.set(xscale='log', xlabel='weights that remain (%)', ylabel='test accuracy (%)')
   axes.invert_xaxis()
   axes.xaxis.set_major_formatter('{x:g}')
@@ -106,5 +103,5 @@ if __name__ == '__main__':
   absl_flags.DEFINE_string('seeds', '0,1,2', 'seeds, comma-separated')
   absl_flags.DEFINE_integer('rewind_epochs', 0, 'epochs before the weights that rounds start from',
                             lower_bound=0)
-  absl_flags.DEFINE_string('output', str(RESULTS), 'folder for the table and the picture')
+  absl_flags.DEFINE_string('output', str(paper.RESULTS), 'folder for the table and the picture')
   sys.exit(flags.run(main, __doc__, OWN))

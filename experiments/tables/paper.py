@@ -57,8 +57,16 @@ def main(paper, config):
   return 0
 
 
+def draw(axes, label, points):
+  """A curve of [(place, values)]: means, and a band from the least to the most of the values."""
+  across = [place for place, _ in points]
+  drawn, = axes.plot(across, [statistics.mean(ys) for _, ys in points], marker='.', label=label)
+  axes.fill_between(across, [min(ys) for _, ys in points], [max(ys) for _, ys in points],
+                    color=drawn.get_color(), alpha=0.2, linewidth=0)
+
+
 def picture(paper, lines):
-  """A panel a study: a curve's means over seeds, and a band from the least to the most of them."""
+  """A panel a study, with its curves."""
   from matplotlib import figure
   drawing = figure.Figure(figsize=(4.6 * len(paper.studies), 3.4), layout='constrained')
   panels = drawing.subplots(1, len(paper.studies), squeeze=False)[0]
@@ -70,12 +78,9 @@ def picture(paper, lines):
       for line in own:
         if line['curve'] == curve:
           groups.setdefault(line['at'], []).append(line)
-      points = sorted((statistics.mean(map(place, group)),
-                       [100 * float(line['test']) for line in group]) for group in groups.values())
-      across = [at for at, _ in points]
-      drawn, = axes.plot(across, [statistics.mean(ys) for _, ys in points], marker='.', label=curve)
-      axes.fill_between(across, [min(ys) for _, ys in points], [max(ys) for _, ys in points],
-                        color=drawn.get_color(), alpha=0.2, linewidth=0)
+      draw(axes, curve, sorted(
+          (statistics.mean(map(place, group)), [100 * float(line['test']) for line in group])
+          for group in groups.values()))
     axes.set(xlabel=paper.across, ylabel='test accuracy (%)',
              title=name if len(panels) > 1 else None)
     if paper.log:

@@ -14,7 +14,7 @@ FLAGS = absl_flags.FLAGS
 QUIET = dict(tensorboard=False, pictures=False, checkpoint_every=0)
 MEASURED = ('measure', 'test', 'validation', 'num_parameters', 'sparsity', 'rounded_sparsity',
             'macs', 'nonzero_macs', 'file_bytes', 'epochs', 'train_seconds', 'processor', 'jax',
-            'git_revision', 'flags')
+            'git_revision')
 
 
 class Study(typing.NamedTuple):
@@ -80,9 +80,8 @@ def sort(lines, columns):
   for line in lines:
     for count in (1, len(columns)):
       places.setdefault(tuple(line[column] for column in columns[:count]), len(places))
-  lines.sort(key=lambda line: (places[line[columns[0]],],
-                               places[tuple(line[column] for column in columns)],
-                               int(line['seed'])))
+  place = lambda line, columns: places[tuple(line[column] for column in columns)]
+  lines.sort(key=lambda line: (place(line, columns[:1]), place(line, columns), int(line['seed'])))
 
 
 def described(study, setting):
@@ -125,11 +124,11 @@ def train(study, seed, settings):
 
 
 def measured(config):
-  """The columns MEASURED of a finished run, but for its flags, as texts."""
+  """The columns MEASURED of a finished run, as texts."""
   result = outcomes.finished(config)
   kind = result['measure']
   found = result | dict(
       test=result[f'test_{kind}'], validation=result[f'validation_{kind}'],
       jax=result['versions']['jax'],
       processor=result['processor'] if result['device'] == 'cpu' else result['device'])
-  return {column: str(found[column]) for column in MEASURED if column != 'flags'}
+  return {column: str(found[column]) for column in MEASURED}

@@ -42,7 +42,7 @@ def _elman_gates(z, activation):
 
 def _elman(z, states, activation):
   del states
-  return (activation(z),)
+  return (_elman_gates(z, activation)['new'],)
 
 
 def _gru_join(x, h):

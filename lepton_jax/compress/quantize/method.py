@@ -71,8 +71,8 @@ def make(config, setting):
 
   def read(site, x, entries, *arrays):
     if platform.as_graph():
-      grid_of_it = inputs.grid(*range_of(site, *arrays))
-      return platform.operator('rounded', inputs.rounded, x, *grid_of_it)
+      levels = inputs.grid(*range_of(site, *arrays))
+      return platform.operator('rounded', inputs.rounded, x, *levels)
     # Nothing is rounded, nor clipped, before a range is set.
     return jnp.where(is_set(site, *arrays), reader.apply(x, *range_of(site, *arrays), entries), x)
 
@@ -184,9 +184,9 @@ def first_rounded(config, setting):
   Weights that began at random make larger and larger inputs for a while; ranges that are set before
   clip them, and a recurrent network hardly recovers from that.
   """
-  begin = config.quantize.quantize_begin
   if setting.kept:  # ranges come from another run
     return 0
+  begin = config.quantize.quantize_begin
   if begin is None:
     begin = 0.0 if config.training.init_from else BEGIN
   return min(round(begin * setting.total_steps), setting.total_steps - 1)
