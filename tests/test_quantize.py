@@ -88,17 +88,20 @@ def test_the_scale_of_least_error_is_never_worse_than_the_largest():
 
 
 def test_lsq_gradients_are_the_papers():
-  """Equation 3 of arXiv:1902.08153 times its g = 1 / sqrt(N Q), and 1 inside, 0 outside."""
+  """Equation 3 of arXiv:1902.08153 times its g = 1 / sqrt(N Q), and 1 inside, 0 outside.
+
+  So that the logarithm's descent moves a step as the paper's moves the first one, both are alike
+  up to the square of the first.
+  """
   kernel, step = jnp.array([[0.6], [-0.9], [5.0], [-5.0]]), jnp.array([[0.5]])
-  quantizer, bits = weights.lsq(), jnp.float32(3)  # levels -3 to 3
+  quantizer, bits = weights.lsq(), jnp.float32(3)  # levels -4 to 3
   apply = lambda k, log: quantizer.apply(k, bits, CHANNEL, dict(log_step=log)).sum()
   of_kernel, of_log = jax.grad(apply, (0, 1))(kernel, jnp.log(step))
-  of_step = of_log / step
+  first = np.exp(quantizer.init(kernel, bits, CHANNEL)['log_step'])
+  np.testing.assert_allclose(first, 2 * np.abs(kernel).mean() / np.sqrt(3), rtol=1e-6)
   np.testing.assert_array_equal(of_kernel.ravel(), [1, 1, 0, 0])
-  wanted = (1 - 1.2) + (-2 - -1.8) + 3 - 3
-  np.testing.assert_allclose(of_step, wanted / np.sqrt(4 * 3), rtol=1e-5)
-  np.testing.assert_allclose(np.exp(quantizer.init(kernel, bits, CHANNEL)['log_step']),
-                             2 * np.abs(kernel).mean() / np.sqrt(3), rtol=1e-6)
+  wanted = (1 - 1.2) + (-2 - -1.8) + 3 - 4
+  np.testing.assert_allclose(of_log / step * first ** 2, wanted / np.sqrt(4 * 3), rtol=1e-5)
 
 
 def test_dorefa_by_hand():
@@ -188,8 +191,9 @@ def test_learned_ranges_get_the_papers_gradients():
 
   of_x, *ends = gradient(inputs.affine)
   np.testing.assert_array_equal(of_x, [[0, 1, 1, 0]])
-  # One entry is clipped at each end; LSQ scales the sum by 1 / sqrt(entries * levels).
-  np.testing.assert_allclose(ends, np.ones(2) / np.sqrt(4 * 255), rtol=0.05)
+  # One entry is clipped at each end. A clipped entry moves a step of mean |x| m by the same share
+  # as in LSQ, levels / (2 m sqrt(entries)), where the range is 2 m.
+  np.testing.assert_allclose(ends, np.ones(2) * 255 / np.sqrt(4), rtol=0.05)
   of_x, *ends = gradient(inputs.clipped)  # PACT: what is clipped, and nothing else
   np.testing.assert_array_equal(of_x, [[0, 1, 1, 0]])
   np.testing.assert_array_equal(ends, [1, 1])

@@ -42,11 +42,12 @@ def affine(x, low, high, bits, entries):
   """x on 2^bits levels from `low` to `high`, of which one is exactly zero; the rest is clipped.
 
   Differentiable in x, low and high, as in LSQ+ (arXiv:2004.09576): a range learns from its rounding
-  errors and from what it clips. low, high, bits are scalars. LSQ divides a step's gradient by
-  sqrt(entries * levels); `entries` counts one example's, so that splitting a batch changes nothing.
+  errors and from what it clips. low, high, bits are scalars. A step's gradient is divided by
+  sqrt(entries), of one example, so that splitting a batch changes nothing; an end is as many steps
+  as there are levels. LSQ divides by sqrt(levels) too, but its steps begin that much larger.
   """
   wide = x.astype(at_least_single(x.dtype))
-  gain = lax.rsqrt((2.0 ** bits - 1) * max(entries, 1)).astype(wide.dtype)
+  gain = ((2.0 ** bits - 1) * max(entries, 1) ** -0.5).astype(wide.dtype)
   low, high = jnp.where(low <= 0, low, 0), jnp.where(high >= 0, high, 0)
   low, high = scaled_gradient(low, gain), scaled_gradient(high, gain)
   return _affine(wide, low, high, bits).astype(x.dtype)
@@ -123,12 +124,6 @@ def mean_extremes(seen, bits, before):
 
 
 @INPUT_QUANTIZERS.register
-def lsq_plus():
-  """A range that learns from rounding errors and from what it clips (arXiv:2004.09576)."""
-  return InputQuantizer(mean_extremes, affine, learned=True)
-
-
-@INPUT_QUANTIZERS.register
 def pact():
   """A range that learns from what it clips (arXiv:1805.06085), its ends without decay."""
   return InputQuantizer(mean_extremes, clipped, learned=True)
@@ -170,18 +165,28 @@ def percentile():
 SHARES = np.linspace(0.1, 1, 37)  # of the extremes, tried as ends of a range
 
 
+def least_error(seen, bits, before):
+  """The share of the extremes whose rounding has the least squared error."""
+  del before
+  low, high = min(float(seen.low.min()), 0.0), max(float(seen.high.max()), 0.0)
+
+  def error(share):
+    return np.square(seen.values - on_levels(seen.values, share * low, share * high, bits)).sum()
+
+  share = min(reversed(SHARES), key=error)
+  return share * low, share * high
+
+
 @INPUT_QUANTIZERS.register
 def mse_range():
   """The share of the extremes whose rounding has the least squared error."""
-  def calibrate(seen, bits, before):
-    low, high = min(float(seen.low.min()), 0.0), max(float(seen.high.max()), 0.0)
+  return InputQuantizer(least_error, with_fixed_range)
 
-    def error(share):
-      return np.square(seen.values - on_levels(seen.values, share * low, share * high, bits)).sum()
 
-    share = min(reversed(SHARES), key=error)
-    return share * low, share * high
-  return InputQuantizer(calibrate, with_fixed_range)
+@INPUT_QUANTIZERS.register
+def lsq_plus():
+  """The same, and from there on it learns from its errors and its clipping (arXiv:2004.09576)."""
+  return InputQuantizer(least_error, affine, learned=True)
 
 
 @INPUT_QUANTIZERS.register

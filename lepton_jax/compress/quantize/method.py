@@ -8,6 +8,7 @@ from lepton_jax import registry, trees
 from lepton_jax.compress import rules
 from lepton_jax.compress.method import Method, part, placed, replaced, under
 from lepton_jax.compress.quantize import inputs, sites
+from lepton_jax.compress.straight_through import scaled_gradient
 from lepton_jax.errors import UserError
 from lepton_jax.layers import platform
 from lepton_jax.precision import at_least_single
@@ -61,8 +62,10 @@ def make(config, setting):
     if reader.learned:
       # What is trained is a factor of each calibrated end. Adaptive optimizers move all parameters
       # by about the learning rate, which is much for a narrow range and little for a wide one.
+      # Plain gradient descent moves the end as if it were trained itself.
       factors = part(learned, f'{RANGES}/{site}')
-      ends = {end: value * factors[end] for end, value in ends.items()}
+      ends = {end: value * scaled_gradient(factors[end], 1 / jnp.where(value == 0, 1, value) ** 2)
+              for end, value in ends.items()}
     return ends['low'], ends['high'], hparams['input_bits'][site_place[site]]
 
   def is_set(site, learned, held, hparams):

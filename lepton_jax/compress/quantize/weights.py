@@ -106,27 +106,29 @@ def mse_scale(kernel, largest, axes):
 
 @WEIGHT_QUANTIZERS.register
 def lsq():
-  """A step that is learned with the weights (arXiv:1902.08153).
+  """A step that is learned with the weights, levels -n - 1 to n (arXiv:1902.08153).
 
   What is trained is its logarithm: adaptive optimizers move every parameter by about the learning
-  rate, more than many a step is, and would carry it below zero.
+  rate, more than many a step is, and would carry it below zero. Its gradient is divided by the
+  square of the step that the paper begins with, so that plain gradient descent moves a step as
+  there.
   """
-  def init(kernel, bits, axes):
+  def usual(kernel, bits, axes):
     # The mean of what is not pruned: with the zeros a sparse kernel's step would be too small.
     total = jnp.sum(jnp.abs(kernel), axes, keepdims=True)
     count = jnp.maximum(jnp.sum(kernel != 0, axes, keepdims=True), 1).astype(kernel.dtype)
-    step = nonzero(2 * total / count / jnp.sqrt(largest_level(bits)))
-    return dict(log_step=jnp.log(step))
+    return nonzero(2 * total / count / jnp.sqrt(largest_level(bits)))
 
   def apply(kernel, bits, axes, learned):
     largest = largest_level(bits)
     shared = float(np.prod([kernel.shape[axis] for axis in axes]))
     gain = lax.rsqrt(shared * largest).astype(kernel.dtype)
+    gain /= jnp.square(usual(lax.stop_gradient(kernel), bits, axes))
     step = jnp.exp(scaled_gradient(learned['log_step'], gain))
-    place = jnp.clip(kernel / step, -largest, largest)
+    place = jnp.clip(kernel / step, -largest - 1, largest)
     return straight_through(place, jnp.round(place)) * step
 
-  return Quantizer(apply, init,
+  return Quantizer(apply, lambda *kernel: dict(log_step=jnp.log(usual(*kernel))),
                    step=lambda kernel, bits, axes, learned: jnp.exp(learned['log_step']))
 
 
