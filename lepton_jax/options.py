@@ -98,7 +98,8 @@ class Data:
       False, 'csv, tsv, series: leave out rows that cannot be read, and say how many; '
              'a series closes up over them')
   tokenizer: str = option(
-      'words', 'text: what a token is; word_pieces reads rare and unknown words in parts',
+      'words', 'text: what a token is; word_pieces reads rare and unknown words in parts, '
+               'character_ngrams adds to every word what it is spelt of',
       choices=registry.TOKENIZERS)
   vocabulary_size: int = option(
       20_000, 'tokens kept, most frequent first, <pad> and <unk> among them', unit='tokens', low=3)

@@ -79,7 +79,8 @@ def equally_long(batches):
     by_step = batch['label'].ndim == 2  # a step without a label has -1
     label = np.pad(batch['label'], ((0, 0), (0, more)), constant_values=-1) if by_step else (
         batch['label'])
-    return dict(batch, inputs=np.pad(batch['inputs'], ((0, 0), (0, more))), label=label)
+    ends = [(0, 0), (0, more)] + [(0, 0)] * (batch['inputs'].ndim - 2)
+    return dict(batch, inputs=np.pad(batch['inputs'], ends), label=label)
 
   return [padded(batch) for batch in batches]
 

@@ -19,11 +19,13 @@ import onnx
 import pytest
 from PIL import Image
 
+from lepton_jax import folder, run
 from lepton_jax.config import Config
 from lepton_jax.deploy import exports, runtime, traced
 from lepton_jax.deploy import service as service_lib
 from tests.browser import CHROMIUM
 from tests.test_deploy import trained_of
+from tests.test_text import make_table
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -180,6 +182,30 @@ def test_word_pieces_are_read_as_in_training(files, tmp_path):
       'vocabulary': json.dumps(words), 'tokenizer': 'word_pieces'})
   onnx.save(model, path)
   assert service_lib.Model(path).read_text('Lowest slow lower').tolist() == [2, 3, 1, 2, 4]
+
+
+def test_words_with_their_ngrams_are_read_as_in_training(tmp_path):
+  config = Config().replace(
+      model='lstm_classifier', tokenizer='character_ngrams', embedding=8, hidden=8, epochs=1,
+      batch_size=8, quantize_weight_bits=4, runs_dir=str(tmp_path), tensorboard=False,
+      pictures=False,
+      **make_table(tmp_path / 't.tsv')).check()
+  content = (tmp_path / 't.tsv').read_text()
+  for word in ('great', 'warm', 'cold'):
+    content = content.replace(word, f'{word}est')
+  (tmp_path / 't.tsv').write_text(content)
+  run.train(config)
+  trained, path = folder.load(tmp_path / config.name()), tmp_path / 'net.onnx'
+  exports.write(trained, 'onnx', path)
+  model, tests = service_lib.Model(path), trained.data.splits['test'][0]
+  read = [model.read_text(text) for text in ('a grimmest film', 'lovely')]
+  assert [one.shape for one in read] == [(3, 25), (1, 25)] and read[0].dtype == tests.dtype
+  assert list(read[0][:2, 0]) == [1, 1] and read[0][1, 1:].any()  # an unknown word, spelt alike
+  # Padding changes no answer: texts of unequal length share a batch.
+  together, alone = model.answer(read), [model.answer([one])[0] for one in read]
+  for one, other in zip(together, alone):
+    np.testing.assert_allclose(list(one['probabilities'].values()),
+                               list(other['probabilities'].values()), atol=2e-6)
 
 
 def test_a_token_a_full_queue_and_a_stop(files):

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lepton_jax import assemble
+from lepton_jax import assemble, layers
 from lepton_jax.config import Config, Data
-from lepton_jax.data import batches, dataset, text
+from lepton_jax.data import augment, batches, character_ngrams, dataset, text
 from lepton_jax.errors import UserError
 from lepton_jax.registry import TOKENIZERS
 from tests import LONG
@@ -20,8 +20,9 @@ def test_tokens_and_vocabulary():
   assert text.build_vocabulary(texts, 4, 1) == ('<pad>', '<unk>', 'a', 'b')
   assert text.build_vocabulary(texts, 10, 2) == ('<pad>', '<unk>', 'a', 'b')
   words = ('<pad>', '<unk>', 'a', 'b')
-  np.testing.assert_array_equal(text.encode(['a zebra', 'b'], words, 5), [[2, 1], [3, 0]])
-  np.testing.assert_array_equal(text.encode(['a b a b'], words, 3), [[2, 3, 2]])
+  numbers = TOKENIZERS.get('words')().numbers
+  np.testing.assert_array_equal(text.encode(['a zebra', 'b'], numbers(words, 5)), [[2, 1], [3, 0]])
+  np.testing.assert_array_equal(text.encode(['a b a b'], numbers(words, 3)), [[2, 3, 2]])
 
 
 def test_word_pieces_by_hand():
@@ -48,6 +49,41 @@ def test_every_word_of_the_training_part_is_read_whole():
     for word in texts:
       assert ''.join(read(word)).replace('##', '') == word
       assert set(read(word)) <= set(vocabulary)
+
+
+def test_character_ngrams_by_hand():
+  """The example of arXiv:1607.04606: where < and > bound it, 3-grams of her are <he, her, er>."""
+  grams = character_ngrams.ngrams('where')
+  assert grams[:5] == ['#<wh', '#whe', '#her', '#ere', '#re>'] and grams[-1] == '#here>'
+  assert len(grams) == 5 + 4 + 3 and '#<her>' in character_ngrams.ngrams('her')
+  tokenizer = TOKENIZERS.get('character_ngrams')()
+  texts = ['singer sings', 'ringing rings sing', 'sing king']
+  vocabulary = tokenizer.learn(texts, 20, 1)
+  # All six words, and n-grams that three of them have, by how many do.
+  assert vocabulary == (
+      '<pad>', '<unk>', 'sing', 'king', 'ringing', 'rings', 'singer', 'sings', '#ing', '#<si',
+      '#<sin', '#<sing', '#ing>', '#ng>', '#sin', '#sing')
+  found = tokenizer.numbers(vocabulary, 5)('Sing, wing')
+  assert found.shape == (3, 25) and found.dtype == np.int32
+  # Short n-grams first; a comma has none, and an unknown word those that are known.
+  wanted = [[2, 9, 14, 8, 13, 10, 15, 12, 11], [1] + [0] * 8, [1, 8, 13, 12] + [0] * 5]
+  np.testing.assert_array_equal(found[:, :9], wanted)
+  assert not found[:, 9:].any()
+  assert tokenizer.learn(texts, 9, 1) == (
+      '<pad>', '<unk>', 'sing', 'king', 'ringing', '#ing', '#ing>', '#ng>')
+
+
+def test_a_word_is_its_vector_and_those_of_its_parts():
+  table = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)), jnp.float32)
+  tokens = jnp.array([[[1, 3, 4, 0], [2, 0, 0, 0], [0, 0, 0, 0]]])
+  look = lambda table: layers.Embed(6, 3).apply(dict(params=dict(embedding=table)), tokens)
+  wanted = [table[1] + (table[3] + table[4]) / np.sqrt(2), table[2], table[0]]
+  np.testing.assert_allclose(look(table)[0], wanted, rtol=1e-6)
+  # Where there is no part, none learns.
+  gradient = jax.grad(lambda table: look(table)[:, :2].sum())(table)
+  np.testing.assert_allclose(gradient[:, 0], [0, 1, 1, 0.5 ** 0.5, 0.5 ** 0.5, 0], rtol=1e-6)
+  hidden = augment.word_dropout(tokens[0], jax.random.key(0), 1.0)
+  np.testing.assert_array_equal(hidden, [[1, 3, 4, 0], [1, 0, 0, 0], [0, 0, 0, 0]])
 
 
 def test_tags_are_of_words():
@@ -283,7 +319,8 @@ def test_quotes_and_odd_line_ends_in_tables(tmp_path):
 def test_padding_written_in_a_text_is_an_unknown_word():
   vocabulary = text.build_vocabulary(['a <pad> c'], 10, 1, text.spaced)
   assert vocabulary == ('<pad>', '<unk>', 'a', 'c')
-  np.testing.assert_array_equal(text.encode(['a <pad> c'], vocabulary, 5, text.spaced), [[2, 1, 3]])
+  numbers = text.Tokenizer(text.build_vocabulary, lambda _: text.spaced).numbers(vocabulary, 5)
+  np.testing.assert_array_equal(text.encode(['a <pad> c'], numbers), [[2, 1, 3]])
 
 
 def test_changed_data_and_foreign_vocabularies_are_refused(tmp_path, small):

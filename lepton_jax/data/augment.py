@@ -147,8 +147,13 @@ def _square(shape, key, height, width):
 
 
 def word_dropout(tokens, key, rate):
-  """Replaces words by <unk>, number 1, as words of other texts will be (arXiv:1511.06349)."""
-  return jnp.where((tokens > 0) & jax.random.bernoulli(key, rate, tokens.shape), 1, tokens)
+  """Replaces words by <unk>, number 1, as words of other texts will be (arXiv:1511.06349).
+
+  tokens is int32[time], or int32[time, 1 + n] of words with their parts, which stay.
+  """
+  words = tokens if tokens.ndim == 1 else tokens[:, 0]
+  words = jnp.where((words > 0) & jax.random.bernoulli(key, rate, words.shape), 1, words)
+  return words if tokens.ndim == 1 else tokens.at[:, 0].set(words)
 
 
 def cutout(image, key, size):

@@ -4,6 +4,7 @@ import functools
 
 import numpy as np
 
+from lepton_jax.data import text
 from lepton_jax.errors import UserError
 
 
@@ -61,7 +62,7 @@ class BucketBatches:
   same_shapes = False
 
   def __init__(self, inputs, label, batch_size, seed, buckets):
-    length = (inputs > 0).sum(1)
+    length = (text.alone(inputs) > 0).sum(1)
     # Equal shares of the examples a bucket; multiples of 8 keep the number of programs small.
     shares = np.arange(1, buckets + 1) / buckets
     edges = -(-np.quantile(length, shares).astype(int) // 8) * 8

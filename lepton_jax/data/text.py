@@ -1,6 +1,7 @@
 """Words to numbers: tokens, a vocabulary of the training part, padded arrays."""
 
 import collections
+import functools
 import re
 import typing
 
@@ -10,6 +11,7 @@ from lepton_jax.errors import UserError
 from lepton_jax.registry import TOKENIZERS
 
 PAD, UNKNOWN = '<pad>', '<unk>'
+LONGEST = 100  # characters of a word that is taken apart
 TOKEN = re.compile(r"[\w']+|[^\w\s]")
 
 
@@ -20,9 +22,27 @@ class Tokenizer(typing.NamedTuple):
     learn: (texts, most entries, least count of a word) -> vocabulary, which begins with <pad> and
       <unk>.
     reader: vocabulary -> (text -> its tokens); tokens out of the vocabulary are unknown.
+    parts: vocabulary -> (token -> int32[n], numbers of what it consists of, then 0), where a token
+      is read with its parts.
   """
   learn: typing.Callable
   reader: typing.Callable
+  parts: typing.Callable | None = None
+
+  def numbers(self, vocabulary, most):
+    """text -> int32[tokens], of `most` tokens; with parts int32[tokens, 1 + n], the token first."""
+    # A text's own '<pad>' is an unknown word, not an end.
+    number = {word: i for i, word in enumerate(vocabulary) if i}
+    read, parts = self.reader(vocabulary), self.parts and self.parts(vocabulary)
+
+    def of(text):
+      found = read(text)[:most]
+      alone = np.array([number.get(token, 1) for token in found], np.int32)
+      if parts is None or not found:
+        return alone
+      return np.column_stack([alone, np.stack([parts(token) for token in found])])
+
+    return of
 
 
 @TOKENIZERS.register
@@ -53,23 +73,26 @@ def build_vocabulary(texts, size, min_count, tokenize=tokens):
   return (PAD, UNKNOWN, *frequent[:size - 2])
 
 
-def encode(texts, vocabulary, max_length, tokenize=tokens):
-  """int32[n, longest]: word numbers, 0 after the end; longer texts are cut at `max_length` words.
+def encode(texts, numbers):
+  """int32[n, longest, ...]: what `Tokenizer.numbers` made of each, 0 after the end.
 
   Raises UserError for a text without a single token, naming its place.
   """
-  # A text's own '<pad>' is an unknown word, not an end.
-  number = {word: i for i, word in enumerate(vocabulary) if i}
   rows = []
   for place, text in enumerate(texts):
-    row = [number.get(word, 1) for word in tokenize(text)[:max_length]]
-    if not row:
+    rows.append(numbers(text))
+    if not len(rows[-1]):
       raise UserError(f'example {place} has no word: {text!r}')
-    rows.append(row)
-  array = np.zeros((len(rows), max(map(len, rows), default=1)), np.int32)
+  width = rows[0].shape[1:] if rows else ()
+  array = np.zeros((len(rows), max(map(len, rows), default=1), *width), np.int32)
   for i, row in enumerate(rows):
     array[i, :len(row)] = row
   return array
+
+
+def alone(inputs):
+  """int32[n, time]: the numbers of tokens without their parts."""
+  return inputs if inputs.ndim == 2 else inputs[..., 0]
 
 
 def encode_splits(parts, options):
@@ -82,14 +105,12 @@ def encode_splits(parts, options):
   if tagged and options.tokenizer != 'words':
     raise UserError(f'--tokenizer={options.tokenizer}: --task=tagging has a class for each word, '
                     f'so it reads words')
+  tokenizer = TOKENIZERS.get(options.tokenizer)()
   if tagged:
-    vocabulary, tokenize = build_vocabulary(parts['train'][0], size, least, spaced), spaced
-  else:
-    tokenizer = TOKENIZERS.get(options.tokenizer)()
-    vocabulary = tokenizer.learn(parts['train'][0], size, least)
-    tokenize = tokenizer.reader(vocabulary)
-  encoded = {split: (encode(texts, vocabulary, options.max_length, tokenize), label)
-             for split, (texts, label) in parts.items()}
+    tokenizer = Tokenizer(functools.partial(build_vocabulary, tokenize=spaced), lambda _: spaced)
+  vocabulary = tokenizer.learn(parts['train'][0], size, least)
+  numbers = tokenizer.numbers(vocabulary, options.max_length)
+  encoded = {split: (encode(texts, numbers), label) for split, (texts, label) in parts.items()}
   if tagged:
     encoded = {split: (inputs, label[:, :inputs.shape[1]])
                for split, (inputs, label) in encoded.items()}

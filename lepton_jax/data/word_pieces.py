@@ -8,7 +8,6 @@ from lepton_jax.data import text
 from lepton_jax.registry import TOKENIZERS
 
 INSIDE = '##'  # before a piece that does not begin its word
-LONGEST = 100  # characters of a word that is taken apart; a longer one is unknown
 
 
 @TOKENIZERS.register
@@ -28,7 +27,7 @@ def learn(texts, size, min_count):
   """
   counts = collections.Counter(word for one in texts for word in text.tokens(one))
   words = [(parts(word), count) for word, count in counts.items()
-           if count >= min_count and len(word) <= LONGEST]
+           if count >= min_count and len(word) <= text.LONGEST]
   letters = collections.Counter()
   for word, count in words:
     for piece in word:
@@ -100,7 +99,8 @@ def joined(word, pair, piece):
 
 
 def reader(vocabulary):
-  """text -> its pieces; a word of which some part is no piece is one unknown token."""
+  """text -> its pieces; a word of which some part is no piece, or which is longer than
+  `text.LONGEST`, is one unknown token."""
   known = frozenset(vocabulary)
   # Bounded, for a service reads texts that it does not choose.
   pieces = functools.lru_cache(maxsize=100_000)(lambda word: tuple(apart(word, known)))
@@ -110,7 +110,7 @@ def reader(vocabulary):
 def apart(word, known):
   """A word's pieces, the longest first; [word] where it cannot be read in pieces."""
   found, start = [], 0
-  while start < len(word) <= LONGEST:
+  while start < len(word) <= text.LONGEST:
     for end in range(len(word), start, -1):
       piece = (INSIDE if start else '') + word[start:end]
       if piece in known:

@@ -70,9 +70,12 @@ class Model:
     self.values = about.get('measure') == 'rmse'
     self.by_character = not self.classes and bool(self.words)
     if self.by_character:
-      self.classes, self.tokens = vocabulary, list
+      self.classes = vocabulary
+      self.numbers = lambda text: np.array([self.words.get(c, 0) for c in text[:MOST_WORDS]],
+                                           np.int32)
     else:
-      self.tokens = TOKENIZERS.get(about.get('tokenizer', 'words'))().reader(vocabulary)
+      tokenizer = TOKENIZERS.get(about.get('tokenizer', 'words'))()
+      self.numbers = tokenizer.numbers(vocabulary, MOST_WORDS)
 
   def read(self, inputs):
     """One example [...] of lists; raises ValueError that says what was given and is allowed."""
@@ -125,11 +128,10 @@ class Model:
     """One example of word numbers; raises ValueError likewise."""
     if not self.words:
       raise ValueError(f'{self.name} reads no text')
-    parts = self.tokens(text)
-    if not parts:
+    numbers = self.numbers(text)
+    if not len(numbers):
       raise ValueError('the text has no words')
-    unknown = 0 if self.by_character else 1
-    return np.array([self.words.get(part, unknown) for part in parts[:MOST_WORDS]], np.int32)
+    return numbers
 
   def answer(self, examples):
     """Answers, as dictionaries or errors, to a list of examples; shorter texts are padded."""

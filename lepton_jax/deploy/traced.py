@@ -58,7 +58,7 @@ def trace(trained):
     return answers, *(jax.tree.leaves(changed['carry']) if states else ())
 
   raw = data.splits['test'][0] if not data.stream else np.zeros(0, np.int32)
-  shape = (TIME,) if data.vocabulary else data.input_shape
+  shape = (TIME, *data.input_shape[1:]) if data.vocabulary else data.input_shape
   dtype = np.dtype('int32') if data.vocabulary else raw.dtype
   inputs = {'tokens' if data.vocabulary else 'inputs': (dtype, (BATCH, *shape))}
   inputs |= {f'state_{i}': (state.dtype, (BATCH, *state.shape[1:]))

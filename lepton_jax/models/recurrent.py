@@ -54,7 +54,7 @@ class RecurrentNetwork(nn.Module):
     """Steps f32[batch, time, features] and bool[batch, time], which of them exist."""
     if jnp.issubdtype(x.dtype, jnp.integer):
       words = layers.Embed(self.vocabulary, self.embedding, self.dtype, name='embed')(x)
-      return layers.Dropout(name='dropout0')(words, training), x > 0
+      return layers.Dropout(name='dropout0')(words, training), layers.exists(x)
     x = x.reshape(*x.shape[:2], -1)
     return x, jnp.ones(x.shape[:2], bool)
 

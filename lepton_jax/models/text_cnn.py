@@ -21,7 +21,7 @@ class TextCNN(nn.Module):
 
   @nn.compact
   def __call__(self, x, training):
-    valid = x > 0
+    valid = layers.exists(x)
     x = layers.Embed(self.vocabulary, self.embedding, self.dtype, name='embed')(x)
     # Padding must not leak into a window that reaches past the end.
     x = jnp.where(valid[..., None], x, jnp.zeros_like(x))
