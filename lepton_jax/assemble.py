@@ -113,7 +113,7 @@ def build(config, dataset, initial=None, ticket=None, widths=None, keeps=False, 
     mine, (params, model_state) = dataclasses.replace(network, config=config), start
     if 'carry' in variables:
       carry = network_lib.fresh_carry(variables['carry'], config.data.batch_size)
-      model_state = dict(model_state, carry=carry)
+      model_state = dict(model_state, carry=distill.carried(carry, teacher))
     state = first_state(jax.random.key(config.training.seed), params, model_state,
                         strengths_lib.strengths(config, compression), earlier)
     return Assembly(config, dataset, mine, state, batches, total_steps, train_step,

@@ -1,8 +1,9 @@
 """Distillation: a network learns from the answers of a finished run (arXiv:1503.02531)."""
 
+import jax
 import jax.numpy as jnp
 
-from lepton_jax import losses
+from lepton_jax import losses, network
 from lepton_jax.errors import UserError
 from lepton_jax.regularize.outputs import log_probabilities
 
@@ -15,8 +16,6 @@ def check(config, teacher, dataset):
                     f'to learn from, the other says how much; both or neither')
   if teacher is None:
     return
-  if dataset.stream:
-    raise UserError(f'--teacher: {dataset.name} is running text, whose state a teacher would need')
   theirs = teacher.config.data
   for what in ('classes', 'vocabulary', 'input_shape', 'task', 'columns', 'targets'):
     same = getattr(teacher.data, what) == getattr(dataset, what)
@@ -26,12 +25,26 @@ def check(config, teacher, dataset):
       raise UserError(f'--teacher={options.teacher} was trained on other {what.replace("_", " ")}')
 
 
-def answers(teacher, scaling):
-  """A function from inputs, scaled by `scaling`, to the teacher's logits."""
+TEACHER = 'teacher'  # in a batch its answers; in a carry its state after the text so far
+
+
+def carried(carry, teacher):
+  """A student's empty carry with the teacher's for as many rows, where there is one."""
+  if teacher is None:
+    return carry
+  rows = len(jax.tree.leaves(carry)[0])
+  return dict(carry, **{TEACHER: teacher.network.carry(rows)})
+
+
+def teaching(teacher, scaling):
+  """A function (batch with inputs scaled by `scaling`, model_state) -> batch with TEACHER.
+
+  That is the teacher's logits, and of running text (logits, its carry afterwards).
+  """
   counted = teacher.network.compression.counted(teacher.weights, teacher.hparams)
   theirs = teacher.network.scaling
 
-  def answer(inputs):
+  def values(inputs):
     if inputs.dtype != jnp.int32:
       raw = inputs * scaling.std.astype(inputs.dtype) + scaling.mean.astype(inputs.dtype)
       inputs = (raw - theirs.mean.astype(raw.dtype)) / theirs.std.astype(raw.dtype)
@@ -43,7 +56,14 @@ def answers(teacher, scaling):
     as_mine = lambda number: jnp.asarray(number, found.dtype)
     return (found * as_mine(std) + as_mine(mean) - as_mine(own_mean)) / as_mine(own_std)
 
-  return answer
+  def teach(batch, model_state):
+    if 'carry' not in model_state:
+      return dict(batch, **{TEACHER: values(batch['inputs'])})
+    own = network.rows_of(model_state['carry'][TEACHER], batch)
+    found = teacher.network.continue_text(teacher.weights, own, batch['inputs'], teacher.hparams)
+    return dict(batch, **{TEACHER: found})
+
+  return teach
 
 
 def term(logits, teacher, label, temperature):

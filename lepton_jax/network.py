@@ -113,3 +113,12 @@ def fresh(module, widths, key, inputs):
 def fresh_carry(carry, batch_size):
   """The state of recurrent layers before the first step of each of `batch_size` rows."""
   return jax.tree.map(lambda c: jnp.zeros((batch_size, *c.shape[1:]), c.dtype), carry)
+
+
+def rows_of(carry, batch):
+  """The rows of a carry that a device's share of the batch continues.
+
+  Under pmap the carry is whole on every device, else it has the batch's rows.
+  """
+  share = len(batch['example'])
+  return jax.tree.map(lambda c: c if len(c) == share else c[batch['example']], carry)

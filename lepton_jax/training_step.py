@@ -5,6 +5,7 @@ import functools
 import jax
 
 from lepton_jax import distill, layers, registry, trees
+from lepton_jax import network as network_lib
 from lepton_jax.data import augment as augment_lib
 from lepton_jax.layers import columns, platform
 from lepton_jax.regularize import constraints, feature_maps, noise, outputs
@@ -36,16 +37,16 @@ def parts(network, optimizer, frozen, num_classes, total_steps, teacher=None):
 
 
 def preparation(network, num_classes, teacher):
-  """(batch, key, hparams) -> batch: scaled, augmented, with the teacher's answers, noisy."""
+  """(batch, key, hparams, model_state) -> batch: scaled, augmented, taught, noisy."""
   augment = augment_lib.make_augment(network.config.augment, num_classes, network.scaling.std)
-  teach = teacher and distill.answers(teacher, network.scaling)
+  teach = teacher and distill.teaching(teacher, network.scaling)
 
-  def prepare(batch, key, hparams):
+  def prepare(batch, key, hparams, model_state):
     batch = network.scaled(batch)
     if augment is not None:
       batch = augment(batch, key, hparams)
     if teach is not None:
-      batch = dict(batch, teacher=teach(batch['inputs']))
+      batch = teach(batch, model_state)
     if 'input_noise' in hparams:
       noisy = noise.input_noise(batch['inputs'], batch['example'], hparams['input_noise'],
                                 jax.random.fold_in(key, 1))
@@ -64,13 +65,15 @@ def answers(network, weights, model_state, batch, hparams, key, axis):
   if 'spatial_dropout' in hparams:
     with feature_maps.spatial_dropout(training, hparams['spatial_dropout']):
       return run(model_state)
-  if axis is None or 'carry' not in model_state:
+  if 'carry' not in model_state:
     return run(model_state)
-  # Under pmap the carry is whole on every device; each continues its own rows and all share the
-  # result.
-  own = jax.tree.map(lambda c: c[batch['example']], model_state['carry'])
-  logits, changed = run(dict(model_state, carry=own))
-  return logits, dict(changed, carry=jax.lax.all_gather(changed['carry'], axis, tiled=True))
+  carry = model_state['carry']
+  logits, changed = run(dict(model_state, carry=network_lib.rows_of(carry, batch)))
+  if distill.TEACHER in batch:
+    changed['carry'] = dict(changed['carry'], **{distill.TEACHER: batch[distill.TEACHER][1]})
+  if axis is not None:  # all devices share the result
+    changed['carry'] = jax.lax.all_gather(changed['carry'], axis, tiled=True)
+  return logits, changed
 
 
 def kept(network, frozen, weights, hparams):
@@ -136,9 +139,11 @@ def distilled(network, teacher):
 
   def term(logits, other, batch, hparams):
     del other
+    theirs = batch[distill.TEACHER]
+    theirs = theirs[0] if isinstance(theirs, tuple) else theirs
     if network.objective.regression:
-      return hparams['distill'] * distill.distance(logits, batch['teacher'])
-    return hparams['distill'] * distill.term(logits, batch['teacher'], batch['label'],
+      return hparams['distill'] * distill.distance(logits, theirs)
+    return hparams['distill'] * distill.term(logits, theirs, batch['label'],
                                              network.config.distill.distill_temperature)
 
   return (term,)

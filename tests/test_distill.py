@@ -42,7 +42,7 @@ def test_the_step_sees_what_the_teacher_answers(small, teacher):
   assembly = assemble.build(config, data, **other_runs.read(config, data))
   batch = assembly.batches.at(0)
   prepare = assembly.train_step.args[0].prepare
-  found = prepare(batch, jax.random.key(0), assembly.state.hparams)['teacher']
+  found = prepare(batch, jax.random.key(0), assembly.state.hparams, {})['teacher']
   np.testing.assert_allclose(found, folder.load(teacher).outputs(batch['inputs']), rtol=1e-4,
                              atol=1e-4)
 

@@ -4,10 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from lepton_jax import assemble, trees
+from lepton_jax import assemble, folder, other_runs, trees
 from lepton_jax.config import Config
 from lepton_jax.data import batches, dataset
 from lepton_jax.errors import UserError
+from lepton_jax.train import parallel
 
 
 def test_stream_batches_continue_each_row_and_passes_count_each_character_once():
@@ -117,6 +118,28 @@ def test_running_text_gives_the_same_numbers_on_many_devices(tmp_path, small, mo
   assert any(np.abs(a).max() > 0 for n, a in one.items() if n.startswith('carry'))
   for name in one:
     np.testing.assert_allclose(many[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize('mode', ['jit', 'sharded', 'pmap'])
+def test_a_teacher_reads_on_where_the_text_does(trained_lm, mode):
+  """What it answers to piece after piece is what it answers to the whole text."""
+  config, _, teacher = trained_lm
+  config = config.replace(teacher=str(teacher), distill=1.0, hidden=8, parallel=mode)
+  data = assemble.load_data(config)
+  assembly = assemble.build(config, data, **other_runs.read(config, data))
+  layout = parallel.make_parallel(mode, config.data.batch_size)
+  step = layout.step(assembly.train_step(layout.axis))
+  state = layout.put_state(assembly.state)
+  pieces = [assembly.batches.at(i) for i in range(3)]
+  for piece in pieces:
+    state, _ = step(state, layout.put_batch(piece))
+  trained = folder.load(teacher)
+  whole = np.concatenate([piece['inputs'] for piece in pieces], 1)
+  _, carry = trained.network.continue_text(
+      trained.weights, trained.network.carry(len(whole)), whole, trained.hparams)
+  found = trees.named(state.model_state['carry']['teacher'])
+  for name, wanted in trees.named(carry).items():
+    np.testing.assert_allclose(np.asarray(found[name]), wanted, atol=1e-5, err_msg=name)
 
 
 def test_what_is_split_along_time_is_not_drawn_at_random(tmp_path):

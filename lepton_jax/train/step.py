@@ -26,7 +26,7 @@ class Parts(typing.NamedTuple):
     optimizer: `init(trained)` and `update(gradients, opt_state, trained, step, hparams)`.
     loss_fn: (logits, batch, hparams) -> f32[batch].
     measure: (logits, batch) -> {name: f32[batch]}, averaged and reported beside the loss.
-    prepare: (batch, key, hparams) -> batch; normalises and augments.
+    prepare: (batch, key, hparams, model_state) -> batch; normalises and augments.
     kept: (weights, hparams) -> weights without what is frozen or removed; penalties see them.
     counted: (kept weights, hparams, key) -> weights that count: disturbed, then rounded.
     finish: (params, held, hparams) -> params without what an update may not change.
@@ -68,7 +68,7 @@ def make_train_step(parts, axis=None):
 
   def train_step(state, batch):
     augment_key, model_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-    batch = parts.prepare(batch, augment_key, state.hparams)
+    batch = parts.prepare(batch, augment_key, state.hparams, state.model_state)
 
     def answer(kept, key):
       weights = parts.counted(kept, state.hparams, key)
