@@ -33,6 +33,9 @@ CIFAR = ('--dataset=cifar10', '--batch_size=128', '--optimizer=nesterov', '--lea
          '--weight_decay=5e-3', '--schedule=one_cycle', '--augment_flip', '--augment_crop=4')
 ROWWISE = ('--model=lstm_classifier', '--epochs=20', '--learning_rate=3e-3')
 W4A8 = ('--quantize_weight_bits=4', '--quantize_activation_bits=8')
+SST2 = ('--model=lstm_classifier', '--dataset=glue/sst2', '--embedding=300', '--epochs=4',
+        '--dropout=0.5', '--augment_word_dropout=0.1', '--ema_decay=0.999',
+        '--validation_fraction=0.02', '--select=last')
 DEMAND = ('--dataset=series:demand.csv', '--target=demand', '--relative', '--window=168',
           '--horizon=24')
 # group: {row: (what is measured, flags)}
@@ -61,10 +64,9 @@ ROWS = {
             '--model=lstm_lm', '--dataset=tiny_shakespeare', '--hidden=256', '--batch_size=32',
             '--epochs=10', '--learning_rate=3e-3', '--dropout=0.2', '--clip_norm=1'))},
     'sst2': {
-        'LSTM on SST-2, dev sentences': ('accuracy', (
-            '--model=lstm_classifier', '--dataset=glue/sst2', '--embedding=300', '--epochs=4',
-            '--dropout=0.5', '--augment_word_dropout=0.1', '--ema_decay=0.999',
-            '--validation_fraction=0.02', '--select=last'))},
+        'LSTM on SST-2, dev sentences': ('accuracy', SST2),
+        'LSTM on SST-2, dev sentences, words and their n-grams': (
+            'accuracy', (*SST2, '--tokenizer=character_ngrams', '--vocabulary_size=40000'))},
     'series': {
         'LSTM on hourly electricity demand, 24 hours ahead': ('rmse', (
             *DEMAND, '--model=lstm_regressor', '--hidden=64', '--epochs=40',
