@@ -87,7 +87,8 @@ def build(config, dataset, initial=None, ticket=None, widths=None, keeps=False, 
 
   start = params, model_state = first_weights(variables)
   frozen = trees.matching(config.training.freeze, list(trees.named(params)), 'freeze')
-  batches = make_batches(config, dataset)
+  known = distill.known(teacher, config, dataset)
+  batches = make_batches(config, dataset, known)
   total_steps = batches.steps_per_epoch * config.training.epochs
   network = build_network.compressed(
       network, dataset, params, model_state, frozen=frozenset(frozen), total_steps=total_steps,
@@ -123,13 +124,16 @@ def build(config, dataset, initial=None, ticket=None, widths=None, keeps=False, 
   def another(config):
     variables = init(jax.random.key(config.training.seed))
     return assembly(config, variables, first_weights(variables),
-                    make_batches(config, dataset))
+                    make_batches(config, dataset, known))
 
   return assembly(config, variables, start, batches)
 
 
-def make_batches(config, dataset):
-  """Batches of the training part: by length for text, in pairs where augmentation mixes them."""
+def make_batches(config, dataset, more=None):
+  """Batches of the training part: by length for text, in pairs where augmentation mixes them.
+
+  `more` is {name: array} for all of its examples.
+  """
   common = (*dataset.splits['train'], config.data.batch_size, config.training.seed)
   if dataset.stream:
     return batches_lib.StreamBatches(dataset.splits['train'][0], config.data.batch_size,
@@ -146,8 +150,8 @@ def make_batches(config, dataset):
   if mixing and dataset.task == 'regression':
     raise UserError(f'--augment_mixup and --augment_cutmix mix classes; {dataset.name} has none')
   if dataset.vocabulary:
-    return batches_lib.BucketBatches(*common, config.data.buckets)
-  return batches_lib.Batches(*common, pairs=mixing)
+    return batches_lib.BucketBatches(*common, config.data.buckets, more)
+  return batches_lib.Batches(*common, mixing, more)
 
 
 def initial_state(config, network, optimizer, key, params, model_state, hparams, earlier):

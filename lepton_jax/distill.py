@@ -1,5 +1,7 @@
 """Distillation: a network learns from the answers of a finished run (arXiv:1503.02531)."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -36,10 +38,22 @@ def carried(carry, teacher):
   return dict(carry, **{TEACHER: teacher.network.carry(rows)})
 
 
+def known(teacher, config, dataset):
+  """{TEACHER: logits f32[n, outputs]} for the training part, where all steps see it as it is.
+
+  {} where they do not: augmented, running text, a class for each word, values of another scale.
+  """
+  changed = any(dataclasses.asdict(config.augment).values())
+  if teacher is None or changed or dataset.labels_steps or dataset.task == 'regression':
+    return {}
+  return {TEACHER: teacher.outputs(dataset.splits['train'][0])}
+
+
 def teaching(teacher, scaling):
   """A function (batch with inputs scaled by `scaling`, model_state) -> batch with TEACHER.
 
-  That is the teacher's logits, and of running text (logits, its carry afterwards).
+  That is the teacher's logits, and of running text (logits, its carry afterwards). A batch that has
+  them stays.
   """
   counted = teacher.network.compression.counted(teacher.weights, teacher.hparams)
   theirs = teacher.network.scaling
@@ -57,6 +71,8 @@ def teaching(teacher, scaling):
     return (found * as_mine(std) + as_mine(mean) - as_mine(own_mean)) / as_mine(own_std)
 
   def teach(batch, model_state):
+    if TEACHER in batch:
+      return batch
     if 'carry' not in model_state:
       return dict(batch, **{TEACHER: values(batch['inputs'])})
     own = network.rows_of(model_state['carry'][TEACHER], batch)

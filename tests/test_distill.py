@@ -36,15 +36,22 @@ def teacher(tmp_path_factory):
 
 
 def test_the_step_sees_what_the_teacher_answers(small, teacher):
-  """Inputs are scaled anew for it: its training part, and so its scale, is another."""
+  """Inputs are scaled anew for it: its training part, and so its scale, is another.
+
+  Answers to inputs that no augmentation changes are computed once, before the training.
+  """
   config = small.replace(teacher=teacher, distill=1.0)
   data = assemble.load_data(config)
   assembly = assemble.build(config, data, **other_runs.read(config, data))
   batch = assembly.batches.at(0)
   prepare = assembly.train_step.args[0].prepare
+  known, wanted = batch.pop('teacher'), folder.load(teacher).outputs(batch['inputs'])
   found = prepare(batch, jax.random.key(0), assembly.state.hparams, {})['teacher']
-  np.testing.assert_allclose(found, folder.load(teacher).outputs(batch['inputs']), rtol=1e-4,
-                             atol=1e-4)
+  np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(known, wanted, rtol=1e-4, atol=1e-4)
+  changed = config.replace(augment_crop=1)
+  assert 'teacher' not in assemble.build(changed, data, **other_runs.read(
+      changed, data)).batches.at(0)
 
 
 def test_a_strength_of_zero_is_absent_and_a_strong_one_follows_the_teacher(small, teacher,

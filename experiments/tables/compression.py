@@ -29,7 +29,7 @@ RECURRENT = {
     'ternary, A8': bits(2, 8, quantize_weights='ternary'),
     **{f'{100 * share:.0f} % sparse': dict(prune_sparsity=share) for share in (0.8, 0.9, 0.95)}}
 INNER = dict(quantize_exclude='stem|head')
-# Half the decay at 3 bits and a quarter at 2, as in section 3 of arXiv:1902.08153.
+# Half the decay at 3 bits and a quarter at 2, which arXiv:1902.08153 found best.
 LSQ = {f'W{n}A{n}{where}': bits(n, n, quantize_weights='lsq', weight_decay=decay, **exclude)
        for where, exclude in ((', but first and last', INNER), ('', {}))
        for n, decay in ((4, 5e-3), (3, 2.5e-3), (2, 1.25e-3))}

@@ -19,15 +19,15 @@ class Batches:
 
   Every epoch visits each example at most once in an order of its own; the few that do not fill a
   last batch sit that epoch out. `pairs` adds a second, independently drawn example to each place
-  for augmentations that mix two.
+  for augmentations that mix two; `more` is {name: array [n, ...]} beside inputs and labels.
   """
 
   same_shapes = True
 
-  def __init__(self, inputs, label, batch_size, seed, pairs=False):
+  def __init__(self, inputs, label, batch_size, seed, pairs=False, more=None):
     if batch_size > len(label):
       raise UserError(f'--batch_size={batch_size}: there are only {len(label)} training examples')
-    self._inputs, self._label = inputs, label
+    self._inputs, self._label, self._more = inputs, label, more or {}
     self.batch_size, self._seed, self._pairs = batch_size, seed, pairs
     self.steps_per_epoch = len(label) // batch_size
 
@@ -44,7 +44,8 @@ class Batches:
     window = slice(place * self.batch_size, (place + 1) * self.batch_size)
     chosen = self._order(epoch, 0)[window][rows]
     batch = dict(inputs=self._inputs[chosen], label=self._label[chosen],
-                 example=np.arange(self.batch_size, dtype=np.int32)[rows])
+                 example=np.arange(self.batch_size, dtype=np.int32)[rows],
+                 **{name: array[chosen] for name, array in self._more.items()})
     if self._pairs:
       other = self._order(epoch, 1)[window][rows]
       batch.update(other_inputs=self._inputs[other], other_label=self._label[other])
@@ -61,7 +62,7 @@ class BucketBatches:
 
   same_shapes = False
 
-  def __init__(self, inputs, label, batch_size, seed, buckets):
+  def __init__(self, inputs, label, batch_size, seed, buckets, more=None):
     length = (text.alone(inputs) > 0).sum(1)
     # Equal shares of the examples a bucket; multiples of 8 keep the number of programs small.
     shares = np.arange(1, buckets + 1) / buckets
@@ -83,7 +84,8 @@ class BucketBatches:
       raise UserError(
           f'--batch_size={batch_size} --buckets={buckets}: of {len(label)} training examples no '
           f'bucket fills a batch; make one of them smaller')
-    self._inputs, self._label, self.batch_size, self._seed = inputs, label, batch_size, seed
+    self._inputs, self._label, self._more = inputs, label, more or {}
+    self.batch_size, self._seed = batch_size, seed
     self.steps_per_epoch = len(self._plan)
 
   def at(self, step, rows=slice(None)):
@@ -98,7 +100,8 @@ class BucketBatches:
     width = self._widths[bucket]
     label = self._label[chosen] if self._label.ndim == 1 else self._label[chosen, :width]
     return dict(inputs=self._inputs[chosen, :width], label=label,
-                example=np.arange(self.batch_size, dtype=np.int32)[rows])
+                example=np.arange(self.batch_size, dtype=np.int32)[rows],
+                **{name: array[chosen] for name, array in self._more.items()})
 
 
 class StreamBatches:
