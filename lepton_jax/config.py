@@ -19,6 +19,7 @@ from lepton_jax.options import (
   Quantize,
   Regularize,
   Run,
+  SoftSharing,
   Training,
 )
 
@@ -33,6 +34,7 @@ class Config:
   regularize: Regularize = Regularize()
   distill: Distill = Distill()
   factorize: Factorize = Factorize()
+  soft_sharing: SoftSharing = SoftSharing()
   prune: Prune = Prune()
   quantize: Quantize = Quantize()
   training: Training = Training()

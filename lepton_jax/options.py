@@ -249,6 +249,17 @@ class Factorize:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SoftSharing:
+  """Soft weight sharing: weights gather around values that are learned with them."""
+  soft_sharing: float = option(
+      0.0, 'strength * negative log-likelihood of the weights under a mixture for each kernel '
+           '(arXiv:1702.04008)', low=0, traced=True, log=True)
+  soft_sharing_values: int = option(16, 'means of the mixture, beside zero', low=1, high=256)
+  soft_sharing_zero: float = option(
+      0.9, 'share of the weights that the component at zero is to have', low=0.01, high=0.999)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Prune:
   """Pruning: masked weights are exactly zero."""
   prune_sparsity: float = option(0.0, 'share of all prunable kernel entries set to zero; 0: off',

@@ -11,6 +11,7 @@ EXAMPLE = 'prune(0.9):10,cluster(16):5,pack'
 # Stage: (what its options begin with, the options that values without a name are, fixed options).
 STAGES = {
     'train': ('', (), {}),
+    'share': ('soft_sharing_', ('soft_sharing',), {}),
     'prune': ('prune_', ('prune_sparsity',), {}),
     'channels': ('prune_', ('prune_sparsity',), dict(prune_structure='channels')),
     'quantize': ('quantize_', ('quantize_weight_bits', 'quantize_activation_bits'),
@@ -20,7 +21,7 @@ STAGES = {
     'distill': ('distill_', ('distill',), {})}
 PACK = dict(bits=int, number_bits=int, rate=float)
 # What a stage does once; the others stay on in all stages after it.
-ONCE = ('prune', 'factorize', 'training', 'distill')
+ONCE = ('soft_sharing', 'prune', 'factorize', 'training', 'distill')
 
 
 class Stage(typing.NamedTuple):

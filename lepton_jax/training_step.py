@@ -27,7 +27,7 @@ def parts(network, optimizer, frozen, num_classes, total_steps, teacher=None):
       counted=functools.partial(counted, network),
       finish=functools.partial(finish, network, frozen), after=network.compression.after,
       terms=tuple(functools.partial(penalty, name) for name in registry.PENALTIES.names()
-                  if getattr(on, name)),
+                  if getattr(on, name)) + (network.compression.penalty,),
       output_terms=tuple(functools.partial(output_term, name) for name in OUTPUT_TERMS
                          if getattr(on, name)) + distilled(network, teacher),
       twice=bool(on.r_drop), uphill=uphill if on.sam else None,
@@ -96,8 +96,8 @@ def counted(network, weights, hparams, key):
   return network.compression.rounded(dict(weights, params=params), hparams)
 
 
-def penalty(name, params, hparams):
-  kernels = {n: leaf for n, leaf in trees.named(params).items() if trees.is_kernel(n)}
+def penalty(name, weights, hparams):
+  kernels = {n: leaf for n, leaf in trees.named(weights['params']).items() if trees.is_kernel(n)}
   return hparams[name] * registry.PENALTIES.get(name)(kernels)
 
 

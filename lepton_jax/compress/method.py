@@ -35,6 +35,7 @@ class Method(typing.NamedTuple):
     inputs: (site, x, entries of x an example has, learned, held, hparams) -> x.
     grid: (site, learned, held, hparams) -> (scale, level of zero, highest level) that `inputs`
       rounds to, all 0 while it leaves inputs alone; None where it does something else.
+    penalty: (params, learned, held, hparams) -> scalar that the loss gets, of kept params.
     finish: (params, held) -> params without what an update may not change.
     after: (params, gradients of them, held) -> held after an update; None where it keeps none.
     hooks: (options, Tools) -> [(due, change)]: `change(state, step)` gives the state before the
@@ -54,6 +55,7 @@ class Method(typing.NamedTuple):
   sites: frozenset = frozenset()
   inputs: typing.Callable | None = None
   grid: typing.Callable | None = None
+  penalty: typing.Callable | None = None
   finish: typing.Callable = lambda params, held: params
   after: typing.Callable | None = None
   hooks: typing.Callable = lambda options, tools: []
@@ -171,6 +173,12 @@ class Compression:
   def sites(self):
     """Paths of the layers whose inputs are changed."""
     return frozenset().union(*(method.sites for method in self.methods))
+
+  def penalty(self, weights, hparams):
+    """What all methods add to the loss, of kept weights; 0 where none does."""
+    named = trees.named(weights['params'])
+    return sum(method.penalty(named, *arrays_of(method, weights), hparams)
+               for method in self.methods if method.penalty is not None)
 
   def finish(self, params, held):
     """Parameters after an update, without what it may not change."""

@@ -31,7 +31,7 @@ class Parts(typing.NamedTuple):
     counted: (kept weights, hparams, key) -> weights that count: disturbed, then rounded.
     finish: (params, held, hparams) -> params without what an update may not change.
     after: (params, gradients, held) -> held after an update.
-    terms: each (params, hparams) -> scalar, added to the loss.
+    terms: each (kept weights, hparams) -> scalar, added to the loss.
     output_terms: each (logits, other, batch, hparams) -> f32[batch], added likewise; `other` is
       from a second pass.
     twice: whether there is that second pass, with a dropout of its own; the loss is then the mean
@@ -86,7 +86,7 @@ def make_train_step(parts, axis=None):
       loss = jnp.mean(loss)
       on_answers = sum(jnp.mean(term(logits, other, batch, state.hparams))
                        for term in parts.output_terms)
-      penalty = sum(term(kept['params'], state.hparams) for term in parts.terms)
+      penalty = sum(term(kept, state.hparams) for term in parts.terms)
       measured = jax.tree.map(jnp.mean, parts.measure(logits, batch))
       return loss + penalty + on_answers, (loss, measured, model_state)
 
