@@ -37,11 +37,7 @@ ROWS = {
                       dict(augment_crop=1, learning_rate=3e-3, distill=1.0),
                       'prune(0.98,end=0.6,updates=100):60,cluster(16,learning_rate=1e-3):10,'
                       'pack(number_bits=6)'),
-    # Sentences, tested on the dev part; most of the network is its table of 14,000 words.
-    'sst2_lstm': (dict(model='lstm_classifier', dataset='glue/sst2', embedding=300, epochs=4,
-                       dropout=0.5, augment_word_dropout=0.1, ema_decay=0.999,
-                       validation_fraction=0.02, select='last'),
-                  {}, 'quantize(4,8):1,pack(number_bits=8)'),
+    'sst2_lstm': (compression.SENTENCES, {}, 'quantize(4,8):1,pack(number_bits=8)'),
     # CIFAR-10 as in MLPerf Tiny (arXiv:2106.07597): 85 % by an int8 ResNet-8 of 98,496 bytes.
     'resnet8_32kb': (RESIDUAL | dict(model='resnet8'), dict(learning_rate=0.05, distill=1.0),
                      'prune(0.3,end=0.6):15,quantize(4,8,quantize_weights=lsq,'
