@@ -63,5 +63,6 @@ TABLES = {
     'lstm_sentences': Table(SENTENCES, {
         DENSE: {}, 'W4A8': bits(4, 8), '80 % sparse': dict(prune_sparsity=0.8),
         '80 % sparse, W4A8': bits(4, 8, prune_sparsity=0.8)}),
-    'lstm_characters': Table(SHAKESPEARE | dict(epochs=10, learning_rate=3e-3), RECURRENT),
+    'lstm_characters': Table(SHAKESPEARE | dict(epochs=10, learning_rate=3e-3), {
+        **RECURRENT, 'half the parameters': dict(prune_structure='channels', prune_sparsity=0.3)}),
 }
