@@ -87,6 +87,16 @@ def test_the_scale_of_least_error_is_never_worse_than_the_largest():
   assert (error('mse', kernel, 2) < 0.6 * error('max', kernel, 2)).any()  # of heavy tails
 
 
+@pytest.mark.parametrize('name', ['max', 'mse', 'apot', 'power_of_two', 'ternary', 'binary'])
+def test_folding_a_norm_into_a_kernel_changes_no_level(name):
+  """Its factors are of channels, as scales are: what is rounded folded is what is folded rounded."""
+  kernel = jax.random.normal(jax.random.key(1), (3, 3, 8, 4))
+  factors = jnp.array([0.25, -2.0, 1.0, 8.0])
+  bits = dict(ternary=2, binary=1).get(name, 3)
+  np.testing.assert_allclose(rounded(name, kernel * factors, bits),
+                             rounded(name, kernel, bits) * factors, rtol=1e-6)
+
+
 def test_lsq_gradients_are_the_papers():
   """Equation 3 of arXiv:1902.08153 times its g = 1 / sqrt(N Q), and 1 inside, 0 outside.
 
