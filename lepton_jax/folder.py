@@ -23,7 +23,7 @@ from lepton_jax import (
 )
 from lepton_jax import config as config_lib
 from lepton_jax import strengths as strengths_lib
-from lepton_jax.data import dataset
+from lepton_jax.data import dataset, text
 from lepton_jax.errors import UserError
 from lepton_jax.train import checkpoint, parallel
 
@@ -109,6 +109,9 @@ class Trained:
   weights: dict
   hparams: dict
 
+  def __repr__(self):
+    return f'<{self.config.name()}: {trees.count(self.weights["params"]):,} parameters>'
+
   @functools.cached_property
   def layout(self):
     """One device, or those of all processes that are connected."""
@@ -121,13 +124,29 @@ class Trained:
   def outputs(self, inputs):
     """Outputs f32[n, outputs] of the network, logits for classes.
 
-    `inputs` [n, ...] are raw, as the data set gives them.
+    `inputs` [n, ...] are raw, as the data set gives them, or a list of texts.
     """
+    inputs = self.read(inputs)
     labels = np.zeros(len(inputs), np.int32)
     data = dataclasses.replace(self.data, splits=dict(given=(inputs, labels)))
     predict = self.layout.predict(self.network.predict)
     return evaluation.predictions(predict, *self._placed(), data, 'given',
                                   self.config.data.batch_size, self.layout)[0]
+
+  def read(self, inputs):
+    """Raw inputs as an array: texts in the numbers that the network was trained on.
+
+    Raises UserError for texts that the network does not read as words, and for one without a word.
+    """
+    if isinstance(inputs, str):
+      raise UserError('what is read is a list of texts, not one text')
+    if not len(inputs) or not isinstance(inputs[0], str):
+      return inputs
+    if not self.data.vocabulary or self.data.stream:
+      raise UserError(f'{self.config.name()} reads no texts as words; give it arrays as '
+                      f'{self.data.name} has them')
+    tokenizer = text.tokenizer_of(self.config.data, self.data.labels_steps)
+    return text.encode(inputs, tokenizer.numbers(self.data.vocabulary, self.config.data.max_length))
 
   def measure(self, split):
     """{measurement: number} on a split, as after training."""
@@ -169,7 +188,7 @@ class Trained:
       carry = self.network.carry(len(inputs))
       weights = dict(weights, model_state=dict(weights['model_state'], carry=carry))
     look = self._looking.setdefault(function, jax.jit(functools.partial(function, self.network)))
-    return look(weights, jnp.asarray(inputs), self.hparams)
+    return look(weights, jnp.asarray(self.read(inputs)), self.hparams)
 
   @functools.cached_property
   def _looking(self):

@@ -17,8 +17,8 @@ def read(config, data):
     if words and data.vocabulary and words != data.vocabulary:
       sizes = f'{len(words):,} tokens, {data.name} has {len(data.vocabulary):,}'
       raise UserError(f'--init_from={training.init_from} has another vocabulary ({sizes}); '
-                      f'its vectors would belong to other words (--tokenizer=words or word_pieces '
-                      f'has to be the same as well)')
+                      f'its vectors would belong to other words (--tokenizer has to be the same '
+                      f'as well)')
     found['initial'] = folder_lib.read_weights(training.init_from)[0]
     found['widths'] = folder_lib.read_widths(training.init_from)
     parent = folder_lib.read_config(training.init_from)

@@ -89,7 +89,7 @@ def test_the_scale_of_least_error_is_never_worse_than_the_largest():
 
 @pytest.mark.parametrize('name', ['max', 'mse', 'apot', 'power_of_two', 'ternary', 'binary'])
 def test_folding_a_norm_into_a_kernel_changes_no_level(name):
-  """Its factors are of channels, as scales are: what is rounded folded is what is folded rounded."""
+  """Its factors are of channels, as scales are, so it is all one which comes first."""
   kernel = jax.random.normal(jax.random.key(1), (3, 3, 8, 4))
   factors = jnp.array([0.25, -2.0, 1.0, 8.0])
   bits = dict(ternary=2, binary=1).get(name, 3)

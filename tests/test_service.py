@@ -23,6 +23,7 @@ from lepton_jax import folder, run
 from lepton_jax.config import Config
 from lepton_jax.deploy import exports, runtime, traced
 from lepton_jax.deploy import service as service_lib
+from lepton_jax.errors import UserError
 from tests.browser import CHROMIUM
 from tests.test_deploy import trained_of
 from tests.test_text import make_table
@@ -196,9 +197,15 @@ def test_words_with_their_ngrams_are_read_as_in_training(tmp_path):
   (tmp_path / 't.tsv').write_text(content)
   run.train(config)
   trained, path = folder.load(tmp_path / config.name()), tmp_path / 'net.onnx'
-  exports.write(trained, 'onnx', path)
+  found = exports.write(trained, 'onnx', path)
+  assert found['bytes'] < 4 * found['num_parameters'] + 40_000  # the table is there once
   model, tests = service_lib.Model(path), trained.data.splits['test'][0]
   read = [model.read_text(text) for text in ('a grimmest film', 'lovely')]
+  np.testing.assert_array_equal(trained.read(['a grimmest film'])[0], read[0])
+  assert model.answer(read)[0]['class'] == trained.data.classes[trained.predict(
+      ['a grimmest film'])[0]]
+  with pytest.raises(UserError, match='has no word'):
+    trained.predict([''])
   assert [one.shape for one in read] == [(3, 25), (1, 25)] and read[0].dtype == tests.dtype
   assert list(read[0][:2, 0]) == [1, 1] and read[0][1, 1:].any()  # an unknown word, spelt alike
   # Padding changes no answer: texts of unequal length share a batch.

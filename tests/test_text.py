@@ -87,9 +87,18 @@ def test_a_word_is_its_vector_and_those_of_its_parts():
 
 
 def test_tags_are_of_words():
-  options = Data(tokenizer='word_pieces')
+  parts = dict(train=(["don't a-b"], np.zeros((1, 2), np.int32)))
   with pytest.raises(UserError, match='has a class for each word'):
-    text.encode_splits(dict(train=(['a b'], np.zeros((1, 2), np.int32))), options)
+    text.encode_splits(parts, Data(tokenizer='word_pieces'))
+  for tokenizer, shape in (('words', (1, 2)), ('character_ngrams', (1, 2, 25))):
+    encoded, vocabulary = text.encode_splits(parts, Data(tokenizer=tokenizer))
+    assert vocabulary == ('<pad>', '<unk>', 'a-b', "don't")
+    assert encoded['train'][0].shape == shape
+
+
+def test_running_text_has_no_tokenizer():
+  with pytest.raises(UserError, match='read character by character'):
+    dataset.load(Data(dataset='python_source', tokenizer='character_ngrams'))
 
 
 def make_table(path, count=60):

@@ -85,6 +85,8 @@ def picture(paper, lines):
              title=name if len(panels) > 1 else None)
     if paper.log:
       axes.set_xscale('log')
+      if paper.place is None:
+        axes.set_xticks(sorted({place(line) for line in own}))
       axes.xaxis.set_major_formatter('{x:g}')
       axes.xaxis.set_minor_formatter('')
     axes.grid(alpha=0.3)

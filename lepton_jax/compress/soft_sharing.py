@@ -15,6 +15,8 @@ from lepton_jax.compress.method import Method, part, under
 
 NAME = 'soft_sharing'
 NARROWEST = 1e-3  # standard deviation of a component, in standard deviations of the kernel
+LEAST = 1e-6  # and of a kernel all of whose weights are alike
+CHUNK = 1 << 16  # weights at a time; a table of words has millions, times the components
 
 
 def make(config, setting):
@@ -52,7 +54,7 @@ def first_mixture(kernel, values):
   {'mean' [values], 'log_width' [values + 1], the one at zero first, 'logit' [values]}.
   """
   low, high = jnp.min(kernel), jnp.max(kernel)
-  apart = jnp.maximum((high - low) / values, jnp.finfo(kernel.dtype).tiny)
+  apart = jnp.maximum((high - low) / values, LEAST)
   place = jnp.arange(values).astype(kernel.dtype) + 0.5
   return dict(mean=low + apart * place, logit=jnp.zeros(values, kernel.dtype),
               log_width=jnp.full(values + 1, jnp.log(apart / 2), kernel.dtype))
@@ -64,12 +66,18 @@ def nats(kernel, mixture, zero):
   `zero` is the share of the weights that the component at zero is to have.
   """
   weights = kernel.ravel()
-  narrowest = NARROWEST * jax.lax.stop_gradient(jnp.std(weights))
+  narrowest = jnp.maximum(NARROWEST * jax.lax.stop_gradient(jnp.std(weights)), LEAST)
   width = narrowest + jnp.exp(mixture['log_width'])
   mean = jnp.concatenate([jnp.zeros(1, weights.dtype), mixture['mean']])
   share = jnp.concatenate([jnp.full(1, math.log(zero), weights.dtype),
                            math.log(1 - zero) + jax.nn.log_softmax(mixture['logit'])])
-  distance = (weights[:, None] - mean) / width
-  log_density = share - jnp.log(width) - jnp.square(distance) / 2 - math.log(2 * math.pi) / 2
-  found = jax.nn.logsumexp(log_density, -1)
-  return -jnp.sum(jnp.where(weights == 0, 0, found))
+
+  @jax.checkpoint
+  def some(weights):
+    distance = (weights[:, None] - mean) / width
+    log_density = share - jnp.log(width) - jnp.square(distance) / 2 - math.log(2 * math.pi) / 2
+    return -jnp.sum(jnp.where(weights == 0, 0, jax.nn.logsumexp(log_density, -1)))
+
+  if weights.size <= CHUNK:
+    return some(weights)
+  return jnp.sum(jax.lax.map(some, jnp.pad(weights, (0, -weights.size % CHUNK)).reshape(-1, CHUNK)))

@@ -11,21 +11,22 @@ from lepton_jax.registry import TOKENIZERS
 MARK = '#'  # before an n-gram, which no word begins with
 SIZES = (3, 4, 5)
 LEAST = 3  # words that have an n-gram, for it to be one of the vocabulary
-MOST = 24  # n-grams of a word; those of longer words that come last are left out
+MOST = 24  # n-grams of a word; of words with more, the longest at the word's end are left out
 
 
 @TOKENIZERS.register
-def character_ngrams():
+def character_ngrams(split=None):
   """Every word stands for itself and for its n-grams of 3 to 5 characters (arXiv:1607.04606)."""
-  return text.Tokenizer(learn, lambda vocabulary: text.tokens, parts)
+  split = split or text.tokens
+  return text.Tokenizer(functools.partial(learn, split), lambda vocabulary: split, parts)
 
 
-def learn(texts, size, min_count):
+def learn(split, texts, size, min_count):
   """(<pad>, <unk>, words, n-grams by the number of these words that have them), `size` at most.
 
   Words are as in `text.build_vocabulary` and get half of the places, so that there are n-grams.
   """
-  words = text.build_vocabulary(texts, -(-size // 2), min_count)
+  words = text.build_vocabulary(texts, -(-size // 2), min_count, split)
   counts = collections.Counter(gram for word in words[2:] for gram in set(ngrams(word)))
   common = sorted((gram for gram, count in counts.items() if count >= LEAST),
                   key=lambda gram: (-counts[gram], gram))

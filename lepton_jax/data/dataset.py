@@ -111,6 +111,9 @@ def load(options, loss=None):
     if getattr(options, flag) and (source.stream or source.targets):
       raise UserError(f'--{flag} draws examples at random; {options.dataset} is split along time')
   if source.stream:
+    if options.tokenizer != 'words':
+      raise UserError(f'--tokenizer={options.tokenizer}: {options.dataset} is running text, which '
+                      f'is read character by character')
     return Dataset(options.dataset, source.version, dict(source.splits), source.classes, (),
                    np.zeros(1, np.float32), np.ones(1, np.float32), vocabulary=source.classes,
                    stream=True)

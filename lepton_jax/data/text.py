@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import inspect
 import re
 import typing
 
@@ -45,10 +46,14 @@ class Tokenizer(typing.NamedTuple):
     return of
 
 
+# A tokenizer whose tokens are words takes the function that finds them in a text, `split`.
+
+
 @TOKENIZERS.register
-def words():
+def words(split=None):
   """Every word of the training part is a token, if it is frequent enough; others are unknown."""
-  return Tokenizer(build_vocabulary, lambda vocabulary: tokens)
+  split = split or tokens
+  return Tokenizer(functools.partial(build_vocabulary, tokenize=split), lambda vocabulary: split)
 
 
 def tokens(text):
@@ -95,6 +100,18 @@ def alone(inputs):
   return inputs if inputs.ndim == 2 else inputs[..., 0]
 
 
+def tokenizer_of(options, tagged):
+  """The Tokenizer of `config.Data` options; `tagged` where every word has a class.
+
+  Raises UserError for tags on tokens that are not words.
+  """
+  make = TOKENIZERS.get(options.tokenizer)
+  if tagged and 'split' not in inspect.signature(make).parameters:
+    raise UserError(f'--tokenizer={options.tokenizer}: --task=tagging has a class for each word, '
+                    f'and these tokens are not words')
+  return make(split=spaced) if tagged else make()
+
+
 def encode_splits(parts, options):
   """({split: (int32[n, time], label)}, vocabulary) of text splits.
 
@@ -102,12 +119,7 @@ def encode_splits(parts, options):
   """
   tagged = parts['train'][1].ndim == 2
   size, least = options.vocabulary_size, options.vocabulary_min_count
-  if tagged and options.tokenizer != 'words':
-    raise UserError(f'--tokenizer={options.tokenizer}: --task=tagging has a class for each word, '
-                    f'so it reads words')
-  tokenizer = TOKENIZERS.get(options.tokenizer)()
-  if tagged:
-    tokenizer = Tokenizer(functools.partial(build_vocabulary, tokenize=spaced), lambda _: spaced)
+  tokenizer = tokenizer_of(options, tagged)
   vocabulary = tokenizer.learn(parts['train'][0], size, least)
   numbers = tokenizer.numbers(vocabulary, options.max_length)
   encoded = {split: (encode(texts, numbers), label) for split, (texts, label) in parts.items()}

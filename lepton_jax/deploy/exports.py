@@ -75,7 +75,7 @@ def made(trained, format, int4):
     return export.export(trained, int4)
   if format == 'stablehlo':
     return stablehlo.export(trained), []
-  return pack.pack(trained), []
+  return pack.pack(trained), ['kernels that training did not put on levels are rounded to 8 bits']
 
 
 def reader(format, path):
