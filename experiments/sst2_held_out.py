@@ -11,7 +11,7 @@ Cost: half a minute.
 With --whole the training part has whole sentences alone: a small CSV of sentences, on which
 compression of a network with a large word table is tried.
 
-experiments/results/sst2_settings.csv has what 23 settings scored on these sentences, each trained
+experiments/results/sst2_settings.csv has what 24 settings scored on these sentences, each trained
 once, two of them with more seeds, by ./launch.sh train --dataset=csv:sst2 --text_column=sentence
 --target=label --select=last and its flags.
 """

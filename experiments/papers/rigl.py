@@ -3,7 +3,8 @@
 Question: at equal sparsity from the first step to the last, is it worth moving connections while
   the network trains, and to where?
 Paper: Evci et al., arXiv:1911.11134, figure 2 and table 2: ResNet-50 on ImageNet at 80 and 90 %
-  by the Erdos-Renyi-Kernel allocation (SET: uniform); static < SET < RigL.
+  by the Erdos-Renyi-Kernel allocation (its number for SET is of a uniform one); static < SET <
+  RigL.
 Command: ./launch.sh papers.rigl --data_dir=DIR
 Expected: experiments/results/papers/rigl.csv and .png as committed.
 Cost: two hours on 2 cores; 3 minutes on an H200, the 21 runs side by side.
