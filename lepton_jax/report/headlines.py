@@ -15,8 +15,8 @@ def table(read):
           accuracy(read('accuracy'), 'LSTM on SST-2, dev sentences, words and their n-grams'),
           speed(read('benchmark')), exported(read('runtimes')), sweeps(read('sweep_cost'))]
   return (markdown.table(('what', 'measured', 'more'), body) +
-          '\n\nAccuracies are means ± standard deviations over 3 seeds, of SST-2 by n-grams over 5, '
-          'the test part read once. '
+          '\n\nAccuracies are means ± standard deviations over 3 seeds, of SST-2 by n-grams 5, the '
+          'test part read once. '
           'ResNet-20 was trained on an NVIDIA H200, all else on 2 cores of AMD EPYC.')
 
 
