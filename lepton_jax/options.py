@@ -322,6 +322,8 @@ class Quantize:
                                      unit='batches', low=1)
   quantize_after: bool = option(False, 'round the weights of --init_from and train nothing; reads '
                                 '--quantize_calibration training batches')
+  quantize_equalize: bool = option(
+      False, 'with --quantize_after: make channels of unlike size alike first (arXiv:1906.04721)')
   quantize_rounding: str = option('nearest', 'with --quantize_after: to the nearest level, or up '
                                   "or down as keeps a layer's answers (arXiv:2004.10568)",
                                   choices=('nearest', 'adaround'))

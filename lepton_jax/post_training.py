@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lepton_jax import layers, trees
+from lepton_jax import equalization, layer_facts, layers, trees
 from lepton_jax.compress.method import Compression, part
 from lepton_jax.compress.quantize import method, sites, weights
 from lepton_jax.errors import UserError
@@ -47,15 +47,18 @@ def quantize(assembly, state, put):
     raise UserError('--quantize_after reads its batches in one process')
   batches = [put(one) for one in equally_long([
       assembly.batches.at(i) for i in range(options.quantize_calibration)])]
+  reached = [name for name in trees.kernels(state.params) if not name.endswith('embedding')]
+  owners = frozenset(map(sites.owner, reached))
+  plain = dataclasses.replace(network, compression=Compression())
+  look = inputs_of(plain, owners)
+  if options.quantize_equalize:
+    state = equalized(plain, assembly.dataset, state, batches, look)
   state = with_best_steps(state)
   for hook in assembly.make_hooks(put, slice(None), jax.jit):
     state = hook(state, 0)
   exact = dict(state.trained, held=state.held)
-  plain = dataclasses.replace(network, compression=Compression())
-  reached = [name for name in trees.kernels(state.params) if not name.endswith('embedding')]
-  owners = frozenset(map(sites.owner, reached))
   called = modules(plain, exact, state.model_state, batches[0], owners)
-  read = [jax.device_get(inputs_of(plain, owners)(exact, state, batch)) for batch in batches]
+  read = [jax.device_get(look(exact, state, batch)) for batch in batches]
   read_rounded = inputs_of(network, owners)
   for site in called:
     if f'{site}/kernel' in reached and site in read[0]:
@@ -83,6 +86,23 @@ def equally_long(batches):
     return dict(batch, inputs=np.pad(batch['inputs'], ends), label=label)
 
   return [padded(batch) for batch in batches]
+
+
+def equalized(network, dataset, state, batches, look):
+  """The state with channels made alike; `look` gives what layers read."""
+  exact = dict(state.trained, held=state.held)
+  seen = [look(exact, state, batch) for batch in batches]
+  largest = {site: np.max([np.abs(one[site]).max(tuple(range(one[site].ndim - 1)))
+                           for one in seen], 0) for site in seen[0]}
+  named = trees.named(state.params)
+  inputs = network.scaled(batches[0])['inputs']
+  forward = jax.jit(lambda params: network.forward(
+      dict(exact, params=trees.map_named(lambda name, _: params[name], state.params)),
+      state.model_state, inputs, state.hparams)[0])
+  groups = layer_facts.coupled(network, state.params, state.model_state, dataset).groups
+  new = equalization.equalized(named, groups, largest, lambda params: np.asarray(forward(params)))
+  params = trees.map_named(lambda name, leaf: jnp.asarray(new[name], leaf.dtype), state.params)
+  return state.replace(params=params)
 
 
 def rounded_kernels(state):

@@ -51,6 +51,42 @@ def test_eight_bits_cost_nothing_and_fewer_cost_more(trained, tmp_path):
   assert accuracy[8] < accuracy[2]
 
 
+@pytest.mark.parametrize('model, options, changed, kept', [
+    ('lenet5', dict(activation='relu'), {'conv1', 'conv2', 'dense1', 'head'}, set()),
+    # Between its convolutions is pooling alone; a tanh is not linear.
+    ('lenet5', dict(activation='tanh'), {'conv1', 'conv2', 'dense1'}, {'head'}),
+    # What comes out of a norm is as it was, however large what goes in.
+    ('lenet5', dict(norm='batch'), {'norm1', 'conv2', 'norm2', 'dense1'}, {'conv1'}),
+    ('resnet8', {}, {'stage1_block1/norm1', 'stage1_block1/conv2'}, set())])
+def test_channels_are_made_alike_and_answers_stay(small, model, options, changed, kept):
+  config = small.replace(model=model, image_size=16, width=0.25, **options)
+  data = assemble.load_data(config)
+  assembly = assemble.build(config, data)
+  network, state = assembly.network, assembly.state
+  uneven = lambda name, leaf: leaf * (1 + jnp.arange(leaf.shape[-1]) % 5).astype(leaf.dtype)
+  state = state.replace(params=trees.map_named(uneven, state.params))
+  owners = frozenset(name.rpartition('/')[0] for name in trees.kernels(state.params))
+  look = post_training.inputs_of(network, owners)
+  batches = [assembly.batches.at(0)]
+  new = post_training.equalized(network, data, state, batches, look)
+
+  def answers(state):
+    weights = dict(state.trained, held=state.held, model_state=state.model_state)
+    return np.asarray(network.predict(weights, batches[0]['inputs'], state.hparams))
+
+  np.testing.assert_allclose(answers(new), answers(state),
+                             atol=2e-4 * np.abs(answers(state)).max())
+  old, params = trees.named(state.params), trees.named(new.params)
+  moved = {name.rpartition('/')[0] for name in old if not np.array_equal(old[name], params[name])}
+  assert moved >= changed and not moved & kept
+  for layer in {'conv2', 'stage1_block1/conv2'} & moved if 'conv1' not in moved else ():
+    seen = np.asarray(look(dict(new.trained, held=new.held), new, batches[0])[layer])
+    inputs = np.abs(seen).max((0, 1, 2))
+    weights_of = np.abs(params[f'{layer}/kernel']).max((0, 1, 3))
+    ratio = (inputs / weights_of)[inputs > 0]
+    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-3)
+
+
 def test_rounding_by_answers_beats_the_nearest_level(trained, tmp_path):
   loss = {how: quantised(trained, tmp_path, quantize_rounding=how, quantize_weight_bits=2)[1]
           for how in ('nearest', 'adaround')}
