@@ -57,7 +57,7 @@ def test_eight_bits_cost_nothing_and_fewer_cost_more(trained, tmp_path):
     ('lenet5', dict(activation='tanh'), {'conv1', 'conv2', 'dense1'}, {'head'}),
     # What comes out of a norm is as it was, however large what goes in.
     ('lenet5', dict(norm='batch'), {'norm1', 'conv2', 'norm2', 'dense1'}, {'conv1'}),
-    ('resnet8', {}, {'stage1_block1/norm1', 'stage1_block1/conv2'}, set())])
+    *[('resnet8', {}, {'stage1_block1/norm1', 'stage1_block1/conv2'}, set())] * LONG])
 def test_channels_are_made_alike_and_answers_stay(small, model, options, changed, kept):
   config = small.replace(model=model, image_size=16, width=0.25, **options)
   data = assemble.load_data(config)

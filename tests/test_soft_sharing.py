@@ -9,6 +9,7 @@ from lepton_jax import recipe, trees
 from lepton_jax.compress import soft_sharing
 from lepton_jax.compress.method import part
 from lepton_jax.compress.quantize import cluster
+from tests import LONG
 from tests.test_train import run_steps
 
 
@@ -48,7 +49,7 @@ def test_the_first_mixture_covers_the_kernel():
   np.testing.assert_allclose(np.exp(mixture['log_width']), apart / 2, rtol=1e-4)
 
 
-@pytest.mark.parametrize('model', ['mlp', 'lstm_classifier'])
+@pytest.mark.parametrize('model', ['mlp', *['lstm_classifier'] * LONG])
 def test_weights_gather_and_lose_less_by_sharing(small, model):
   """The variance of weights around 15 values is a smaller part of theirs than without."""
   left = {}
