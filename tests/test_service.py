@@ -199,6 +199,8 @@ def test_words_with_their_ngrams_are_read_as_in_training(tmp_path):
   trained, path = folder.load(tmp_path / config.name()), tmp_path / 'net.onnx'
   found = exports.write(trained, 'onnx', path)
   assert found['bytes'] < 4 * found['num_parameters'] + 40_000  # the table is there once
+  packed = exports.write(trained, 'lepton', tmp_path / 'net.lepton')
+  assert packed['largest_error'] < 2e-3 * packed['largest_output']
   model, tests = service_lib.Model(path), trained.data.splits['test'][0]
   read = [model.read_text(text) for text in ('a grimmest film', 'lovely')]
   np.testing.assert_array_equal(trained.read(['a grimmest film'])[0], read[0])
