@@ -3,7 +3,7 @@
 Nowlan and Hinton, Neural Computation 4 (4), 1992; for compression arXiv:1702.04008. Each kernel has
 a mixture of normal distributions of its own, one of them at zero with a fixed share of the weights.
 The loss gets the mixture's negative log-likelihood, so weights move to the nearest means and means
-to their weights. Pruning and clustering afterwards then lose little.
+to their weights, which clustering afterwards then moves little.
 """
 
 import math
