@@ -19,6 +19,8 @@ import sys
 
 from absl import flags as absl_flags
 
+from experiments.tables import study
+from experiments.tables.compression import SENTENCES
 from lepton_jax import flags
 from lepton_jax.errors import UserError
 
@@ -33,9 +35,7 @@ CIFAR = ('--dataset=cifar10', '--batch_size=128', '--optimizer=nesterov', '--lea
          '--weight_decay=5e-3', '--schedule=one_cycle', '--augment_flip', '--augment_crop=4')
 ROWWISE = ('--model=lstm_classifier', '--epochs=20', '--learning_rate=3e-3')
 W4A8 = ('--quantize_weight_bits=4', '--quantize_activation_bits=8')
-SST2 = ('--model=lstm_classifier', '--dataset=glue/sst2', '--embedding=300', '--epochs=4',
-        '--dropout=0.5', '--augment_word_dropout=0.1', '--ema_decay=0.999',
-        '--validation_fraction=0.02', '--select=last')
+SST2 = tuple(study.words(SENTENCES).split())
 DEMAND = ('--dataset=series:demand.csv', '--target=demand', '--relative', '--window=168',
           '--horizon=24')
 # group: {row: (what is measured, flags)}

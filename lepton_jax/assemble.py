@@ -139,7 +139,7 @@ def make_batches(config, dataset, more=None):
     return batches_lib.StreamBatches(dataset.splits['train'][0], config.data.batch_size,
                                      config.data.sequence_length)
   images = not dataset.vocabulary and len(dataset.input_shape) == 3
-  on = [name for name, value in dataclasses.asdict(config.augment).items() if value]
+  on = config.augment.on
   for name in on:
     words = name == 'augment_word_dropout'
     if not (dataset.vocabulary if words else images):

@@ -1,7 +1,5 @@
 """Distillation: a network learns from the answers of a finished run (arXiv:1503.02531)."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
@@ -28,6 +26,7 @@ def check(config, teacher, dataset):
 
 
 TEACHER = 'teacher'  # in a batch its answers; in a carry its state after the text so far
+CARRY = 'teacher_carry'  # in a batch: that state after the batch's text
 
 
 def carried(carry, teacher):
@@ -43,8 +42,7 @@ def known(teacher, config, dataset):
 
   {} where they do not: augmented, running text, a class for each word, values of another scale.
   """
-  changed = any(dataclasses.asdict(config.augment).values())
-  if teacher is None or changed or dataset.labels_steps or dataset.task == 'regression':
+  if teacher is None or config.augment.on or dataset.labels_steps or dataset.task == 'regression':
     return {}
   return {TEACHER: teacher.outputs(dataset.splits['train'][0])}
 
@@ -52,8 +50,8 @@ def known(teacher, config, dataset):
 def teaching(teacher, scaling):
   """A function (batch with inputs scaled by `scaling`, model_state) -> batch with TEACHER.
 
-  That is the teacher's logits, and of running text (logits, its carry afterwards). A batch that has
-  them stays.
+  These are the teacher's logits; of running text CARRY comes with them. A batch that has logits
+  stays.
   """
   counted = teacher.network.compression.counted(teacher.weights, teacher.hparams)
   theirs = teacher.network.scaling
@@ -76,8 +74,9 @@ def teaching(teacher, scaling):
     if 'carry' not in model_state:
       return dict(batch, **{TEACHER: values(batch['inputs'])})
     own = network.rows_of(model_state['carry'][TEACHER], batch)
-    found = teacher.network.continue_text(teacher.weights, own, batch['inputs'], teacher.hparams)
-    return dict(batch, **{TEACHER: found})
+    logits, carry = teacher.network.continue_text(teacher.weights, own, batch['inputs'],
+                                                  teacher.hparams)
+    return dict(batch, **{TEACHER: logits, CARRY: carry})
 
   return teach
 

@@ -58,14 +58,13 @@ def scaled(params, group, factors):
 
   A norm makes the channels that come out of it, whatever made those that go in.
   """
-  normed = any(f'{name.rpartition("/")[0]}/scale' in params for name in group.places)
-  new = dict(params)
+  of_norm = lambda name: f'{name.rpartition("/")[0]}/scale' in params
+  normed, new = any(map(of_norm, group.places)), dict(params)
   for name, axis, places in members(params, group):
     array, kind = np.asarray(new[name]), name.rpartition('/')[2]
-    own = f'{name.rpartition("/")[0]}/scale' in params
     if reads(array, name, axis):
       change = factors
-    elif own == normed and kind in ('kernel', 'scale', 'bias'):
+    elif of_norm(name) == normed and kind in ('kernel', 'scale', 'bias'):
       change = 1 / factors
     else:
       continue

@@ -143,6 +143,11 @@ class Augment:
       0.0, 'paste boxes between pairs, area ~ Beta(a, a) (arXiv:1905.04899)',
       low=0, high=100, traced=True)
 
+  @property
+  def on(self):
+    """Names of those that are on."""
+    return [name for name, value in dataclasses.asdict(self).items() if value]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimization:

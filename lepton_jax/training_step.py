@@ -69,8 +69,8 @@ def answers(network, weights, model_state, batch, hparams, key, axis):
     return run(model_state)
   carry = model_state['carry']
   logits, changed = run(dict(model_state, carry=network_lib.rows_of(carry, batch)))
-  if distill.TEACHER in batch:
-    changed['carry'] = dict(changed['carry'], **{distill.TEACHER: batch[distill.TEACHER][1]})
+  if distill.CARRY in batch:
+    changed['carry'] = dict(changed['carry'], **{distill.TEACHER: batch[distill.CARRY]})
   if axis is not None:  # all devices share the result
     changed['carry'] = jax.lax.all_gather(changed['carry'], axis, tiled=True)
   return logits, changed
@@ -140,7 +140,6 @@ def distilled(network, teacher):
   def term(logits, other, batch, hparams):
     del other
     theirs = batch[distill.TEACHER]
-    theirs = theirs[0] if isinstance(theirs, tuple) else theirs
     if network.objective.regression:
       return hparams['distill'] * distill.distance(logits, theirs)
     return hparams['distill'] * distill.term(logits, theirs, batch['label'],

@@ -17,12 +17,11 @@ def make_augment(options, num_classes, std):
   values in `strengths` take the place of the options of their names. Returns None where nothing is
   on. The label becomes f32[batch, classes] when examples are mixed.
   """
-  names = [field.name for field in dataclasses.fields(options)]
-  if not any(getattr(options, name) for name in names):
+  if not options.on:
     return None
 
   def augment(batch, key, strengths):
-    traced = {name: strengths[name] for name in names if name in strengths}
+    traced = {name: strengths[name] for name in options.on if name in strengths}
     now = dataclasses.replace(options, **traced)
     change_one, mix_one = one_by_one(options, now, std), mixer(options, now)
     keys = jax.vmap(lambda e: jax.random.fold_in(key, e))(batch['example'])

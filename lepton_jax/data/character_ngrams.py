@@ -15,9 +15,8 @@ MOST = 24  # n-grams of a word; of words with more, the longest at the word's en
 
 
 @TOKENIZERS.register
-def character_ngrams(split=None):
+def character_ngrams(split=text.tokens):
   """Every word stands for itself and for its n-grams of 3 to 5 characters (arXiv:1607.04606)."""
-  split = split or text.tokens
   return text.Tokenizer(functools.partial(learn, split), lambda vocabulary: split, parts)
 
 

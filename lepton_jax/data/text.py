@@ -46,19 +46,18 @@ class Tokenizer(typing.NamedTuple):
     return of
 
 
+def tokens(text):
+  """Lower-case words (with their apostrophes) and single punctuation marks."""
+  return TOKEN.findall(text.lower())
+
+
 # A tokenizer whose tokens are words takes the function that finds them in a text, `split`.
 
 
 @TOKENIZERS.register
-def words(split=None):
+def words(split=tokens):
   """Every word of the training part is a token, if it is frequent enough; others are unknown."""
-  split = split or tokens
   return Tokenizer(functools.partial(build_vocabulary, tokenize=split), lambda vocabulary: split)
-
-
-def tokens(text):
-  """Lower-case words (with their apostrophes) and single punctuation marks."""
-  return TOKEN.findall(text.lower())
 
 
 def spaced(text):

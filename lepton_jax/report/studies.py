@@ -47,13 +47,13 @@ def compression_tables(lines):
     test = lambda line, text=text: float(line['test']) * (1 if text else 100)
     dense = of.get((name, 'dense'), {})
     change = [test(line) - test(dense[seed]) for seed, line in seeds.items() if seed in dense]
-    form, signed = ('{:.4f}', '{:+.4f}') if text else ('{:.2f}', '{:+.2f}')
+    digits = 4 if text else 2
     seconds = statistics.median(float(line['train_seconds']) for line in seeds.values())
     body.append((name.replace('_', ' ') if name != last else '', setting,
-                 markdown.spread([test(line) for line in seeds.values()], form),
+                 markdown.spread([test(line) for line in seeds.values()], f'{{:.{digits}f}}'),
                  '' if setting == 'dense' or len(change) < 2 else
-                 f'{signed.format(statistics.mean(change))} ± '
-                 f'{form.format(settings.interval(change))}',
+                 f'{statistics.mean(change):+.{digits}f} ± '
+                 f'{settings.interval(change):.{digits}f}',
                  str(len(seeds)), f'{seconds:.0f}'))
     last = name
   header = ('table', 'setting', 'test: %, of text nats', 'change from dense, 95 % interval',
