@@ -102,8 +102,12 @@ def build(config, dataset, initial=None, ticket=None, widths=None, keeps=False, 
   schedule = schedules.make_schedule(config.optimization, total_steps, batches.steps_per_epoch)
   frozen_names = {f'params/{n}' for n in frozen}
   optimizer = optim.make_optimizer(config.optimization, schedule, frozen_names)
+  weights = dict(params=params, model_state=model_state)
+  hints = distill.hints(config, teacher,
+                        lambda: layer_facts.answers(network, weights, dataset),
+                        lambda: layer_facts.answers(teacher.network, teacher.weights, dataset))
   parts = training_step.parts(network, optimizer, frozen, len(dataset.classes), total_steps,
-                              teacher)
+                              teacher, hints)
   train_step = functools.partial(step_lib.make_train_step, parts)
   make_tools = functools.partial(hooks.tools, network, {})
   # One program, kept in the cache, where dozens of small ones would be compiled at each start.

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lepton_jax import trees
+from lepton_jax import layer_values, trees
 from lepton_jax.compress import coupling
 from lepton_jax.compress.method import Compression
 from lepton_jax.compress.quantize import sites as quantize_sites
@@ -21,6 +21,19 @@ def layers_that_read(network, params, model_state, dataset):
   model_state = network.begun(model_state, dataset)
   look = lambda params, state, x: network.observe(dict(params=params), state, x, owners)
   return frozenset(jax.eval_shape(look, params, model_state, inputs))
+
+
+def answers(network, weights, dataset):
+  """{path: shape and dtype} of what layers answer to one example, by tracing one pass."""
+  params, inputs = weights['params'], network.example_inputs(dataset)
+  model_state = network.begun(weights['model_state'], dataset)
+
+  def look(params, model_state, inputs):
+    with watch.answers(layer_values.paths(params)) as found:
+      network._apply(dict(params=params), model_state, inputs, None, None)
+    return found
+
+  return jax.eval_shape(look, params, model_state, inputs)
 
 
 def macs(network, weights, dataset):

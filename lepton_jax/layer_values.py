@@ -1,12 +1,8 @@
 """Values inside a network as it predicts: what layers answer, and the gates of recurrent ones."""
 
-import flax.linen as nn
-
 from lepton_jax import trees
 from lepton_jax.compress.quantize import sites as quantize_sites
 from lepton_jax.layers import recurrent, watch
-
-ANSWER = 'answer'
 
 
 def activations(network, weights, inputs, hparams):
@@ -15,25 +11,9 @@ def activations(network, weights, inputs, hparams):
   Of a layer that is called twice it is the last answer. Layers inside a recurrent one are left out:
   where the cell is fused, they are not called.
   """
-  layers, cells = paths(weights['params']), set()
-
-  def look(next_function, args, kwargs, context):
-    result, module = next_function(*args, **kwargs), context.module
-    path = '/'.join(module.path)
-    if context.method_name in ('__call__', 'attend') and path in layers:
-      answer = result
-      if isinstance(module, recurrent.Recurrent):
-        cells.add(path)
-        answer, _ = result  # and the state after the last step
-      module.sow('intermediates', ANSWER, answer, reduce_fn=lambda _, last: last)
-    return result
-
-  with nn.intercept_methods(look):
-    seen = sown(network, weights, inputs, hparams)
-  found = {name.removesuffix(f'/{ANSWER}'): leaf for name, leaf in seen.items()
-           if name.endswith(f'/{ANSWER}')}
-  inside = lambda path: any(path.startswith(f'{cell}/') for cell in cells)
-  return {path: found[path] for path in sorted(found) if not inside(path)}
+  with watch.answers(paths(weights['params'])) as found:
+    network.predict(weights, inputs, hparams)
+  return dict(sorted(found.items()))
 
 
 def gates(network, weights, inputs, hparams):

@@ -232,13 +232,24 @@ class Regularize:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distill:
-  """Learning from a finished run beside the labels; both flags or neither."""
+  """Learning from a finished run beside the labels: its answers, or values inside it as well."""
   teacher: str = option('', 'run folder of a network whose answers are learned (arXiv:1503.02531)')
   distill: float = option(
       0.0, 'strength * squared temperature * divergence from the answers of --teacher',
       low=0, traced=True, log=True)
   distill_temperature: float = option(
       4.0, 'by which the logits of both are divided before', low=0.1)
+  distill_hints: float = option(
+      0.0, 'strength * distance of what --distill_layers answer from what they answer in --teacher '
+           '(arXiv:1412.6550; of other widths where they are active, arXiv:1612.03928)',
+      low=0, traced=True, log=True)
+  distill_layers: str = option(
+      '', 'layers whose path matches this regular expression give hints', separator=';')
+
+  @property
+  def on(self):
+    """Whether there is something to learn from a teacher."""
+    return bool(self.distill or self.distill_hints)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -132,7 +132,7 @@ def follow(stages, base, given, start):
 
 def begun(config, start, place):
   """A stage's configuration from the run at `place` on; it learns from `start`, if it distils."""
-  if config.distill.distill and not config.distill.teacher:
+  if config.distill.on and not config.distill.teacher:
     config = config.replace(teacher=start)
   return config.replace(init_from=place).check()
 

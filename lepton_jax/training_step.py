@@ -7,22 +7,22 @@ import jax
 from lepton_jax import distill, layers, registry, trees
 from lepton_jax import network as network_lib
 from lepton_jax.data import augment as augment_lib
-from lepton_jax.layers import columns, platform
+from lepton_jax.layers import columns, platform, watch
 from lepton_jax.regularize import constraints, feature_maps, noise, outputs
 from lepton_jax.strengths import DROPOUTS
 from lepton_jax.train import step as step_lib
 
 
-def parts(network, optimizer, frozen, num_classes, total_steps, teacher=None):
+def parts(network, optimizer, frozen, num_classes, total_steps, teacher=None, hints=frozenset()):
   """The step.Parts of a Network; `frozen` parameters get no gradient.
 
-  `teacher` is the folder.Trained that it learns from as well.
+  `teacher` is the folder.Trained that it learns from as well, `hints` are layers that do so.
   """
   on = network.config.regularize
   return step_lib.Parts(
-      apply_fn=functools.partial(answers, network), optimizer=optimizer,
+      apply_fn=functools.partial(answers, network, hints), optimizer=optimizer,
       loss_fn=network.objective.training, measure=network.objective.measure,
-      prepare=preparation(network, num_classes, teacher),
+      prepare=preparation(network, num_classes, teacher, hints),
       kept=functools.partial(kept, network, frozen),
       counted=functools.partial(counted, network),
       finish=functools.partial(finish, network, frozen), after=network.compression.after,
@@ -36,10 +36,10 @@ def parts(network, optimizer, frozen, num_classes, total_steps, teacher=None):
       norm=functools.partial(norm, network.config.run.convolution))
 
 
-def preparation(network, num_classes, teacher):
+def preparation(network, num_classes, teacher, hints):
   """(batch, key, hparams, model_state) -> batch: scaled, augmented, taught, noisy."""
   augment = augment_lib.make_augment(network.config.augment, num_classes, network.scaling.std)
-  teach = teacher and distill.teaching(teacher, network.scaling)
+  teach = teacher and distill.teaching(teacher, network.scaling, hints)
 
   def prepare(batch, key, hparams, model_state):
     batch = network.scaled(batch)
@@ -56,7 +56,16 @@ def preparation(network, num_classes, teacher):
   return prepare
 
 
-def answers(network, weights, model_state, batch, hparams, key, axis):
+def answers(network, hints, weights, model_state, batch, hparams, key, axis):
+  """(logits, model_state, what --distill_hints cost) of weights that count on a prepared batch."""
+  with watch.answers(hints) as found:
+    logits, changed = logits_of(network, weights, model_state, batch, hparams, key, axis)
+  if not hints:
+    return logits, changed, 0.0
+  return logits, changed, hparams['distill_hints'] * distill.hint(found, batch[distill.HINTS])
+
+
+def logits_of(network, weights, model_state, batch, hparams, key, axis):
   """(logits, model_state) of weights that count on a prepared batch."""
   rates = {name: hparams.get(name) for name in DROPOUTS}
   training = layers.Training(example=batch['example'], axis=axis, **rates)
@@ -134,7 +143,7 @@ def output_term(name, logits, other, batch, hparams):
 
 def distilled(network, teacher):
   """The term of what the teacher answered, if there is one."""
-  if teacher is None:
+  if teacher is None or not network.config.distill.distill:
     return ()
 
   def term(logits, other, batch, hparams):

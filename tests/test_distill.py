@@ -72,11 +72,45 @@ def test_teachers_that_cannot_teach_are_refused(small, teacher, tmp_path):
   for options, words in (
       (dict(teacher=teacher), 'both or neither'), (dict(distill=1.0), 'both or neither'),
       (dict(teacher=teacher, distill=1.0, dataset='mnist5k'), 'other input shape'),
+      (dict(teacher=teacher, distill_hints=1.0), 'both or neither'),
+      (dict(teacher=teacher, distill_hints=1.0, distill_layers='conv'), 'matches nothing. Paths'),
+      (dict(teacher=teacher, distill_hints=1.0, distill_layers='dense1', width=0.5),
+       r'dense1 answers \[1, 64\], in the teacher \[1, 128\]'),
       (dict(teacher=str(tmp_path), distill=1.0), 'not a run folder')):
     config = small.replace(**options)
     with pytest.raises(UserError, match=words):
       data = assemble.load_data(config)
       assemble.build(config, data, **other_runs.read(config, data))
+
+
+def test_hints_by_hand():
+  """Equal widths: relative squared distance; others: between maps of where layers are active."""
+  mine, theirs = np.array([[3.0, 0.0]]), np.array([[1.0, 2.0]])
+  found = distill.hint(dict(a=jnp.float32(mine)), dict(a=jnp.float32(theirs), b=None))
+  np.testing.assert_allclose(found, [(4 + 4) / 5], rtol=1e-6)
+  wide = np.array([[[1.0, 1.0, 1.0], [0.0, 2.0, 0.0]]])  # active by 3 and 4: 0.6, 0.8 of length 1
+  narrow = np.array([[[0.0, 1.0], [0.0, 0.0]]])
+  found = distill.hint(dict(a=jnp.float32(narrow), b=jnp.float32(wide)),
+                       dict(a=jnp.float32(wide), b=jnp.float32(wide)))
+  np.testing.assert_allclose(found, [(0.4 ** 2 + 0.8 ** 2) / 2], rtol=1e-6)
+
+
+@pytest.mark.parametrize('model, layer, options', [
+    ('mlp', 'dense1', {}), *([('lstm_classifier', 'forward', dict(hidden=64))] if LONG else [])])
+def test_hints_bring_a_layer_to_the_teacher_s(model, layer, options, small, tmp_path):
+  config = small.replace(runs_dir=str(tmp_path), epochs=4, model=model)
+  run.train(config.check(), quiet=True)
+  place = str(tmp_path / config.name())
+  other = config.replace(seed=1, teacher=place, **options)
+  inputs, far = folder.load(place).data.splits['test'][0], []
+  theirs = folder.load(place).activations(inputs)
+  paths = [path for path in theirs if path.startswith(layer)]
+  for learned in (dict(distill=1.0), dict(distill_hints=10.0, distill_layers=layer)):
+    one = other.replace(**learned)
+    run.train(one.check(), quiet=True)
+    mine = folder.load(str(tmp_path / one.name())).activations(inputs)
+    far.append(distill.hint({path: mine[path] for path in paths}, theirs).mean())
+  assert far[1] < far[0] / 2
 
 
 @pytest.mark.skipif(not LONG, reason='long form')

@@ -125,6 +125,7 @@ class Recurrent(nn.Module):
   features: int
   activation: str = 'tanh'
   layer_norm: bool = False
+  scans = True  # what watch.answers has to know
 
   @property
   def size(self):

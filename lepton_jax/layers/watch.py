@@ -42,6 +42,31 @@ def inputs(sites, change, pure=False, grid=None, answered=None):
     _CHANGES.reset(token)
 
 
+@contextlib.contextmanager
+def answers(paths):
+  """A context that yields a dictionary and puts into it, by path, what layers at `paths` answer.
+
+  Of a layer that is called twice it is the last answer. Of a module that `scans` it is the states
+  of all steps, without what is carried on; layers inside it are left out, for they answer once a
+  step, or are not called at all where it is fused.
+  """
+  found, inside = {}, False
+
+  def look(next_function, args, kwargs, context):
+    nonlocal inside
+    path = '/'.join(context.module.path)
+    if inside or path not in paths or context.method_name not in ('__call__', 'attend'):
+      return next_function(*args, **kwargs)
+    inside = getattr(context.module, 'scans', False)
+    result = next_function(*args, **kwargs)
+    inside = False
+    found[path] = result[0] if isinstance(result, tuple) else result
+    return result
+
+  with nn.intercept_methods(look):
+    yield found
+
+
 class Change(typing.NamedTuple):
   """What happens to a layer's inputs: x -> x, and the levels of one that rounds, or None."""
   read: typing.Callable

@@ -22,7 +22,8 @@ class Parts(typing.NamedTuple):
   """What a step is made of. `weights` holds 'params', 'learned' and 'held'.
 
   Attributes:
-    apply_fn: (weights, model_state, batch, hparams, key, axis) -> (logits, new model_state).
+    apply_fn: (weights, model_state, batch, hparams, key, axis) -> (logits, new model_state, what
+      is added to the loss, f32[batch] or 0).
     optimizer: `init(trained)` and `update(gradients, opt_state, trained, step, hparams)`.
     loss_fn: (logits, batch, hparams) -> f32[batch].
     measure: (logits, batch) -> {name: f32[batch]}, averaged and reported beside the loss.
@@ -72,20 +73,20 @@ def make_train_step(parts, axis=None):
 
     def answer(kept, key):
       weights = parts.counted(kept, state.hparams, key)
-      logits, model_state = parts.apply_fn(weights, state.model_state, batch, state.hparams, key,
-                                           axis)
-      return logits, model_state, parts.loss_fn(logits, batch, state.hparams)
+      logits, model_state, inside = parts.apply_fn(weights, state.model_state, batch,
+                                                   state.hparams, key, axis)
+      return logits, model_state, parts.loss_fn(logits, batch, state.hparams), inside
 
     def objective(trained):
       kept = parts.kept(dict(trained, held=state.held), state.hparams)
-      logits, model_state, loss = answer(kept, model_key)
+      logits, model_state, loss, inside = answer(kept, model_key)
       other = None
       if parts.twice:
-        other, _, second = answer(kept, jax.random.fold_in(model_key, 1))
+        other, _, second, _ = answer(kept, jax.random.fold_in(model_key, 1))
         loss = (loss + second) / 2
       loss = jnp.mean(loss)
-      on_answers = sum(jnp.mean(term(logits, other, batch, state.hparams))
-                       for term in parts.output_terms)
+      on_answers = jnp.mean(inside) + sum(jnp.mean(term(logits, other, batch, state.hparams))
+                                          for term in parts.output_terms)
       penalty = sum(term(kept, state.hparams) for term in parts.terms)
       measured = jax.tree.map(jnp.mean, parts.measure(logits, batch))
       return loss + penalty + on_answers, (loss, measured, model_state)
