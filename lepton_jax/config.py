@@ -129,8 +129,9 @@ class Config:
     if self.quantize.quantize_weight_bits == 1 and self.quantize.quantize_weights != 'binary':
       raise UserError('--quantize_weight_bits=1: allowed are 0 (off) and 2 to 16; 1 with '
                       '--quantize_weights=binary')
-    if self.quantize.quantize_activation_bits == 1:
-      raise UserError('--quantize_activation_bits=1: allowed are 0 (off) and 2 to 16')
+    for name in ('quantize_activation_bits', 'quantize_gate_bits'):
+      if getattr(self.quantize, name) == 1:
+        raise UserError(f'--{name}=1: allowed are 0 (off) and 2 to 16')
     return self
 
 

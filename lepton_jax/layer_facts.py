@@ -15,11 +15,16 @@ from lepton_jax.layers import platform, watch
 
 
 def layers_that_read(network, params, model_state, dataset):
-  """Paths of the layers with kernels whose inputs are floating point, found by tracing one pass."""
-  owners = {quantize_sites.owner(name) for name in trees.kernels(params)}
+  """Paths of the layers with kernels whose inputs are floating point, found by tracing one pass.
+
+  With them come the paths of values inside recurrent cells.
+  """
+  kernels = trees.kernels(params)
+  sites = {quantize_sites.owner(name) for name in kernels}
+  sites.update(*map(quantize_sites.within, kernels))
   inputs = network.example_inputs(dataset)
   model_state = network.begun(model_state, dataset)
-  look = lambda params, state, x: network.observe(dict(params=params), state, x, owners)
+  look = lambda params, state, x: network.observe(dict(params=params), state, x, sites)
   return frozenset(jax.eval_shape(look, params, model_state, inputs))
 
 

@@ -24,7 +24,7 @@ def gates(network, weights, inputs, hparams):
     seen = sown(network, weights, inputs, hparams)
   found = {}
   for name, leaf in seen.items():
-    path, inside, gate = name.partition(f'/recurrent/{recurrent.GATES}/0/')
+    path, inside, gate = name.partition(f'/{recurrent.CELL}/{recurrent.GATES}/0/')
     if inside:
       found.setdefault(path, {})[gate] = leaf.swapaxes(0, 1)  # in a scan time leads
   return found

@@ -322,6 +322,9 @@ class Quantize:
   quantize_activation_bits: int = option(
       0, 'width that the inputs of layers are rounded to, each within its own range; 0: off',
       unit='bits', low=0, high=16, traced=True)
+  quantize_gate_bits: int = option(
+      0, "width that gates and an LSTM's cell state are rounded to; 0: off", unit='bits', low=0,
+      high=16, traced=True)
   quantize_weights: str = option('max', 'levels of kernels', choices=registry.WEIGHT_QUANTIZERS)
   quantize_granularity: str = option(
       'channel', 'one scale for each output channel, or one for the kernel',

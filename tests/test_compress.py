@@ -10,6 +10,7 @@ from lepton_jax import assemble, build_network, layer_facts, trees
 from lepton_jax.compress import report
 from lepton_jax.compress.method import part
 from lepton_jax.compress.quantize import sites
+from lepton_jax.layers import recurrent
 from tests import LONG
 from tests.test_models import FAMILIES, SHALLOW, SMALL, random_like, tiny_dataset
 from tests.test_train import assert_same, run_steps
@@ -28,6 +29,12 @@ METHODS = {
 LEVELS = {'W8A8': 255, 'W4A4': 15, 'ternary': 3, 'binary': 2, 'LSQ': 8}
 
 
+def with_gates(model, method, options):
+  """With rounded gates in one method of the models that have some."""
+  cells = method == 'W8A8' and any(kind in model for kind in recurrent.KINDS)
+  return options | dict(quantize_gate_bits=6) if cells else options
+
+
 def drawn(monkeypatch):
   """Makes initial weights by numpy; initialisers would be compiled for each model."""
   real = build_network.make_init
@@ -44,8 +51,8 @@ def test_every_method_reaches_every_model_by_flags(small, model, monkeypatch):
   for method, options in METHODS.items():
     if (model, method) == ('linear', 'channels'):
       continue  # its only layer gives the answers
-    config = small.replace(model=model, batch_size=8, sequence_length=8, **options,
-                           **SHALLOW.get(model, {}))
+    config = small.replace(model=model, batch_size=8, sequence_length=8,
+                           **with_gates(model, method, options), **SHALLOW.get(model, {}))
     assembly = assemble.build(config, data)
     compression, state = assembly.network.compression, assembly.state
     if 'prune_sparsity' in options:
@@ -66,7 +73,12 @@ def test_every_method_reaches_every_model_by_flags(small, model, monkeypatch):
 def check_levels(method, found, counted, compression, kernels):
   assert found['quantized_kernels'] == len(kernels)
   if 'A' in method or method == 'LSQ':
-    assert compression.sites == {sites.owner(n) for n in kernels if not n.endswith('embedding')}
+    inputs = {sites.owner(n) for n in kernels if not n.endswith('embedding')}
+    gates = compression.sites - inputs
+    assert compression.sites >= inputs
+    assert {row['kernel'] for row in found['kernels'] if 'gate_bits' in row} == {
+        f'{sites.owner(site)}/kernel' for site in gates}
+    assert bool(gates) == (method == 'W8A8' and any('/recurrent/' in name for name in kernels))
   for name in kernels:
     channels = np.asarray(counted[name]).reshape(-1, counted[name].shape[-1]).T
     assert all(len(np.unique(channel)) <= LEVELS[method] for channel in channels), name
@@ -103,13 +115,15 @@ SMALLEST = {'dense': dict(model='mlp', width=0.1), 'lstm': dict(model='lstm_clas
     if LONG or model == 'dense' or method in ('unstructured', 'channels', 'W8A8', 'LSQ')])
 def test_every_method_trains_goes_on_exactly_and_compiles_once(small, method, model):
   """Finite gradients; a state that is saved and restored; one program for all strengths."""
-  config = small.replace(**METHODS[method] | SMALLEST[model])
+  options = with_gates(SMALLEST[model]['model'], method, METHODS[method]) | SMALLEST[model]
+  config = small.replace(**options)
   state, step, measured = run_steps(config, 3)
   assert all(np.isfinite(value) for value in measured.values())
   data = assemble.load_data(config)
   stronger = {name: value * 0.5 if name == 'prune_sparsity' else value + 1
-              for name, value in METHODS[method].items() if name in (
-                  'prune_sparsity', 'quantize_weight_bits', 'quantize_activation_bits')
+              for name, value in options.items() if name in (
+                  'prune_sparsity', 'quantize_weight_bits', 'quantize_activation_bits',
+                  'quantize_gate_bits')
               and method not in ('ternary', 'binary')}
   other = assemble.build(config.replace(**stronger), data)
   batch = other.batches.at(3)

@@ -345,7 +345,8 @@ def test_bits_by_layer(small):
 def test_quantizers_with_bits_of_their_own_say_so(small):
   for options, words in ((dict(quantize_weights='ternary', quantize_weight_bits=4), 'takes 2 bits'),
                          (dict(quantize_weights='binary', quantize_weight_bits=2), 'takes 1 bits'),
-                         (dict(quantize_weight_bits=1), 'takes 2 or more bits')):
+                         (dict(quantize_weight_bits=1), 'takes 2 or more bits'),
+                         (dict(quantize_gate_bits=8), 'no recurrent layer')):
     with pytest.raises(UserError, match=words):
       run_steps(small.replace(**options), 1)
 

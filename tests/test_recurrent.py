@@ -1,5 +1,6 @@
 """Recurrent layers and networks."""
 
+import functools
 import pathlib
 
 import jax
@@ -146,22 +147,23 @@ def test_recurrent_dropout_keeps_one_mask_a_sequence(kind):
 @given(kind=st.sampled_from(sorted(recurrent.KINDS)),
        activation=st.sampled_from(['tanh', 'relu', 'sigmoid']),
        lengths=st.lists(st.integers(0, 5), min_size=1, max_size=3), masked=st.booleans(),
-       dropped=st.booleans(), mapped=st.booleans(), rounded=st.booleans())
+       dropped=st.booleans(), mapped=st.booleans(), rounded=st.booleans(), inside=st.booleans())
 # So many examples are computed in several parts.
 @example(kind='lstm', activation='tanh', lengths=[0, 3, 5] * 12, masked=True, dropped=True,
-         mapped=False, rounded=False)
+         mapped=False, rounded=False, inside=False)
 @example(kind='lstm', activation='tanh', lengths=[0, 3, 5] * 12, masked=True, dropped=True,
-         mapped=False, rounded=True)
+         mapped=False, rounded=True, inside=False)
 @example(kind='lstm', activation='tanh', lengths=[2, 5], masked=False, dropped=True, mapped=True,
-         rounded=True)
+         rounded=True, inside=False)
+@example(kind='lstm', activation='tanh', lengths=[2, 5], masked=True, dropped=False, mapped=False,
+         rounded=True, inside=True)
 def test_own_gradient_of_the_recurrence_is_the_reference_s(kind, activation, lengths, masked,
-                                                           dropped, mapped, rounded):
-  """Values and every gradient: missing steps, dropout and rounding of the state, vmap."""
+                                                           dropped, mapped, rounded, inside):
+  """Values and every gradient: missing steps, dropout, rounding of states and gates, vmap."""
   cell, batch, time, size = recurrent.KINDS[kind], len(lengths), 5, 3
   normal = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)
   valid = (jnp.arange(time)[:, None] < jnp.array(lengths)) if masked else None
   keep = jnp.where(normal(9, batch, size) > 0, 2.0, 0.0) if dropped else None
-  step = lambda z, states: cell.step(z, states, layers.ACTIVATIONS[activation])
   inputs = (normal(0, size, cell.gates * size), normal(1, cell.gates * size),
             normal(2, time, batch, cell.gates * size),
             tuple(normal(3 + i, batch, size) for i in range(cell.states)), jnp.float32(0.31))
@@ -174,6 +176,9 @@ def test_own_gradient_of_the_recurrence_is_the_reference_s(kind, activation, len
 
   def loss(run, kernel, bias, gates, states, end):
     read = lambda h: read_kept(end)(h if keep is None else h * keep)
+    within = (lambda name, x: rounding.affine(x, -end, 2 * end, jnp.float32(4), size)) if inside \
+        else lambda name, x: x
+    step = functools.partial(recurrent._step, kind, activation, read=within)
     arguments = (cell.join, step, read, kernel, bias, gates, valid, states)
     last, outputs = run(*arguments, end) if run.__name__ == 'native' else run(*arguments)
     return jnp.sum(jnp.sin(outputs)) + sum(jnp.sum(jnp.cos(s)) for s in last)
@@ -186,7 +191,7 @@ def test_own_gradient_of_the_recurrence_is_the_reference_s(kind, activation, len
 
   near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
   jax.tree.map(near, both(recur.fused), both(recur.plain))
-  if (kind, activation) == ('lstm', 'tanh') and platform.native(jnp.ones(1)):
+  if (kind, activation, inside) == ('lstm', 'tanh', False) and platform.native(jnp.ones(1)):
     def native(join, step, read, kernel, bias, gates, valid, states, end):
       change = (read_kept(end), rounding.grid(-end, end, jnp.float32(3))) if rounded else ()
       return lstm.lstm(kernel, bias, gates, valid, keep, states, *change)

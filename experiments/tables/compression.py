@@ -28,7 +28,8 @@ def scores(sparsity):
 
 
 RECURRENT = {
-    DENSE: {}, 'W4A8': bits(4, 8), 'W2A8': bits(2, 8, quantize_weights='lsq'),
+    DENSE: {}, 'W4A8': bits(4, 8), 'W4A8, gates too': bits(4, 8, quantize_gate_bits=8),
+    'W2A8': bits(2, 8, quantize_weights='lsq'),
     'ternary, A8': bits(2, 8, quantize_weights='ternary'),
     **{f'{100 * share:.0f} % sparse': dict(prune_sparsity=share) for share in (0.8, 0.9, 0.95)}}
 INNER = dict(quantize_exclude='stem|head')

@@ -193,8 +193,12 @@ def as_packed(config, rows):
       found['quantize_activation_bits'] = next(iter(inputs.values()))
     else:
       found['quantize_layers'] = ';'.join(f'^{name}$=0/{bits}' for name, bits in inputs.items())
-    if config.quantize.quantize_inputs != default.quantize.quantize_inputs:
-      found['quantize_inputs'] = config.quantize.quantize_inputs
+  gates = any('gate_bits' in row for row in rows)
+  more = (*(['quantize_inputs'] if inputs or gates else []),
+          *(['quantize_gate_bits', 'quantize_exclude'] if gates else []))
+  for name in more:
+    if (value := getattr(config.quantize, name)) != getattr(default.quantize, name):
+      found[name] = value
   return found
 
 

@@ -52,20 +52,31 @@ def fused(join, step, read, kernel, bias, gates, valid, states):
   would add a product of its own to the kernel's gradient. Here a step stores its joined gates and
   its states; what is element by element is computed again. Reverse mode only.
   """
-  # What `read` closes over, such as the ends of a range, becomes an argument with a gradient.
+  # What they close over, such as the ends of a range, becomes an argument with a gradient.
   read, closed = jax.closure_convert(read, states[0])
-  return _fused(join, step, read, kernel, bias, gates, valid, closed, states)
+  z = jax.eval_shape(lambda gate, h: join(gate, h @ kernel + bias), gates[0], states[0])
+  step, inside = jax.closure_convert(step, z, states)
+  return _fused(join, step, read, kernel, bias, gates, valid, (closed, inside), states)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _fused(join, step, read, kernel, bias, gates, valid, closed, states):
-  return plain(join, step, lambda h: read(h, *closed), kernel, bias, gates, valid, states)
+  read, step = open_again(read, step, closed)
+  return plain(join, step, read, kernel, bias, gates, valid, states)
+
+
+def open_again(read, step, closed):
+  """Functions without the arguments that they closed over."""
+  of_read, of_step = closed
+  return lambda h: read(h, *of_read), lambda z, states: step(z, states, *of_step)
 
 
 def _forward(join, step, read, kernel, bias, gates, valid, closed, states):
+  read, step = open_again(read, step, closed)
+
   def body(states, inputs):
     gate, exists = inputs
-    z = join(gate, read(states[0], *closed) @ kernel + bias)
+    z = join(gate, read(states[0]) @ kernel + bias)
     new = elementwise(step, exists, z, states)
     return new, (output(new[0], exists), z, new[1:])
 
@@ -86,19 +97,20 @@ def _backward(join, step, read, saved, gradient):
   def body(carry, inputs):
     states, collected = carry
     gradient, exists, old, z = inputs
-    _, back = jax.vjp(functools.partial(elementwise, step, exists), z, old)
-    joined, old_gradient = back((states[0] + output(gradient, exists), *states[1:]))
-    _, read_back = jax.vjp(read, old[0], *closed)
-    h, *found = read_back(parts(joined)[1] @ kernel.T)
+    advance = lambda z, old, *of_step: elementwise(
+        lambda z, old: step(z, old, *of_step), exists, z, old)
+    _, back = jax.vjp(advance, z, old, *closed[1])
+    joined, old_gradient, *of_step = back((states[0] + output(gradient, exists), *states[1:]))
+    _, read_back = jax.vjp(read, old[0], *closed[0])
+    h, *of_read = read_back(parts(joined)[1] @ kernel.T)
     states = (old_gradient[0] + h, *old_gradient[1:])
-    return (states, jax.tree.map(jnp.add, collected, tuple(found))), joined
+    return (states, jax.tree.map(jnp.add, collected, (of_read, of_step))), joined
 
-  start = last, jax.tree.map(jnp.zeros_like, tuple(closed))
+  start = last, jax.tree.map(jnp.zeros_like, closed)
   (first, collected), joined = jax.lax.scan(body, start, (outputs, valid, before, z), reverse=True)
   gates, projected = jax.vmap(parts)(joined)
-  h = jax.vmap(lambda h: read(h, *closed))(before[0])
-  return (_product_summed(h, projected), projected.sum((0, 1)), gates, None, list(collected),
-          first)
+  h = jax.vmap(lambda h: read(h, *closed[0]))(before[0])
+  return (_product_summed(h, projected), projected.sum((0, 1)), gates, None, collected, first)
 
 
 def _product_summed(h, projected):

@@ -13,6 +13,7 @@ from lepton_jax.layers.activation import ACTIVATIONS
 from lepton_jax.layers.dense import Dense
 from lepton_jax.precision import at_least_single
 
+CELL = 'recurrent'  # the name of a cell's projection of its state
 GATES = 'gates'  # what a layer that is watched sows of each step
 
 
@@ -23,13 +24,16 @@ class Kind(typing.NamedTuple):
     gates: projections of `features` each, side by side in one kernel.
     states: arrays a cell carries; the first is its output.
     input_bias: whether the input projection has a bias beside the recurrent one's.
+    inside: names of its gates, and of a state that no layer reads.
     join: (input gates, recurrent gates) -> what the gates see, linear in both.
     opened: (joined gates, activation) -> {gate: its value}, element by element.
-    step: (joined gates, states, activation) -> states, element by element.
+    step: ({gate: value}, states, activation, read) -> states, element by element; `read` takes the
+      name and the value of a state that no layer reads.
   """
   gates: int
   states: int
   input_bias: bool
+  inside: tuple
   join: typing.Callable
   opened: typing.Callable
   step: typing.Callable
@@ -40,9 +44,8 @@ def _elman_gates(z, activation):
   return dict(new=activation(z))
 
 
-def _elman(z, states, activation):
-  del states
-  return (_elman_gates(z, activation)['new'],)
+def _elman(gate, *_):
+  return (gate['new'],)
 
 
 def _gru_join(x, h):
@@ -62,8 +65,7 @@ def _gru_gates(z, activation):
   return dict(reset=reset, update=nn.sigmoid(update), new=activation(new + reset * recurrent))
 
 
-def _gru(z, states, activation):
-  gate = _gru_gates(z, activation)
+def _gru(gate, states, *_):
   return ((1 - gate['update']) * gate['new'] + gate['update'] * states[0],)
 
 
@@ -73,24 +75,27 @@ def _lstm_gates(z, activation):
   return dict(input=nn.sigmoid(i), forget=nn.sigmoid(f), cell=activation(g), output=nn.sigmoid(o))
 
 
-def _lstm(z, states, activation):
-  gate = _lstm_gates(z, activation)
-  cell = gate['forget'] * states[1] + gate['input'] * gate['cell']
+def _lstm(gate, states, activation, read):
+  cell = read('state', gate['forget'] * states[1] + gate['input'] * gate['cell'])
   return gate['output'] * activation(cell), cell
 
 
 KINDS = dict(
-    elman=Kind(1, 1, False, jnp.add, _elman_gates, _elman),
-    gru=Kind(3, 1, True, _gru_join, _gru_gates, _gru),
-    lstm=Kind(4, 2, False, jnp.add, _lstm_gates, _lstm))
+    elman=Kind(1, 1, False, ('new',), jnp.add, _elman_gates, _elman),
+    gru=Kind(3, 1, True, ('reset', 'update', 'new'), _gru_join, _gru_gates, _gru),
+    lstm=Kind(4, 2, False, ('input', 'forget', 'cell', 'output', 'state'), jnp.add, _lstm_gates,
+              _lstm))
+INSIDE = sorted({name for kind in KINDS.values() for name in kind.inside})
 
 
-def _opened(kind, activation, z):
-  return KINDS[kind].opened(z, ACTIVATIONS[activation])
+def _opened(kind, activation, read, z):
+  gates = KINDS[kind].opened(z, ACTIVATIONS[activation])
+  return {name: read(name, gate) for name, gate in gates.items()}
 
 
-def _step(kind, activation, z, states):
-  return KINDS[kind].step(z, states, ACTIVATIONS[activation])
+def _step(kind, activation, z, states, read=lambda name, x: x):
+  gates = _opened(kind, activation, read, z)
+  return KINDS[kind].step(gates, states, ACTIVATIONS[activation], read)
 
 
 def _bias_init(kind):
@@ -112,6 +117,11 @@ def _orthogonal_gates(gates):
   return init
 
 
+def _reader(path, module=None):
+  """(name, x) -> x: what is inside a cell, as it is changed there."""
+  return lambda name, x: watch.value((*path, name), x, module)
+
+
 class Recurrent(nn.Module):
   """One direction of one recurrent layer.
 
@@ -130,7 +140,7 @@ class Recurrent(nn.Module):
   @property
   def size(self):
     """Units of the state."""
-    gates, path = KINDS[self.kind].gates, (*self.path, 'recurrent')
+    gates, path = KINDS[self.kind].gates, (*self.path, CELL)
     return widths.width((*path, 'up'), widths.width(path, gates * self.features)) // gates
 
   def zero_states(self, x):
@@ -157,16 +167,16 @@ class Recurrent(nn.Module):
       gates = nn.LayerNorm(dtype=x.dtype, param_dtype=dtype, name='input_norm')(gates)
       scale = self.param('recurrent_norm_scale', nn.initializers.ones_init(), (width,), dtype)
     recurrent = Dense(width, bias_init=_bias_init(self.kind),
-                      kernel_init=_orthogonal_gates(kind.gates), name='recurrent')
+                      kernel_init=_orthogonal_gates(kind.gates), name=CELL)
     if carry is None:
       carry = self.zero_states(x)
     keep = self._recurrent_mask(x, training)
     valid = None if valid is None else valid.T
-    join, step = kind.join, functools.partial(_step, self.kind, self.activation)
-
     if not (self.layer_norm or self.is_initializing()):
       with contextlib.suppress(LookupError):  # a layer that is watched has to be called
         changed = watch.changes(recurrent.path)
+        for name in kind.inside:
+          watch.changes((*recurrent.path, name))
         for part in ('down', 'up'):  # of a layer that was factorised, whose inputs are its own
           if watch.changes((*recurrent.path, part)) is not None:
             raise LookupError(part)
@@ -178,9 +188,10 @@ class Recurrent(nn.Module):
       projected = recurrent(states[0] if keep is None else states[0] * keep)
       if self.layer_norm:
         projected = jax.nn.standardize(projected) * scale.astype(x.dtype)
-      z = join(gate, projected)
+      z, read = kind.join(gate, projected), _reader(recurrent.path, recurrent)
       if recurrent.is_mutable_collection('intermediates'):
-        recurrent.sow('intermediates', GATES, _opened(self.kind, self.activation, z))
+        recurrent.sow('intermediates', GATES, _opened(self.kind, self.activation, read, z))
+      step = functools.partial(_step, self.kind, self.activation, read=read)
       states = recur.elementwise(step, exists, z, states)
       return states, recur.output(states[0], exists)
 
@@ -198,7 +209,8 @@ class Recurrent(nn.Module):
     params = {name: leaf.astype(gates.dtype) for name, leaf in params.items()}
     if platform.as_graph():  # operators of recurrence round no states
       return self._operator(params, gates, valid, carry)
-    if self._is_native(gates) and (changed is None or changed.grid is not None):
+    within = any(watch.changes((*recurrent.path, name)) for name in KINDS[self.kind].inside)
+    if self._is_native(gates) and not within and (changed is None or changed.grid is not None):
       carry, outputs = lstm.lstm(params['kernel'], params['bias'], gates, valid, keep, carry,
                                  *(changed or ()))
       return outputs, carry
@@ -208,6 +220,8 @@ class Recurrent(nn.Module):
       return h if changed is None else changed.read(h)
 
     step = functools.partial(_step, self.kind, self.activation)
+    if within:
+      step = functools.partial(step, read=_reader(recurrent.path))
     carry, outputs = recur.fused(KINDS[self.kind].join, step, read, params['kernel'],
                                  params['bias'], gates, valid, carry)
     return outputs, carry

@@ -6,6 +6,7 @@ asks here for what would have happened to the input.
 
 import contextlib
 import contextvars
+import functools
 import typing
 
 import flax.linen as nn
@@ -40,6 +41,18 @@ def inputs(sites, change, pure=False, grid=None, answered=None):
       yield
   finally:
     _CHANGES.reset(token)
+
+
+def value(path, x, module=None):
+  """x, a value inside a layer that has the `path` of a site, as changes make it.
+
+  They get the module where it is called; `changes` tells whether they can do without.
+  """
+  name = '/'.join(path)
+  for sites, change, _, _ in reversed(_CHANGES.get()):  # the innermost context sees x first
+    if name in sites:
+      x = change(module, name, x)
+  return x
 
 
 @contextlib.contextmanager
@@ -83,10 +96,6 @@ def changes(path):
   if not all(pure for _, pure, _ in found):
     raise LookupError(name)
 
-  def read(x):
-    for change, _, _ in reversed(found):  # the last context is the innermost: it sees x first
-      x = change(None, name, x)
-    return x
-
   known = len(found) == 1 and found[0][2] is not None
+  read = functools.partial(value, path)
   return Change(read, found[0][2](name) if known else None) if found else None

@@ -9,8 +9,8 @@ import itertools
 from lepton_jax import config as config_lib
 from lepton_jax.report import differences, markdown, settings
 
-AMOUNTS = ('prune_sparsity', 'quantize_weight_bits', 'quantize_activation_bits', 'factorize_rank',
-           'factorize_energy')
+AMOUNTS = ('prune_sparsity', 'quantize_weight_bits', 'quantize_activation_bits',
+           'quantize_gate_bits', 'factorize_rank', 'factorize_energy')
 POINTS, SEEDS, PAIRS = 5, 3, 3  # the first and the last are the paper's, the second is ours
 TOYS = ('digits', 'mnist', 'fashion_mnist')  # data sets that begin so are too easy to count
 OWN_DATA = ('folder', 'csv', 'text', 'series')

@@ -8,7 +8,8 @@ from lepton_jax.report import markdown, settings
 
 # A run in which all of these are off is dense; the rest of their concerns then says nothing.
 SWITCHES = ('prune_sparsity', 'prune_layers', 'prune_ticket', 'factorize_rank', 'factorize_energy',
-            'quantize_weight_bits', 'quantize_activation_bits', 'quantize_layers')
+            'quantize_weight_bits', 'quantize_activation_bits', 'quantize_gate_bits',
+            'quantize_layers')
 CONCERNS = ('prune', 'quantize', 'factorize')
 MOST_SEEDS = 1000
 

@@ -108,6 +108,12 @@ def bits(options, setting):
       weight_bits[name] = weight
     if read and sites.owner(name) in setting.reading():
       input_bits[sites.owner(name)] = read
+  if options.quantize_gate_bits:
+    cells = [site for name in names if name not in excluded for site in inside(name, setting)]
+    if not cells:
+      raise UserError(f'--quantize_gate_bits={options.quantize_gate_bits}: there is no recurrent '
+                      f'layer whose gates could be rounded')
+    input_bits |= dict.fromkeys(cells, options.quantize_gate_bits)
   asked = options.quantize_weight_bits or options.quantize_activation_bits or ruled
   if asked and not weight_bits and not input_bits:
     raise UserError(f'--quantize_exclude={options.quantize_exclude!r} '
@@ -124,6 +130,11 @@ def bits(options, setting):
     raise UserError(f'--quantize_weights={options.quantize_weights} takes '
                     f'{only or "2 or more"} bits; {name} has {found}')
   return weight_bits, input_bits
+
+
+def inside(name, setting):
+  """Sites inside the cell that owns a kernel."""
+  return [site for site in sites.within(name) if site in setting.reading()]
 
 
 def both(text):
@@ -170,6 +181,11 @@ def reached(setting, config):
       row |= dict(activation_reason='its layer has no floating-point input')
     else:
       row |= dict(activation_reason='no activation bits were asked for')
+    within = inside(name, setting)
+    if within and within[0] in input_bits:
+      row |= dict(gate_bits=input_bits[within[0]])
+    elif within:
+      row |= dict(gate_reason='no gate bits were asked for')
     found[name] = row
   return found
 

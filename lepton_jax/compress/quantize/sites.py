@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lepton_jax import trees
-from lepton_jax.layers import watch
+from lepton_jax.layers import recurrent, watch
 from lepton_jax.precision import at_least_single
 
 SAMPLE = 2048  # values of an input that are looked at, of each batch
@@ -16,6 +16,12 @@ SAMPLE = 2048  # values of an input that are looked at, of each batch
 def owner(kernel_name):
   """The path of the module that owns a kernel: 'conv1/kernel' -> 'conv1'."""
   return kernel_name.rpartition('/')[0]
+
+
+def within(kernel_name):
+  """Sites that could be inside the cell that owns a kernel: its gates and what it alone reads."""
+  cell, inside, _ = kernel_name.rpartition(f'/{recurrent.CELL}/')
+  return [f'{cell}/{recurrent.CELL}/{name}' for name in recurrent.INSIDE] if inside else []
 
 
 def sample(values):
@@ -36,11 +42,10 @@ def watching(sites):
   A scan stacks what its layers sow, so the states of recurrent layers are seen at every step.
   """
   def sow(module, path, x):
-    del path
+    inner = path.removeprefix('/'.join(module.path)).removeprefix('/')  # of a value inside it
     wide = x.astype(at_least_single(x.dtype)).ravel()
-    module.sow('intermediates', 'low', jnp.min(wide))
-    module.sow('intermediates', 'high', jnp.max(wide))
-    module.sow('intermediates', 'values', sample(wide))
+    for name, found in dict(low=jnp.min(wide), high=jnp.max(wide), values=sample(wide)).items():
+      module.sow('intermediates', f'{inner}/{name}'.removeprefix('/'), found)
     return x
 
   return watch.inputs(sites, sow)

@@ -10,7 +10,7 @@ from lepton_jax.deploy import traced as traced_lib
 from lepton_jax.deploy.onnx import graph as graph_lib
 from lepton_jax.deploy.onnx import operations, operators, simplify
 from lepton_jax.errors import UserError
-from lepton_jax.layers import platform
+from lepton_jax.layers import platform, recurrent
 
 
 def export(trained, int4=False):
@@ -30,8 +30,9 @@ def notes(trained, levels):
   compression, told = trained.network.compression, []
   rows = compression.kernels(trees.kernels(trained.weights['params']), trained.config)
   uneven = [row['kernel'] for row in rows if 'weight_bits' in row and row['kernel'] not in levels]
-  if any(site.endswith('/recurrent') for site in compression.sites):
-    told.append('recurrent operators round no states: what they carry from step to step is exact')
+  if any(recurrent.CELL in site.split('/') for site in compression.sites):
+    told.append('recurrent operators round no states and no gates: what they carry from step to '
+                'step is exact')
   if levels and not compression.sites:
     told.append('weights are stored as whole numbers; inputs of layers are not rounded, so a '
                 'runtime computes in float: only size is won')
