@@ -342,6 +342,29 @@ def test_bits_by_layer(small):
       run_steps(small.replace(quantize_layers=text), 1)
 
 
+@pytest.mark.parametrize('name', ('lsq_plus', 'pact'))
+def test_the_range_of_data_is_not_trained_and_costs_no_gradient(name):
+  """Of what depends on a weight it is; for data the step has one product, not two more."""
+  reader, normal = registry.INPUT_QUANTIZERS.get(name)(), np.random.default_rng(0).normal
+  data, weight = jnp.float32(normal(size=(4, 6))), jnp.float32(normal(size=(6, 5)))
+
+  def loss(weight, ends, x):
+    low, high = inputs.trained_for(x, *ends)
+    return jnp.sum(jnp.sin(reader.apply(x, low, high, jnp.float32(3), x.size) @ weight))
+
+  ends = jnp.float32(-1), jnp.float32(1)
+  to_weight, to_ends = jax.grad(loss, (0, 1))(weight, ends, data)
+  assert np.abs(to_weight).max() > 0 and to_ends == (0, 0)
+  on_data = jax.jit(jax.grad(loss, (0, 1))).lower(weight, ends, data).compile().as_text()
+  assert on_data.count(' dot(') == 2  # forward, and the weight's gradient
+  # Where x is trained, the gradient is what it is without that.
+  found = jax.grad(lambda ends, x: loss(weight, ends, x), (0, 1))(ends, data)[0]
+  plain = jax.grad(lambda ends: jnp.sum(jnp.sin(
+      reader.apply(data, *ends, jnp.float32(3), data.size) @ weight)))(ends)
+  assert all(np.abs(end) > 0 for end in plain)
+  np.testing.assert_allclose(found, plain, rtol=1e-6)
+
+
 def test_quantizers_with_bits_of_their_own_say_so(small):
   for options, words in ((dict(quantize_weights='ternary', quantize_weight_bits=4), 'takes 2 bits'),
                          (dict(quantize_weights='binary', quantize_weight_bits=2), 'takes 1 bits'),

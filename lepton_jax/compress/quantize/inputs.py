@@ -99,6 +99,25 @@ def _affine_back(saved, gradient):
 _affine.defvjp(lambda *arrays: (_affine(*arrays), arrays), _affine_back)
 
 
+@jax.custom_vjp
+def trained_for(x, low, high):
+  """(low, high), which get a gradient where x depends on something that is trained.
+
+  The range of data stays as it was set. Its gradient alone would need that of the data, for which a
+  CNN's first convolution takes as long as many a network's whole step.
+  """
+  del x
+  return low, high
+
+
+def _trained_for(x, low, high):
+  return (low.value, high.value), jnp.zeros(()) if x.perturbed else None
+
+
+trained_for.defvjp(_trained_for, lambda depends, ends: (None, *(
+    ends if depends is not None else (None, None))), symbolic_zeros=True)
+
+
 def clipped(x, low, high, bits, entries):
   """The same levels, but the range gets the whole gradient of what it clips and nothing else.
 

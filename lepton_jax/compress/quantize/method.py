@@ -76,8 +76,10 @@ def make(config, setting):
     if platform.as_graph():
       levels = inputs.grid(*range_of(site, *arrays))
       return platform.operator('rounded', inputs.rounded, x, *levels)
+    low, high, bits = range_of(site, *arrays)
+    low, high = inputs.trained_for(x, low, high)
     # Nothing is rounded, nor clipped, before a range is set.
-    return jnp.where(is_set(site, *arrays), reader.apply(x, *range_of(site, *arrays), entries), x)
+    return jnp.where(is_set(site, *arrays), reader.apply(x, low, high, bits, entries), x)
 
   def grid(site, *arrays):
     found = inputs.grid(*range_of(site, *arrays))
