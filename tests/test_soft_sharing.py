@@ -13,6 +13,9 @@ from tests import LONG
 from tests.test_train import run_steps
 
 
+NATS = jax.jit(soft_sharing.nats, static_argnums=2)  # one program where there would be dozens
+
+
 def test_the_likelihood_by_hand():
   kernel = jnp.array([[0.1, -0.2], [0.0, 0.5]])
   mixture = dict(mean=jnp.array([0.4, -0.3]), logit=jnp.log(jnp.array([3.0, 1.0])),
@@ -23,20 +26,20 @@ def test_the_likelihood_by_hand():
                           for p, m, s in zip(share, mean, width))
   # What is pruned, the zero, is no weight.
   wanted = -sum(np.log(density(w)) for w in (0.1, -0.2, 0.5))
-  np.testing.assert_allclose(soft_sharing.nats(kernel, mixture, 0.8), wanted, rtol=1e-5)
-  pull = -jax.grad(soft_sharing.nats)(kernel, mixture, 0.8)
+  np.testing.assert_allclose(NATS(kernel, mixture, 0.8), wanted, rtol=1e-5)
+  pull = -jax.grad(NATS)(kernel, mixture, 0.8)
   assert pull[0, 0] < 0 and pull[0, 1] < 0 and pull[1, 1] < 0 and pull[1, 0] == 0
 
 
 def test_kernels_of_one_value_have_finite_gradients_and_large_ones_come_in_chunks():
   for kernel in (jnp.zeros((4, 3)), jnp.ones((4, 3)), jnp.full((1, 1), 1e-30)):
     mixture = soft_sharing.first_mixture(kernel, 16)
-    found = jax.grad(soft_sharing.nats, (0, 1))(kernel, mixture, 0.9)
+    found = jax.grad(NATS, (0, 1))(kernel, mixture, 0.9)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
   kernel = jax.random.normal(jax.random.key(0), (2 * soft_sharing.CHUNK + 5, 1))
   mixture = soft_sharing.first_mixture(kernel, 4)
-  whole = soft_sharing.nats(kernel, mixture, 0.9)
-  parts = sum(soft_sharing.nats(part, mixture, 0.9) for part in jnp.array_split(kernel, 7))
+  whole = NATS(kernel, mixture, 0.9)
+  parts = sum(NATS(part, mixture, 0.9) for part in jnp.array_split(kernel, 7))
   np.testing.assert_allclose(whole, parts, rtol=1e-3)
 
 
@@ -70,8 +73,8 @@ def test_weights_gather_and_lose_less_by_sharing(small, model):
       first = {name: soft_sharing.first_mixture(jnp.asarray(kernel), 16)
                for name, kernel in kernels.items()}
       for name, kernel in kernels.items():
-        assert (soft_sharing.nats(jnp.asarray(kernel), learned[name], 0.5)
-                < soft_sharing.nats(jnp.asarray(kernel), first[name], 0.5))
+        assert (NATS(jnp.asarray(kernel), learned[name], 0.5)
+                < NATS(jnp.asarray(kernel), first[name], 0.5))
     else:
       assert 'soft_sharing' not in state.learned and 'soft_sharing' not in state.hparams
   assert left[1e-4] < 0.7 * left[0.0], left
