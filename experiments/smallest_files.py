@@ -11,6 +11,9 @@ Cost: 15 minutes a seed and row on 2 cores.
 
 Recipes were chosen on validation, with one seed. The test split is read once for each file. Of the
 seeds the file with the best validation is kept. First and last layer are treated like all others.
+With --on=dataset=fashion_mnist, or --on=dataset=csv:FILE,text_column=...,target=..., networks and
+recipes are the same and the data others, so that one sees what a recipe is worth that was not
+chosen for them; files of such rows are not kept.
 """
 
 import pathlib
@@ -25,19 +28,21 @@ from lepton_jax import flags
 from lepton_jax.errors import UserError
 
 FLAGS = absl_flags.FLAGS
-OWN = ('rows', 'seeds', 'data_dir', 'output', 'runs_dir')
+OWN = ('rows', 'seeds', 'on', 'data_dir', 'output', 'runs_dir')
 RESULTS = pathlib.Path(__file__).parent / 'results'
 RESIDUAL = compression.RESIDUAL | compression.BEFORE | dict(model='resnet20')
 ROWS = {
     'lenet5': (dict(model='lenet5', dataset='mnist', epochs=20, augment_crop=2),
-               dict(augment_crop=0, learning_rate=3e-3, distill=1.0),
-               'prune(0.992,end=0.5,updates=100):40,cluster(8,learning_rate=1e-3):8,'
-               'pack(number_bits=5)'),
+               dict(augment_crop=2, learning_rate=3e-3, distill=1.0),
+               'channels(0.7,layers=conv1=0.5;conv2=0.65;dense=0.8,end=0.5):8,'
+               'prune(0.88,end=0.5,updates=50):40,cluster(8,learning_rate=2e-3):12,'
+               'pack(number_bits=6)'),
     'lenet_300_100': (dict(model='lenet_300_100', dataset='mnist', epochs=60, augment_crop=2),
                       dict(augment_crop=1, learning_rate=3e-3, distill=1.0),
                       'prune(0.98,end=0.6,updates=100):60,cluster(16,learning_rate=1e-3):10,'
                       'pack(number_bits=6)'),
-    'sst2_lstm': (compression.SENTENCES, {}, 'quantize(4,8):1,pack(number_bits=8)'),
+    'sst2_lstm': (compression.SENTENCES, {},
+                  'prune(0.8,end=0.7):3,quantize(4,8):1,pack(number_bits=8)'),
     # CIFAR-10 as in MLPerf Tiny (arXiv:2106.07597): 85 % by an int8 ResNet-8 of 98,496 bytes.
     'resnet8_32kb': (RESIDUAL | dict(model='resnet8'), dict(learning_rate=0.05, distill=1.0),
                      'prune(0.3,end=0.6):15,quantize(4,8,quantize_weights=lsq,'
@@ -52,19 +57,27 @@ COLUMNS = ('row', 'seed', 'measure', 'dense_test', 'dense_validation', 'test', '
 
 def main(config):
   del config
+  from lepton_jax import recipe
   from lepton_jax.report import markdown
   names, output = FLAGS.rows.split(','), pathlib.Path(FLAGS.output)
+  others = recipe.parse(f'train({FLAGS.on}):1')[0].options
+  if others and 'dataset' not in others:
+    raise UserError(f'--on={FLAGS.on} names no data; it begins with dataset=')
+  kind, _, path = others.get('dataset', '').partition(':')
+  suffix = f' on {pathlib.Path(path).stem or kind}' if others else ''
   if not set(names) <= set(ROWS):
     raise UserError(f'--rows={FLAGS.rows}: allowed are {", ".join(ROWS)}')
   table = output / 'smallest_files.csv'
   lines = markdown.rows(table) if table.exists() else []
   for name in names:
     for seed in map(int, FLAGS.seeds.split(',')):
-      if not any((line['row'], line['seed'], line['recipe']) == (name, str(seed), ROWS[name][2])
+      row = name + suffix
+      if not any((line['row'], line['seed'], line['recipe']) == (row, str(seed), ROWS[name][2])
                  for line in lines):
-        place, found = compressed(name, seed)
-        best = max((float(line['validation']) for line in lines if line['row'] == name), default=0)
-        if found['validation'] > best:
+        place, found = compressed(name, seed, others)
+        found['row'] = row
+        best = max((float(line['validation']) for line in lines if line['row'] == row), default=0)
+        if found['validation'] > best and not others:
           (output / 'files').mkdir(parents=True, exist_ok=True)
           shutil.copyfile(f'{place}/network.lepton', output / 'files' / f'{name}.lepton')
         lines.append({column: str(found.get(column, '')) for column in COLUMNS})
@@ -73,11 +86,12 @@ def main(config):
   return 0
 
 
-def compressed(name, seed):
-  """(the folder of the last stage, what there is to say of one file)."""
+def compressed(name, seed, others):
+  """(the folder of the last stage, what there is to say of one file); `others` are options."""
   from lepton_jax import folder, recipe, run
   from lepton_jax.deploy import measure
   options, given, text = ROWS[name]
+  options = options | others
   where = dict(study.QUIET, runs_dir=FLAGS.runs_dir, data_dir=FLAGS.data_dir, seed=seed)
   base = config_lib.Config().replace(**options | where)
   print(f'{name}, seed {seed}: {base.name()}', flush=True)
@@ -91,7 +105,7 @@ def compressed(name, seed):
   content = pathlib.Path(place, measure.FILE).read_bytes()
   kind = found['measure']
   return place, found | measure.forgetting(trained, measure.opened(content, trained.data)) | dict(
-      row=name, seed=seed, dense_test=dense[f'test_{kind}'], seconds=round(seconds),
+      seed=seed, dense_test=dense[f'test_{kind}'], seconds=round(seconds),
       dense_validation=dense[f'validation_{kind}'], test=found[f'test_{kind}'],
       validation=found[f'validation_{kind}'], recipe=text,
       flags=f'{study.words(options)}; then {study.words(given)}')
@@ -100,6 +114,7 @@ def compressed(name, seed):
 if __name__ == '__main__':
   absl_flags.DEFINE_string('rows', 'lenet5', f'rows, comma-separated <{"|".join(ROWS)}>')
   absl_flags.DEFINE_string('seeds', '0,1,2', 'seeds, comma-separated')
+  absl_flags.DEFINE_string('on', '', 'options of other data, comma-separated: dataset=NAME, ...')
   absl_flags.DEFINE_string('data_dir', '', 'folder of prepared TFDS data')
   absl_flags.DEFINE_string('runs_dir', 'runs/smallest_files', 'the run folders are made here')
   absl_flags.DEFINE_string('output', str(RESULTS), 'folder of the table and of files/')
