@@ -50,6 +50,7 @@ def readme(check):
   read = lambda name: markdown.rows(RESULTS / f'{name}.csv')
   tables = dict(accuracy=markdown.accuracy_table, benchmark=markdown.speed_table,
                 communication=studies.communication_table,
+                compressed_step=studies.step_table,
                 compression_study=studies.compression_table,
                 compression_tables=studies.compression_tables,
                 regularization_study=studies.regularization_table,

@@ -202,6 +202,22 @@ def regularization_table(lines):
           'tried.')
 
 
+def step_table(lines):
+  """Steps of compressed networks beside the dense one's, and updates of masks."""
+  body = []
+  for line in lines:
+    update = line['update_ms'] and (f'{float(line["update_ms"]):.0f} '
+                                    f'({100 * float(line["update_share"]):.0f} %)')
+    body.append((line['network'], line['setting'], f'{float(line["ms"]):.2f}',
+                 f'{float(line["ratio"]):.2f} ({float(line["low"]):.2f} to '
+                 f'{float(line["high"]):.2f})', update))
+  header = ('network', 'setting', 'ms a step', 'times a dense step', 'ms an update of masks')
+  first = lines[0]
+  return (f'{markdown.table(header, body)}\n\nMedian (range) of {first["rounds"]} rounds in turns, '
+          f'batch 64; in brackets the share that 20 updates have of 500 steps. '
+          f'{first["cores"]} cores, {first["processor"]}.')
+
+
 def sweep_cost_table(lines):
   """What sweeps cost: seconds of each way to do some work, and their ratio to its first way."""
   rounds = collections.defaultdict(dict)
