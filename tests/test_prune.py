@@ -83,11 +83,14 @@ def test_erk_keeps_in_proportion_to_the_sum_over_the_product_of_sides():
 
 def test_lamp_is_the_published_score_worked_by_hand():
   # Squares 1, 4, 9: 1/14, 4/13, 9/9 (equation 2 of arXiv:2010.07611).
-  found = allocate.lamp_scores(np.array([3.0, 1.0, -np.inf, 2.0]))
-  np.testing.assert_allclose(found, [-np.inf, 1 / 14, 4 / 13, 1])
+  found = allocate.lamp_scores(np.array([3.0, 1.0, 2.0]))
+  np.testing.assert_allclose(found, [1 / 14, 4 / 13, 1])
   scores = dict(small=np.array([0.1, 0.2, 0.3]), large=np.array([10.0, 20.0, 30.0]))
   assert allocate.lamp(scores, {}, 4) == dict(small=2, large=2)
   assert allocate.global_(scores, {}, 3) == dict(small=3, large=0)
+  # What is gone counts first, and the ranking is of the rest: 1/14, 4/13, 1 and 1/10, 1.
+  gone = dict(small=np.array([0.1, 0.2, 0.3]), large=np.array([-np.inf, 30.0, 10.0]))
+  assert allocate.lamp(gone, {}, 3) == dict(small=1, large=2)
   # Scores with signs count from the lowest: here 0, 2, 4 and 6 of 56.
   signed = allocate.lamp_scores(np.array([3.0, -3.0, -1.0, 1.0]))
   np.testing.assert_allclose(signed, [0, 4 / 56, 16 / 52, 1])

@@ -59,20 +59,24 @@ def lamp(scores, shapes, count):
 
   Layer-adaptive magnitude pruning (arXiv:2010.07611); each kernel's largest score becomes 1.
   """
-  # Within a kernel the order stays, so that only counts are asked for and sorted scores will do.
-  return global_({name: lamp_scores(score) for name, score in scores.items()}, shapes, count)
+  # What is gone goes first. Within a kernel the order stays, so that only counts are asked for and
+  # sorted scores will do; of a large table of words the sort is most of an update.
+  staying = {name: score[score > -np.inf] for name, score in (
+      (name, np.asarray(score, np.float32)) for name, score in scores.items())}
+  gone = {name: np.size(scores[name]) - score.size for name, score in staying.items()}
+  more = global_({name: lamp_scores(score) for name, score in staying.items()}, shapes,
+                 count - sum(gone.values()))
+  return {name: gone[name] + more[name] for name in scores}
 
 
 def lamp_scores(score):
-  """f64[units], rising; entries that are gone (-inf) stay the lowest."""
-  rising = np.sort(np.asarray(score, np.float32), axis=None)
-  gone = int(np.searchsorted(rising, -np.inf, 'right'))
-  if gone < rising.size and rising[gone] < 0:  # of scores with signs, how far above the lowest
-    rising[gone:] -= rising[gone]
-  square = np.square(rising[gone:], dtype=np.float64)
+  """f64[units], rising, of what is not gone."""
+  rising = np.sort(score, axis=None)
+  if rising.size and rising[0] < 0:  # of scores with signs, how far above the lowest
+    rising -= rising[0]
+  square = np.square(rising, dtype=np.float64)
   remaining = np.cumsum(square[::-1])[::-1]
-  ranked = square / np.maximum(remaining, np.finfo(np.float64).tiny)
-  return np.concatenate([np.full(gone, -np.inf), ranked])
+  return square / np.maximum(remaining, np.finfo(np.float64).tiny)
 
 
 def sizes_of(scores):
