@@ -105,7 +105,12 @@ def configs(study, seed, settings):
     parent = base.replace(**study.parent).check()
     command.train_all([parent])
     start = {study.given_as: str(outcomes.folder_of(parent))}
-  return {setting: base.replace(**start | study.settings[setting]).check() for setting in settings}
+
+  def begun(config):  # what distils learns from the run that it starts from
+    return config.replace(teacher=start[study.given_as]) if config.distill.on else config
+
+  return {setting: begun(base.replace(**start | study.settings[setting])).check()
+          for setting in settings}
 
 
 def train(study, seed, settings):
