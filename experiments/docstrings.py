@@ -6,8 +6,8 @@ Command: ./launch.sh docstrings --output=docstrings.csv
 Expected: some 20,000 texts of 25,000 words in seven classes; the counts depend on the versions.
 Cost: half a minute.
 
-Names of the packages become X, so that a text does not name its class. Train on it with
---dataset=csv:docstrings.csv --text_column=text --target=package.
+The packages' own names become X, so that few texts name their class, and texts of several packages
+are left out. Train on it with --dataset=csv:docstrings.csv --text_column=text --target=package.
 """
 
 import ast
@@ -23,6 +23,7 @@ import sys
 from absl import flags as absl_flags
 
 from lepton_jax import files, flags
+from lepton_jax.errors import UserError
 
 FLAGS = absl_flags.FLAGS
 PACKAGES = ('sklearn', 'scipy', 'pandas', 'matplotlib', 'jax', 'numpy', 'flax')
@@ -32,7 +33,11 @@ SHORTEST, LONGEST = 20, 400  # characters
 
 def main(config):
   del config
-  rows = [(package, text) for package in PACKAGES for text in texts(package)]
+  labels = collections.defaultdict(list)
+  for package in PACKAGES:
+    for text in texts(package):
+      labels[text].append(package)
+  rows = [(found[0], text) for text, found in labels.items() if len(found) == 1]
   random.Random(0).shuffle(rows)
   written = io.StringIO()
   csv.writer(written, lineterminator='\n').writerows([('package', 'text'), *rows])
@@ -43,12 +48,13 @@ def main(config):
 
 
 def texts(package):
-  """Different first paragraphs of a package's docstrings, in the order of its files."""
-  place = pathlib.Path(importlib.util.find_spec(package).origin).parent
-  found = {}
-  for path in sorted(place.rglob('*.py')):
+  """The different first paragraphs of a package's docstrings, as keys in the order of its files."""
+  spec, found = importlib.util.find_spec(package), {}
+  if spec is None:
+    raise UserError(f'{package} is not installed: pip install -r requirements.txt')
+  for path in sorted(pathlib.Path(spec.origin).parent.rglob('*.py')):
     for node in ast.walk(ast.parse(path.read_bytes())):
-      if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)):
+      if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)):
         paragraph = (ast.get_docstring(node) or '').partition('\n\n')[0]
         text = NAMES.sub('X', ' '.join(paragraph.split()))
         if SHORTEST < len(text) < LONGEST:

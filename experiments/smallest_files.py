@@ -57,35 +57,56 @@ COLUMNS = ('row', 'seed', 'measure', 'dense_test', 'dense_validation', 'test', '
 
 def main(config):
   del config
-  from lepton_jax import recipe
   from lepton_jax.report import markdown
   names, output = FLAGS.rows.split(','), pathlib.Path(FLAGS.output)
-  others = recipe.parse(f'train({FLAGS.on}):1')[0].options
-  if others and 'dataset' not in others:
-    raise UserError(f'--on={FLAGS.on} names no data; it begins with dataset=')
+  others = other_data(FLAGS.on)
   kind, _, path = others.get('dataset', '').partition(':')
   suffix = f' on {pathlib.Path(path).stem or kind}' if others else ''
   if not set(names) <= set(ROWS):
     raise UserError(f'--rows={FLAGS.rows}: allowed are {", ".join(ROWS)}')
   table = output / 'smallest_files.csv'
-  # What an older recipe left says nothing of this one.
-  lines = [line for line in (markdown.rows(table) if table.exists() else [])
-           if line['recipe'] == ROWS[line['row'].partition(' on ')[0]][2]]
+  lines = markdown.rows(table) if table.exists() else []
   for name in names:
+    row, now = name + suffix, dict(recipe=ROWS[name][2], flags=flags_of(name, others))
+    # What another recipe left, or other flags, says nothing of these.
+    lines = [line for line in lines if line['row'] != row or study.agrees(line, now)]
     for seed in map(int, FLAGS.seeds.split(',')):
-      row = name + suffix
       own = [line for line in lines if line['row'] == row]
       if str(seed) not in [line['seed'] for line in own]:
         place, found = compressed(name, seed, others)
-        found['row'] = row
         best = max((float(line['validation']) for line in own), default=0)
         if found['validation'] > best and not others:
           (output / 'files').mkdir(parents=True, exist_ok=True)
           shutil.copyfile(f'{place}/network.lepton', output / 'files' / f'{name}.lepton')
-        lines.append({column: str(found.get(column, '')) for column in COLUMNS})
+        lines.append({column: str((found | now | dict(row=row)).get(column, ''))
+                      for column in COLUMNS})
         lines.sort(key=lambda line: (line['row'], int(line['seed'])))
         markdown.write_rows(table, lines)
   return 0
+
+
+def other_data(text):
+  """{option: value} of --on, which names other data and nothing else."""
+  found = {}
+  for part in filter(None, text.split(',')):
+    name, equals, word = part.partition('=')
+    group, _ = config_lib.FIELDS.get(name, ('', None))
+    if not equals or group != 'data':
+      raise UserError(f'--on: {part!r} is no option of data, such as dataset=fashion_mnist')
+    kind, _ = config_lib.value_type(name)
+    try:
+      found[name] = kind(word)
+    except ValueError:
+      raise UserError(f'--on: {part!r}: {word!r} is not of type {kind.__name__}') from None
+  if found and 'dataset' not in found:
+    raise UserError(f'--on={text} names no data; it has to have dataset=...')
+  return found
+
+
+def flags_of(name, others):
+  """A row's options as flags: of the network that is compressed, then of all stages."""
+  options, given, _ = ROWS[name]
+  return f'{study.words(options | others)}; then {study.words(given)}'
 
 
 def compressed(name, seed, others):
@@ -109,8 +130,7 @@ def compressed(name, seed, others):
   return place, found | measure.forgetting(trained, measure.opened(content, trained.data)) | dict(
       seed=seed, dense_test=dense[f'test_{kind}'], seconds=round(seconds),
       dense_validation=dense[f'validation_{kind}'], test=found[f'test_{kind}'],
-      validation=found[f'validation_{kind}'], recipe=text,
-      flags=f'{study.words(options)}; then {study.words(given)}')
+      validation=found[f'validation_{kind}'])
 
 
 if __name__ == '__main__':

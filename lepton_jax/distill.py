@@ -10,6 +10,7 @@ from lepton_jax.precision import at_least_single
 from lepton_jax.regularize.outputs import log_probabilities
 
 TINY = 1e-12  # keeps the lengths of zeros from dividing
+LEAST = 1e-3  # mean square that a layer's answers are taken to have at least
 
 
 def check(config, teacher, dataset):
@@ -63,11 +64,16 @@ def hints(config, teacher, mine, theirs):
     if other is None:
       raise UserError(f'--distill_layers: {path} is no layer of the teacher, which has '
                       f'{", ".join(sorted(theirs))}')
-    same = mine[path].shape[:-1] == other.shape[:-1]
-    if not same or mine[path].ndim == 2 and mine[path].shape != other.shape:
+    if mine[path].shape[:-1] != other.shape[:-1]:
       raise UserError(f'--distill_layers: {path} answers {list(mine[path].shape)}, in the teacher '
-                      f'{list(other.shape)}; their widths may differ, where there are positions')
-  return frozenset(found)
+                      f'{list(other.shape)}; only the last number, its width, may be another')
+  # Without positions there is nothing that layers of other widths have in common.
+  usable = {path for path in found if mine[path].ndim > 2 or mine[path].shape == theirs[path].shape}
+  if not usable:
+    raise UserError(f'--distill_layers={options.distill_layers!r}: in the teacher '
+                    f'{", ".join(sorted(found))} have other widths, and there are no positions by '
+                    f'which they could be compared')
+  return frozenset(usable)
 
 
 def known(teacher, config, dataset):
@@ -124,25 +130,31 @@ def term(logits, teacher, label, temperature):
   return losses.over_steps(found, losses.exists(label))
 
 
-def hint(mine, theirs):
+def hint(mine, theirs, exists=None):
   """How far layers' answers {path: array[batch, ..., features]} are from the teacher's, f32[batch].
 
-  The mean over layers: of equal widths the squared distance over the teacher's squared length
-  (arXiv:1412.6550, without a regressor), of others the squared distance between the maps of where
-  they are active, each of length 1 (arXiv:1612.03928, equation 2 with squares).
+  The mean over layers: of equal widths the mean square of the difference over that of the teacher's
+  answers (arXiv:1412.6550, without a regressor), of others the squared distance between maps of the
+  squares at each position, each map of length 1 (arXiv:1612.03928, equation 2 with squares).
+  Steps without `exists`, bool[batch, time], count in neither.
   """
-  def flat(array):
-    return array.astype(at_least_single(array.dtype)).reshape(len(array), -1)
+  def seen(array):
+    array = array.astype(at_least_single(array.dtype))
+    if exists is not None and array.shape[:2] == exists.shape:
+      array = array * exists.reshape(*exists.shape, *(1,) * (array.ndim - 2)).astype(array.dtype)
+    return array
+
+  def of_length_one(array):
+    squares = jnp.sum(jnp.square(array), -1).reshape(len(array), -1)
+    return squares / jnp.sqrt(jnp.sum(jnp.square(squares), -1, keepdims=True) + TINY)
 
   def of_layer(answer, wanted):
     if answer.shape != wanted.shape:
-      answer, wanted = (jnp.sum(jnp.square(array), -1) for array in (answer, wanted))
-      length = lambda array: jnp.sqrt(jnp.sum(jnp.square(array), -1, keepdims=True) + TINY)
-      answer, wanted = (flat(one) / length(flat(one)) for one in (answer, wanted))
-    answer, wanted = flat(answer), flat(wanted)
-    return jnp.sum(jnp.square(answer - wanted), -1) / (jnp.sum(jnp.square(wanted), -1) + TINY)
+      return jnp.sum(jnp.square(of_length_one(answer) - of_length_one(wanted)), -1)
+    square = lambda array: jnp.mean(jnp.square(array), tuple(range(1, array.ndim)))
+    return square(answer - wanted) / jnp.maximum(square(wanted), LEAST)
 
-  return sum(of_layer(answer, theirs[path]) for path, answer in mine.items()) / len(mine)
+  return sum(of_layer(seen(mine[path]), seen(theirs[path])) for path in mine) / len(mine)
 
 
 def distance(values, teacher):

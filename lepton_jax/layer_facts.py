@@ -35,7 +35,7 @@ def answers(network, weights, dataset):
 
   def look(params, model_state, inputs):
     with watch.answers(layer_values.paths(params)) as found:
-      network._apply(dict(params=params), model_state, inputs, None, None)
+      network.apply(dict(params=params), model_state, inputs, None, None)
     return found
 
   return jax.eval_shape(look, params, model_state, inputs)
@@ -54,7 +54,7 @@ def macs(network, weights, dataset):
   def look(params, model_state, inputs):
     with watch.inputs({quantize_sites.owner(name) for name in names}, lambda _, path, x: x,
                       answered=count):
-      return network._apply(dict(params=params), model_state, inputs, None, None,
+      return network.apply(dict(params=params), model_state, inputs, None, None,
                             ('intermediates',))[1]['intermediates']
 
   rows = dict.fromkeys(names, 0)

@@ -36,15 +36,15 @@ class Network:
     evaluation as well.
     """
     with self.compression.reading(weights, hparams):
-      return self._apply(weights, model_state, inputs, training, key, collect)
+      return self.apply(weights, model_state, inputs, training, key, collect)
 
   def observe(self, weights, model_state, inputs, sites, training=None):
     """{site: statistics} of the layers' inputs in one pass that rounds none."""
     with quantize_sites.watching(sites):
-      _, seen = self._apply(weights, model_state, inputs, training, None, ('intermediates',))
+      _, seen = self.apply(weights, model_state, inputs, training, None, ('intermediates',))
     return quantize_sites.statistics(seen['intermediates'], sites)
 
-  def _apply(self, weights, model_state, inputs, training, key, collect=()):
+  def apply(self, weights, model_state, inputs, training, key, collect=()):
     """The module; collections in `collect` come back with the model_state."""
     if jnp.issubdtype(inputs.dtype, jnp.floating):
       inputs = inputs.astype(self.config.architecture.dtype)

@@ -240,8 +240,9 @@ class Distill:
   distill_temperature: float = option(
       4.0, 'by which the logits of both are divided before', low=0.1)
   distill_hints: float = option(
-      0.0, 'strength * distance of what --distill_layers answer from what they answer in --teacher '
-           '(arXiv:1412.6550; of other widths where they are active, arXiv:1612.03928)',
+      0.0, 'strength * distance of what --distill_layers answer, before a non-linearity, from what '
+           'they answer in --teacher (arXiv:1412.6550); of other widths, where that is large '
+           '(arXiv:1612.03928)',
       low=0, traced=True, log=True)
   distill_layers: str = option(
       '', 'layers whose path matches this regular expression give hints', separator=';')
@@ -348,7 +349,7 @@ class Quantize:
                                   choices=('nearest', 'adaround'))
   quantize_rounding_steps: int = option(1000, 'updates of adaround for each kernel', low=1)
   quantize_layers: str = option(
-      '', "bits of weights and of inputs, 'conv1=8/8;.*=4/4;head=8'; "
+      '', "bits of weights, of inputs, of gates, 'conv1=8/8;recurrent=4/8/8;head=8'; "
           'the first rule that matches a path counts',
       separator='|')
   quantize_exclude: str = option(

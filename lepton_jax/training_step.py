@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 
 from lepton_jax import distill, layers, registry, trees
 from lepton_jax import network as network_lib
@@ -62,7 +63,10 @@ def answers(network, hints, weights, model_state, batch, hparams, key, axis):
     logits, changed = logits_of(network, weights, model_state, batch, hparams, key, axis)
   if not hints:
     return logits, changed, 0.0
-  return logits, changed, hparams['distill_hints'] * distill.hint(found, batch[distill.HINTS])
+  words = batch['inputs'].dtype == jnp.int32
+  exists = layers.exists(batch['inputs']) if words and 'carry' not in model_state else None
+  far = distill.hint(found, batch[distill.HINTS], exists)
+  return logits, changed, hparams['distill_hints'] * far
 
 
 def logits_of(network, weights, model_state, batch, hparams, key, axis):

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments import smallest_files
 from lepton_jax import folder, registry, run, strengths, trees
 from lepton_jax.compress.method import Compression
 from lepton_jax.deploy import coder, container, levels, measure, native, pack
@@ -25,7 +26,6 @@ from lepton_jax.report import markdown
 from tests import LONG
 from tests.test_channels import assembled, logits
 from tests.test_models import FAMILIES
-
 
 RESULTS = pathlib.Path(__file__).parents[1] / 'experiments' / 'results' / 'files'
 
@@ -66,10 +66,10 @@ def run_lengths(there):
   return min(best(there.ravel()), best(there.T.ravel()))
 
 
-@pytest.mark.parametrize('name', ['lenet_300_100', 'resnet8_32kb', 'resnet20_98kb'])
+@pytest.mark.parametrize('name', sorted(path.name for path in RESULTS.glob('*.lepton')))
 def test_places_take_less_than_by_the_cheaper_of_bitmask_and_run_lengths(name):
   """Of committed files, each array by its own cheaper one: so the format has neither."""
-  data = (RESULTS / f'{name}.lepton').read_bytes()
+  data = (RESULTS / name).read_bytes()
   places = [(found != 0).reshape(-1, found.shape[-1]) for found in pack.coded_levels(data)]
   others = sum(min(there.size, run_lengths(there)) for there in places)
   assert 8 * len(coder.encode([there.astype(np.int32) for there in places])) < others
@@ -280,6 +280,8 @@ def test_beside_its_weights_an_image_model_takes_less_than_200_bytes(small, monk
 def test_committed_files_stay_readable_and_are_as_large_as_their_table_says():
   results = RESULTS.parent
   lines = markdown.rows(results / 'smallest_files.csv')
+  for line in lines:
+    assert line['recipe'] == smallest_files.ROWS[line['row'].partition(' on ')[0]][2]
   for path in (results / 'files').glob('*.lepton'):
     best = max((line for line in lines if line['row'] == path.stem),
                key=lambda line: float(line['validation']))

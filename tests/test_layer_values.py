@@ -1,9 +1,11 @@
 """Activations, gates and kernels of a network, read and changed by name."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lepton_jax import trees
+from lepton_jax.compress.quantize import inputs as inputs_lib
 from lepton_jax.deploy import traced
 from lepton_jax.errors import UserError
 from lepton_jax.layers.activation import ACTIVATIONS
@@ -13,7 +15,9 @@ from tests.test_models import FAMILIES
 RECURRENT = [('lstm_classifier', {}), ('lstm_classifier', dict(norm='layer')),
              ('lstm_classifier', dict(quantize_activation_bits=8, quantize_weight_bits=4)),
              ('lstm_classifier', dict(factorize_rank=0.5)),
-             ('gru_classifier', {}), ('gru_tagger', dict(depth=2)),
+             ('lstm_classifier', dict(quantize_gate_bits=4)),
+             ('lstm_classifier', dict(quantize_gate_bits=4, norm='layer')),
+             ('gru_classifier', {}), ('gru_tagger', dict(depth=2, quantize_gate_bits=4)),
              ('elman_classifier', dict(activation='relu')), ('lstm_lm', {})]
 RANGE = dict(input=(0, 1), forget=(0, 1), output=(0, 1), cell=(-1, 1), reset=(0, 1), update=(0, 1))
 
@@ -34,22 +38,29 @@ def test_every_layer_answers_under_its_name_and_the_head_answers_last(small, mod
 
 @pytest.mark.parametrize('model, options', RECURRENT)
 def test_gates_make_the_states_of_their_layer(small, model, options, monkeypatch):
-  """The recurrence by hand from the gates alone gives what the layer answers."""
+  """The recurrence by hand from the gates alone gives what the layer answers.
+
+  Gates are seen one step after the other, answers come from the fused cell: both round alike.
+  """
   trained = trained_of(small, monkeypatch, model, **options)
   inputs = traced.samples(trained, 3)
   gates, found = trained.gates(inputs), trained.activations(inputs)
   assert list(gates) == [f'forward{i + 1}' for i in range(options.get('depth', 1))]
   activation = ACTIVATIONS[trained.config.architecture.activation or 'tanh']
+  bits = options.get('quantize_gate_bits', 0)
+  grid = inputs_lib.grid(jnp.float32(-1.5), jnp.float32(2.5), bits)  # as trained_of sets ranges
+  on_levels = (lambda x: np.array(inputs_lib.rounded(x, *grid))) if bits else lambda x: x
   for layer, gate in gates.items():
     hidden = cell = np.zeros_like(found[layer][:, 0])
     for name, values in gate.items():
       low, high = RANGE.get(name, (-np.inf, np.inf))
       assert values.shape == found[layer].shape and np.ptp(values) > 0
-      assert low <= values.min() and values.max() <= high
+      assert low <= values.min() and values.max() <= high or bits
+      np.testing.assert_allclose(on_levels(values), values, atol=1e-6)
     for step in range(found[layer].shape[1]):
       now = {name: values[:, step] for name, values in gate.items()}
       if 'forget' in now:
-        cell = now['forget'] * cell + now['input'] * now['cell']
+        cell = on_levels(now['forget'] * cell + now['input'] * now['cell'])
         hidden = now['output'] * activation(cell)
       elif 'update' in now:
         hidden = (1 - now['update']) * now['new'] + now['update'] * hidden

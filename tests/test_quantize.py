@@ -337,7 +337,8 @@ def test_bits_by_layer(small):
     levels = max(len(np.unique(column)) for column in np.asarray(counted[name]).T)
     assert min(2 ** (bits - 1) - 1, 40) < levels <= 2 ** bits - 1
   for text, words in (('conv=4', 'matches nothing'), ('head=4/1', 'inputs 2 to 16'),
-                      ('head=x', 'invalid literal'), ('head=17', '1 to 16')):
+                      ('head=x', 'invalid literal'), ('head=17', '1 to 16'),
+                      ('head=4/4/1', 'gates too'), ('head=4/4/4/4', 'W/A/G')):
     with pytest.raises(UserError, match=words):
       run_steps(small.replace(quantize_layers=text), 1)
 

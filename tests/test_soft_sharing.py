@@ -12,7 +12,6 @@ from lepton_jax.compress.quantize import cluster
 from tests import LONG
 from tests.test_train import run_steps
 
-
 NATS = jax.jit(soft_sharing.nats, static_argnums=2)  # one program where there would be dozens
 
 

@@ -186,19 +186,19 @@ def as_packed(config, rows):
                name == 'model' or value != getattr(getattr(default, group), name))}
   if config.optimization.loss:
     found['loss'] = config.optimization.loss
-  inputs = {row['kernel']: row['activation_bits'] for row in rows if 'activation_bits' in row}
-  if inputs:
-    reading = [row for row in rows if 'floating-point' not in row.get('activation_reason', '')]
-    if len(set(inputs.values())) == 1 and len(inputs) == len(reading):
-      found['quantize_activation_bits'] = next(iter(inputs.values()))
-    else:
-      found['quantize_layers'] = ';'.join(f'^{name}$=0/{bits}' for name, bits in inputs.items())
-  gates = any('gate_bits' in row for row in rows)
-  more = (*(['quantize_inputs'] if inputs or gates else []),
-          *(['quantize_gate_bits', 'quantize_exclude'] if gates else []))
-  for name in more:
-    if (value := getattr(config.quantize, name)) != getattr(default.quantize, name):
-      found[name] = value
+  asked = {row['kernel']: (row.get('activation_bits', 0), row.get('gate_bits', 0)) for row in rows
+           if 'activation_bits' in row or 'gate_bits' in row}
+  if not asked:
+    return found
+  reading = [row for row in rows if 'floating-point' not in row.get('activation_reason', '')]
+  bits, _ = next(iter(asked.values()))
+  if set(asked.values()) == {(bits, 0)} and len(asked) == len(reading):
+    found['quantize_activation_bits'] = bits
+  else:
+    found['quantize_layers'] = ';'.join(f'^{name}$=0/{bits}' + (f'/{gate}' if gate else '')
+                                        for name, (bits, gate) in asked.items())
+  if config.quantize.quantize_inputs != default.quantize.quantize_inputs:
+    found['quantize_inputs'] = config.quantize.quantize_inputs
   return found
 
 

@@ -213,9 +213,10 @@ def step_table(lines):
                  f'{float(line["high"]):.2f})', update))
   header = ('network', 'setting', 'ms a step', 'times a dense step', 'ms an update of masks')
   first = lines[0]
-  return (f'{markdown.table(header, body)}\n\nMedian (range) of {first["rounds"]} rounds in turns, '
-          f'batch 64; in brackets the share that 20 updates have of 500 steps. '
-          f'{first["cores"]} cores, {first["processor"]}.')
+  return (f'{markdown.table(header, body)}\n\nMedian (quartiles) of {first["rounds"]} rounds in '
+          f'turns, batch {first["batch"]}; in brackets the share that {first["updates"]} updates '
+          f'of all weights have of a run of {first["run"]} steps. {first["cores"]} cores, '
+          f'{first["processor"]}.')
 
 
 def sweep_cost_table(lines):

@@ -101,10 +101,11 @@ _affine.defvjp(lambda *arrays: (_affine(*arrays), arrays), _affine_back)
 
 @jax.custom_vjp
 def trained_for(x, low, high):
-  """(low, high), which get a gradient where x depends on something that is trained.
+  """(low, high), which get a gradient where x depends on weights or ranges that are trained.
 
-  The range of data stays as it was set. Its gradient alone would need that of the data, for which a
-  CNN's first convolution takes as long as many a network's whole step.
+  The range of data stays as it was set, and so does that of what frozen layers make of data that is
+  not rounded. Its gradient alone would need that of x, for which a CNN's first convolution takes
+  half as long as the rest of a step.
   """
   del x
   return low, high

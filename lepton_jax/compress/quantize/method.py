@@ -98,24 +98,25 @@ def bits(options, setting):
   """({kernel: bits}, {site: bits}) of what is rounded; raises UserError where that is nothing."""
   names = tuple(setting.kernels)
   excluded = trees.matching(options.quantize_exclude, names, 'quantize_exclude')
-  ruled = rules.parse(options.quantize_layers, names, 'quantize_layers', both)
-  weight_bits, input_bits = {}, {}
+  ruled = rules.parse(options.quantize_layers, names, 'quantize_layers', widths)
+  usual = (options.quantize_weight_bits, options.quantize_activation_bits,
+           options.quantize_gate_bits)
+  weight_bits, input_bits, gate_bits = {}, {}, {}
   for name in names:
-    weight, read = ruled.get(name, (None, None))
-    weight = options.quantize_weight_bits if weight is None else weight
-    read = options.quantize_activation_bits if read is None else read
+    weight, read, gate = (general if own is None else own for own, general in zip(
+        ruled.get(name, (None,) * 3), usual))
     if name in excluded:
       continue
     if weight:
       weight_bits[name] = weight
     if read and sites.owner(name) in setting.reading():
       input_bits[sites.owner(name)] = read
-  if options.quantize_gate_bits:
-    cells = [site for name in names if name not in excluded for site in inside(name, setting)]
-    if not cells:
-      raise UserError(f'--quantize_gate_bits={options.quantize_gate_bits}: there is no recurrent '
-                      f'layer whose gates could be rounded')
-    input_bits |= dict.fromkeys(cells, options.quantize_gate_bits)
+    if gate:
+      gate_bits |= dict.fromkeys(inside(name, setting), gate)
+  if options.quantize_gate_bits and not gate_bits:
+    raise UserError(f'--quantize_gate_bits={options.quantize_gate_bits}: there is no recurrent '
+                    f'layer whose gates could be rounded, or it is excluded')
+  input_bits |= gate_bits
   asked = options.quantize_weight_bits or options.quantize_activation_bits or ruled
   if asked and not weight_bits and not input_bits:
     raise UserError(f'--quantize_exclude={options.quantize_exclude!r} '
@@ -139,14 +140,14 @@ def inside(name, setting):
   return [site for site in sites.within(name) if site in setting.reading()]
 
 
-def both(text):
-  """(weight bits, input bits) of a rule's value, 'W/A' or 'W'; None where it says nothing."""
-  weight, slash, read = text.partition('/')
-  values = int(weight), int(read) if slash else None
-  if any(value is not None and not 0 <= value <= 16 for value in values) or values[1] == 1:
-    raise ValueError('write W/A, bits of weights and of inputs, or W: 0 (off) or 1 to 16, inputs '
-                     '2 to 16')
-  return values
+def widths(text):
+  """(weight, input, gate bits) of a rule's value 'W/A/G', 'W/A' or 'W'; None where it says nothing.
+  """
+  values = [int(word) for word in text.split('/')]
+  if len(values) > 3 or any(not 0 <= value <= 16 for value in values) or 1 in values[1:]:
+    raise ValueError('write W, W/A or W/A/G, bits of weights, inputs and gates: 0 (off) or 1 to '
+                     '16, inputs 2 to 16, gates too')
+  return (*values, None, None)[:3]
 
 
 def axes(name, rank, granularity, reading):

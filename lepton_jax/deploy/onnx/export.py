@@ -17,8 +17,11 @@ def export(trained, int4=False):
   """(the bytes of an ONNX file, notes) of a folder.Trained.
 
   With `int4` kernels of up to four bits take four bits each, even where a runtime would compute
-  with eight in whole numbers. Raises UserError for an operation that has no form in ONNX.
+  with eight in whole numbers. Raises UserError for what has no form in ONNX.
   """
+  if any(f'/{recurrent.CELL}/' in site for site in trained.network.compression.sites):
+    raise UserError('recurrent operators of ONNX round no gates, as this network does '
+                    '(--quantize_gate_bits); --format=stablehlo and --format=lepton do')
   traced = traced_lib.trace(trained)
   content = build(traced.run, traced.weights, traced.inputs, traced.outputs, traced.levels,
                   trained.config.architecture.model, metadata(trained), int4)
@@ -30,9 +33,8 @@ def notes(trained, levels):
   compression, told = trained.network.compression, []
   rows = compression.kernels(trees.kernels(trained.weights['params']), trained.config)
   uneven = [row['kernel'] for row in rows if 'weight_bits' in row and row['kernel'] not in levels]
-  if any(recurrent.CELL in site.split('/') for site in compression.sites):
-    told.append('recurrent operators round no states and no gates: what they carry from step to '
-                'step is exact')
+  if any(site.endswith(f'/{recurrent.CELL}') for site in compression.sites):
+    told.append('recurrent operators round no states: what they carry from step to step is exact')
   if levels and not compression.sites:
     told.append('weights are stored as whole numbers; inputs of layers are not rounded, so a '
                 'runtime computes in float: only size is won')
