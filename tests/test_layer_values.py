@@ -8,6 +8,7 @@ from lepton_jax import trees
 from lepton_jax.compress.quantize import inputs as inputs_lib
 from lepton_jax.deploy import traced
 from lepton_jax.errors import UserError
+from lepton_jax.layers import recurrent
 from lepton_jax.layers.activation import ACTIVATIONS
 from tests.test_deploy import trained_of
 from tests.test_models import FAMILIES
@@ -67,6 +68,14 @@ def test_gates_make_the_states_of_their_layer(small, model, options, monkeypatch
       else:
         hidden = now['new']
       np.testing.assert_allclose(hidden, found[layer][:, step], atol=1e-5)
+
+
+def test_a_rounded_reset_gate_is_the_one_that_counts():
+  """The new value of a GRU sees the reset gate on its levels: here 0.5 becomes 1."""
+  z = jnp.array([[0.0, 0.0, 0.3, 0.4]])  # reset, update, new, and what is reset
+  read = lambda name, x: jnp.ceil(x) if name == 'reset' else x
+  found = recurrent.KINDS['gru'].opened(z, jnp.tanh, read)
+  np.testing.assert_allclose(found['new'], np.tanh([[0.3 + 0.4]]), rtol=1e-6)
 
 
 def test_a_network_that_reads_both_ways_has_gates_of_both_and_a_cnn_has_none(small, monkeypatch):

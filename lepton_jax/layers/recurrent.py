@@ -26,9 +26,10 @@ class Kind(typing.NamedTuple):
     input_bias: whether the input projection has a bias beside the recurrent one's.
     inside: names of its gates, and of a state that no layer reads.
     join: (input gates, recurrent gates) -> what the gates see, linear in both.
-    opened: (joined gates, activation) -> {gate: its value}, element by element.
-    step: ({gate: value}, states, activation, read) -> states, element by element; `read` takes the
-      name and the value of a state that no layer reads.
+    opened: (joined gates, activation, read) -> {gate: its value}, element by element; `read` takes
+      name and value of each.
+    step: ({gate: value}, states, activation, read) -> states, likewise; `read` takes the state that
+      no layer reads.
   """
   gates: int
   states: int
@@ -39,9 +40,9 @@ class Kind(typing.NamedTuple):
   step: typing.Callable
 
 
-def _elman_gates(z, activation):
+def _elman_gates(z, activation, read):
   """activation(W x + U h + b) (Elman 1990), which is the new state."""
-  return dict(new=activation(z))
+  return dict(new=read('new', activation(z)))
 
 
 def _elman(gate, *_):
@@ -58,21 +59,23 @@ def _gru_join(x, h):
   return jnp.concatenate([reset_and_update, x[..., 2 * size:], h[..., 2 * size:]], -1)
 
 
-def _gru_gates(z, activation):
+def _gru_gates(z, activation, read):
   """Gates reset, update, new; the reset gate acts after the product (arXiv:1406.1078 version 3)."""
   reset, update, new, recurrent = jnp.split(z, 4, -1)
-  reset = nn.sigmoid(reset)
-  return dict(reset=reset, update=nn.sigmoid(update), new=activation(new + reset * recurrent))
+  reset = read('reset', nn.sigmoid(reset))
+  new = read('new', activation(new + reset * recurrent))
+  return dict(reset=reset, update=read('update', nn.sigmoid(update)), new=new)
 
 
 def _gru(gate, states, *_):
   return ((1 - gate['update']) * gate['new'] + gate['update'] * states[0],)
 
 
-def _lstm_gates(z, activation):
+def _lstm_gates(z, activation, read):
   """Gates input, forget, cell, output (Hochreiter and Schmidhuber 1997, with forget gates)."""
   i, f, g, o = jnp.split(z, 4, -1)
-  return dict(input=nn.sigmoid(i), forget=nn.sigmoid(f), cell=activation(g), output=nn.sigmoid(o))
+  gates = dict(input=nn.sigmoid(i), forget=nn.sigmoid(f), cell=activation(g), output=nn.sigmoid(o))
+  return {name: read(name, gate) for name, gate in gates.items()}
 
 
 def _lstm(gate, states, activation, read):
@@ -89,8 +92,7 @@ INSIDE = sorted({name for kind in KINDS.values() for name in kind.inside})
 
 
 def _opened(kind, activation, read, z):
-  gates = KINDS[kind].opened(z, ACTIVATIONS[activation])
-  return {name: read(name, gate) for name, gate in gates.items()}
+  return KINDS[kind].opened(z, ACTIVATIONS[activation], read)
 
 
 def _step(kind, activation, z, states, read=lambda name, x: x):

@@ -115,8 +115,12 @@ def _trained_for(x, low, high):
   return (low.value, high.value), jnp.zeros(()) if x.perturbed else None
 
 
-trained_for.defvjp(_trained_for, lambda depends, ends: (None, *(
-    ends if depends is not None else (None, None))), symbolic_zeros=True)
+def _trained_for_back(depends, ends):
+  low, high = (None, None) if depends is None else ends
+  return None, low, high
+
+
+trained_for.defvjp(_trained_for, _trained_for_back, symbolic_zeros=True)
 
 
 def clipped(x, low, high, bits, entries):
