@@ -174,6 +174,7 @@ class Recurrent(nn.Module):
       carry = self.zero_states(x)
     keep = self._recurrent_mask(x, training)
     valid = None if valid is None else valid.T
+
     if not (self.layer_norm or self.is_initializing()):
       with contextlib.suppress(LookupError):  # a layer that is watched has to be called
         changed = watch.changes(recurrent.path)
