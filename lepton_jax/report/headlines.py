@@ -8,7 +8,7 @@ from lepton_jax.report import markdown
 def table(read):
   """A row a headline; `read(name)` gives the lines of experiments/results/NAME.csv."""
   small = lambda row: [line for line in read('smallest_files') if line['row'] == row]
-  body = [packed('LeNet-300-100 on MNIST in one file', small('lenet_300_100')),
+  body = [packed('LeNet-5 on MNIST in one file', small('lenet5')),
           packed('LSTM on SST-2, its 14,000 words in the file', small('sst2_lstm')),
           packed('ResNet-20 on CIFAR-10 in one file', small('resnet20_98kb')),
           compressed(read('accuracy')),

@@ -145,7 +145,7 @@ def smallest_table(lines):
     body.append((name, markdown.spread(of('dense_test', 100)), markdown.spread(of('test', 100)),
                  f'{statistics.mean(of("file_bytes")):,.0f} ({min(of("file_bytes")):,.0f} to '
                  f'{max(of("file_bytes")):,.0f})', f'{times:.0f}', others, str(len(own)),
-                 f'`{own[0]["recipe"]}`'))
+                 'the same' if ' on ' in name else f'`{own[0]["recipe"]}`'))
   header = ('network', 'dense, %', 'packed, %', 'bytes of the file', 'times smaller',
             'its levels by others', 'seeds', 'recipe')
   return (f'{markdown.table(header, body)}\n\nTest accuracy, mean ± standard deviation over seeds; '
