@@ -93,11 +93,7 @@ def other_data(text):
     group, _ = config_lib.FIELDS.get(name, ('', None))
     if not equals or group != 'data':
       raise UserError(f'--on: {part!r} is no option of data, such as dataset=fashion_mnist')
-    kind, _ = config_lib.value_type(name)
-    try:
-      found[name] = kind(word)
-    except ValueError:
-      raise UserError(f'--on: {part!r}: {word!r} is not of type {kind.__name__}') from None
+    found[name] = config_lib.read_value(name, word, f'--on: {part!r}')
   if found and 'dataset' not in found:
     raise UserError(f'--on={text} names no data; it has to have dataset=...')
   return found

@@ -156,6 +156,15 @@ def value_type(name):
   return annotation, False
 
 
+def read_value(name, word, where):
+  """The value of an option that a word stands for; raises UserError, which begins with `where`."""
+  kind, _ = value_type(name)
+  try:
+    return {'true': True, 'false': False}[word] if kind is bool else kind(word)
+  except (ValueError, KeyError):
+    raise UserError(f'{where}: {word!r} is not of type {kind.__name__}') from None
+
+
 def coerce(name, value):
   """A JSON value as the field's type (1 is a fine float); raises UserError for any other type."""
   if name not in FIELDS:

@@ -55,7 +55,7 @@ def macs(network, weights, dataset):
     with watch.inputs({quantize_sites.owner(name) for name in names}, lambda _, path, x: x,
                       answered=count):
       return network.apply(dict(params=params), model_state, inputs, None, None,
-                            ('intermediates',))[1]['intermediates']
+                           ('intermediates',))[1]['intermediates']
 
   rows = dict.fromkeys(names, 0)
   for name, leaf in trees.named(jax.eval_shape(look, params, model_state, inputs)).items():

@@ -83,11 +83,7 @@ def _read(text, stage, option, word):
   """The value of an option, of its type; of a cluster stage the number of values as bits."""
   if option not in config_lib.FIELDS:
     raise UserError(f'--recipe: {text!r}: there is no option {option!r}')
-  kind, _ = config_lib.value_type(option)
-  try:
-    value = {'true': True, 'false': False}[word] if kind is bool else kind(word)
-  except (ValueError, KeyError):
-    raise UserError(f'--recipe: {text!r}: {word!r} is not of type {kind.__name__}') from None
+  value = config_lib.read_value(option, word, f'--recipe: {text!r}')
   if stage == 'cluster' and option == 'quantize_weight_bits':
     bits = round(math.log2(value)) if value > 1 else 0
     if 2 ** bits != value or not 2 <= bits <= 8:
@@ -132,9 +128,13 @@ def follow(stages, base, given, start):
 
 def begun(config, start, place):
   """A stage's configuration from the run at `place` on; it learns from `start`, if it distils."""
-  if config.distill.on and not config.distill.teacher:
-    config = config.replace(teacher=start)
-  return config.replace(init_from=place).check()
+  return taught(config, start).replace(init_from=place).check()
+
+
+def taught(config, run):
+  """The configuration, which learns from a run if it distils and names no other teacher."""
+  wants = config.distill.on and not config.distill.teacher
+  return config.replace(teacher=run) if wants else config
 
 
 def configs(stages, base, given):

@@ -10,9 +10,8 @@ from lepton_jax import assemble, build_network, layer_facts, trees
 from lepton_jax.compress import report
 from lepton_jax.compress.method import part
 from lepton_jax.compress.quantize import sites
-from lepton_jax.layers import recurrent
 from tests import LONG
-from tests.test_models import FAMILIES, SHALLOW, SMALL, random_like, tiny_dataset
+from tests.test_models import FAMILIES, SHALLOW, SMALL, has_cells, random_like, tiny_dataset
 from tests.test_train import assert_same, run_steps
 
 SPARSE = dict(prune_begin=0.0, prune_schedule='one_shot')
@@ -31,8 +30,8 @@ LEVELS = {'W8A8': 255, 'W4A4': 15, 'ternary': 3, 'binary': 2, 'LSQ': 8}
 
 def with_gates(model, method, options):
   """With rounded gates in one method of the models that have some."""
-  cells = method == 'W8A8' and any(kind in model for kind in recurrent.KINDS)
-  return options | dict(quantize_gate_bits=6) if cells else options
+  rounds = method == 'W8A8' and has_cells(model)
+  return options | dict(quantize_gate_bits=6) if rounds else options
 
 
 def drawn(monkeypatch):

@@ -21,11 +21,10 @@ from lepton_jax import folder, registry, run, strengths, trees
 from lepton_jax.compress.method import Compression
 from lepton_jax.deploy import coder, container, levels, measure, native, pack
 from lepton_jax.errors import UserError
-from lepton_jax.layers import recurrent
 from lepton_jax.report import markdown
 from tests import LONG
 from tests.test_channels import assembled, logits
-from tests.test_models import FAMILIES
+from tests.test_models import FAMILIES, has_cells
 
 RESULTS = pathlib.Path(__file__).parents[1] / 'experiments' / 'results' / 'files'
 
@@ -183,7 +182,7 @@ def arrays_of(trained):
 @pytest.mark.parametrize('model', FAMILIES)
 def test_every_model_is_packed_and_unpacked(small, model, monkeypatch):
   """Levels as they were trained; a second packing is the same bytes, so nothing is lost twice."""
-  gates = dict(quantize_gate_bits=6) if any(kind in model for kind in recurrent.KINDS) else {}
+  gates = dict(quantize_gate_bits=6) if has_cells(model) else {}
   trained = trained_of(small, monkeypatch, model, quantize_weight_bits=4,
                        quantize_granularity='tensor', quantize_activation_bits=8, **gates)
   data = pack.pack(trained)

@@ -6,6 +6,7 @@ import pytest
 
 from lepton_jax import layers, models, trees
 from lepton_jax.data import dataset as dataset_lib
+from lepton_jax.layers import recurrent
 from lepton_jax.registry import MODELS
 from tests import LONG
 
@@ -48,6 +49,11 @@ FAMILIES = [name for name in DISTINCT if LONG or name not in ALIKE]
 VOCABULARY = {'text_cnn': 10_000, 'lstm_lm': 65}
 # Images as small as each architecture bears, so that gradients are quick.
 SMALL = {'lenet5': 16, 'cnn_cifar': 18, 'cnn_64': 8, 'cnn_binary': 22}
+
+
+def has_cells(name):
+  """Whether a model has recurrent layers."""
+  return any(kind in name for kind in recurrent.KINDS)
 
 
 def make(name, shape, outputs, **options):

@@ -18,6 +18,14 @@ from lepton_jax.layers.product import product
 from lepton_jax.train import loop, parallel
 
 
+def made_up(inputs, label, classes, words=()):
+  """The Dataset of one batch, which is all of its parts."""
+  channels, part = inputs.shape[-1] if inputs.ndim == 4 else 1, (inputs, label)
+  return Dataset('made up', '', dict(train=part, validation=part, test=part),
+                 tuple(map(str, range(classes))), (), np.zeros(channels, np.float32),
+                 np.ones(channels, np.float32), vocabulary=words)
+
+
 class Contestant:
   """Trains or predicts with one registered network on `devices` devices.
 
@@ -30,13 +38,7 @@ class Contestant:
                               select='last', buckets=1, schedule='constant',
                               compilation_cache='off')
     machine.start(config.run)
-    channels = inputs.shape[-1] if inputs.ndim == 4 else 1
-    classes = tuple(map(str, range(2 if words else 10)))
-    part = (inputs, label)
-    data = Dataset('made up', '', dict(train=part, validation=part, test=part), classes, (),
-                   np.zeros(channels, np.float32), np.ones(channels, np.float32),
-                   vocabulary=words)
-    assembly = assemble.build(config, data)
+    assembly = assemble.build(config, made_up(inputs, label, 2 if words else 10, words))
     backend = jax.default_backend()
     mode, count = speed.devices(speed.AUTO, devices, len(inputs), backend)
     self._dtype, self._count = dtype, max(1, count)

@@ -7,7 +7,7 @@ import typing
 from absl import flags as absl_flags
 
 from lepton_jax import config as config_lib
-from lepton_jax import outcomes
+from lepton_jax import outcomes, recipe
 from lepton_jax.sweep import command
 
 FLAGS = absl_flags.FLAGS
@@ -105,12 +105,8 @@ def configs(study, seed, settings):
     parent = base.replace(**study.parent).check()
     command.train_all([parent])
     start = {study.given_as: str(outcomes.folder_of(parent))}
-
-  def begun(config):  # what distils learns from the run that it starts from
-    return config.replace(teacher=start[study.given_as]) if config.distill.on else config
-
-  return {setting: begun(base.replace(**start | study.settings[setting])).check()
-          for setting in settings}
+  return {setting: recipe.taught(base.replace(**start | study.settings[setting]),
+                                 start.get(study.given_as, '')).check() for setting in settings}
 
 
 def train(study, seed, settings):
