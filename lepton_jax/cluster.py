@@ -63,9 +63,11 @@ def join(options):
     faulthandler.disable()
     from jax._src import distributed  # its client has no public name; orbax takes it from here too
     _client = distributed.global_state.client
-    threading.Thread(target=_watch, args=(_client, jax.process_index(), jax.process_count()),
-                     daemon=True).start()
-    atexit.register(_client.key_value_set, f'lepton/left/{jax.process_index()}', 'at its end')
+    ending = threading.Event()
+    watch = threading.Thread(target=_watch, daemon=True, args=(
+        _client, jax.process_index(), jax.process_count(), ending))
+    watch.start()
+    atexit.register(_depart, _client, jax.process_index(), ending, watch)
 
 
 def expected(options):
@@ -208,7 +210,15 @@ def connected():
   return _client is not None
 
 
-def _watch(client, index, count):
+def _depart(client, index, ending, watch):
+  """The last word at an orderly end of a process."""
+  client.key_value_set(f'lepton/left/{index}', 'at its end')
+  # A thread that comes back from C++ while Python ends would abort the process.
+  ending.set()
+  watch.join(SILENCE)
+
+
+def _watch(client, index, count, ending):
   """Shows signs of life and looks for those of the others, until the end of the process."""
   seen = {other: (None, time.monotonic()) for other in range(count) if other != index}
   for turn in itertools.count():
@@ -232,7 +242,8 @@ def _watch(client, index, count):
         seen[other] = sign, now
       elif now - seen[other][1] > SILENCE:
         _end(f'process {other} of {count} has shown no sign of life for {SILENCE} s')
-    time.sleep(LOOKS)
+    if ending.wait(LOOKS):
+      return
 
 
 def _end(why, status=LOST):

@@ -40,12 +40,10 @@ def check(config):
     raise UserError('--quantize_after does not prune; start it from a pruned run')
 
 
-def quantize(assembly, state, put):
+def quantize(assembly, state):
   """The state with rounded kernels; reads --quantize_calibration training batches, no others."""
   network, options = assembly.network, assembly.config.quantize
-  if jax.process_count() > 1:
-    raise UserError('--quantize_after reads its batches in one process')
-  batches = [put(one) for one in equally_long([
+  batches = [jax.device_put(one) for one in equally_long([
       assembly.batches.at(i) for i in range(options.quantize_calibration)])]
   reached = [name for name in trees.kernels(state.params) if not name.endswith('embedding')]
   owners = frozenset(map(sites.owner, reached))
@@ -54,7 +52,7 @@ def quantize(assembly, state, put):
   if options.quantize_equalize:
     state = equalized(plain, assembly.dataset, state, batches, look)
   state = with_best_steps(state)
-  for hook in assembly.make_hooks(put, slice(None), jax.jit):
+  for hook in assembly.make_hooks(jax.device_put, slice(None), jax.jit):
     state = hook(state, 0)
   exact = dict(state.trained, held=state.held)
   called = modules(plain, exact, state.model_state, batches[0], owners)

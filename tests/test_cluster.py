@@ -119,6 +119,20 @@ def test_two_processes_cross_validate_and_profile(tmp_path):
   assert len(list(tmp_path.rglob('perfetto_trace.json.gz'))) == 3 and not (ROOT / 'None').exists()
 
 
+@pytest.mark.skipif(not LONG, reason='long form: starts processes three times')
+def test_two_processes_round_a_finished_run_as_one_does(tmp_path):
+  plain = ('--epochs=1', '--prune_sparsity=0')
+  first = ends(start(tmp_path / 'dense', 2, *plain, '--quantize_weight_bits=0'))
+  assert [status for status, *_ in first] == [0, 0], first
+  place, = (tmp_path / 'dense').iterdir()
+  after = (f'--init_from={place}', '--quantize_after', '--quantize_weights=lsq',
+           '--quantize_activation_bits=8')
+  for count in (1, 2):
+    ended = ends(start(tmp_path / str(count), count, *plain, *after))
+    assert [status for status, *_ in ended] == [0] * count, ended
+  assert result(tmp_path / '2') == result(tmp_path / '1') != result(tmp_path / 'dense')
+
+
 @pytest.mark.parametrize('flags, message', [
     (dict(processes=2), '--process_index=I and --coordinator=HOST:PORT missing'),
     (dict(process_index=0), '--processes=N and --coordinator=HOST:PORT missing'),

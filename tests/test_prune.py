@@ -92,8 +92,29 @@ def test_lamp_is_the_published_score_worked_by_hand():
   gone = dict(small=np.array([0.1, 0.2, 0.3]), large=np.array([-np.inf, 30.0, 10.0]))
   assert allocate.lamp(gone, {}, 3) == dict(small=1, large=2)
   # Scores with signs count from the lowest: here 0, 2, 4 and 6 of 56.
-  signed = allocate.lamp_scores(np.array([3.0, -3.0, -1.0, 1.0]))
-  np.testing.assert_allclose(signed, [0, 4 / 56, 16 / 52, 1])
+  signed = allocate.Bins.of(np.array([3.0, -3.0, -1.0, 1.0])).scores
+  np.testing.assert_allclose(allocate.lamp_scores(signed), [0, 4 / 56, 16 / 52, 1])
+
+
+@settings(max_examples=50)
+@given(seed=st.integers(0, 1000), share=st.floats(0, 1), signed=st.booleans(),
+       digits=st.integers(0, 8))
+def test_lamp_finds_by_bins_what_a_ranking_of_all_finds(seed, share, signed, digits):
+  rng = np.random.default_rng(seed)
+  scores = {str(size): np.round(10.0 ** rng.integers(-9, 4) * rng.normal(size=size), digits)
+            for size in (1, 7, 500, 20_000)}
+  scores = {n: one if signed else np.abs(one) for n, one in scores.items()}
+  gone = rng.random() < 0.5
+  scores = {n: np.where(gone & (rng.random(one.shape) < 0.5), -np.inf, one).astype(np.float32)
+            for n, one in scores.items()}
+  staying = {n: one[one > -np.inf] for n, one in scores.items()}
+  least = sum(map(np.size, scores.values())) - sum(map(np.size, staying.values()))
+  count = least + round(share * sum(map(np.size, staying.values())))
+  above = {n: one - min(one.min(initial=0), 0) for n, one in staying.items()}
+  every = {n: allocate.lamp_scores(one) for n, one in above.items()}
+  whole = allocate.global_(every, {}, count - least)
+  assert allocate.lamp(scores, {}, count) == {
+      n: scores[n].size - staying[n].size + whole[n] for n in scores}
 
 
 # structures

@@ -5,19 +5,14 @@ import statistics
 
 from lepton_jax.report import markdown
 
-SIZES = dict(file_bytes='packed file', estimated_bytes='estimated size')
-
 
 def compression_table(lines):
   """The compression study: a row a network and sparsity, a column a bit width.
 
-  A cell has test accuracy and kilobytes: of the packed file, or of tables that are older than it an
-  estimate.
+  A cell has test accuracy and kilobytes of the packed file.
   """
-  size = 'file_bytes' if 'file_bytes' in lines[0] else 'estimated_bytes'
-
-  def cell(line):
-    return f'{percent(line, "test_accuracy")}, {float(line[size]) / 1000:.1f} kB'
+  cell = lambda line: (
+      f'{percent(line, "test_accuracy")}, {float(line["file_bytes"]) / 1000:.1f} kB')
   of = {(line['model'], float(line['prune_sparsity']), int(line['quantize_weight_bits'])): line
         for line in lines}
   bits = sorted({b for _, _, b in of if b})
@@ -31,7 +26,7 @@ def compression_table(lines):
              for s in sparsities]
   header = ('network', 'sparsity', 'float32', *(f'{b} bits' for b in bits))
   return (f'{markdown.table(header, body)}\n\nTest accuracy in %, mean ± standard deviation over '
-          f'{lines[0]["seeds"]} seeds, and the {SIZES[size]}. {"; ".join(said)}.')
+          f'{lines[0]["seeds"]} seeds, and the packed file. {"; ".join(said)}.')
 
 
 def compression_tables(lines):
@@ -142,14 +137,17 @@ def smallest_table(lines):
     others = ', '.join(f'{coder} {statistics.mean(of(f"{coder}_bytes")):,.0f}'
                        for coder in ('xz', 'zstd', 'npz') if own[0][f'{coder}_bytes'])
     times = statistics.mean(of('dense_bytes')) / statistics.mean(of('file_bytes'))
-    body.append((name, markdown.spread(of('dense_test', 100)), markdown.spread(of('test', 100)),
+    factor, decimals, _ = markdown.UNITS[own[0]['measure']]
+    tests = [markdown.spread(of(column, factor), f'{{:.{decimals}f}}')
+             for column in ('dense_test', 'test')]
+    body.append((name, *tests,
                  f'{statistics.mean(of("file_bytes")):,.0f} ({min(of("file_bytes")):,.0f} to '
                  f'{max(of("file_bytes")):,.0f})', f'{times:.0f}', others, str(len(own)),
                  'the same' if ' on ' in name else f'`{own[0]["recipe"]}`'))
-  header = ('network', 'dense, %', 'packed, %', 'bytes of the file', 'times smaller',
+  header = ('network', 'dense: %, of text nats', 'packed', 'bytes of the file', 'times smaller',
             'its levels by others', 'seeds', 'recipe')
-  return (f'{markdown.table(header, body)}\n\nTest accuracy, mean ± standard deviation over seeds; '
-          f'mean bytes (range) of whole files. Flags and times are in the CSV; made on '
+  return (f'{markdown.table(header, body)}\n\nOf the test part, mean ± standard deviation over '
+          f'seeds; mean bytes (range) of whole files. Flags and times are in the CSV; made on '
           f'{lines[0]["processor"]}.')
 
 

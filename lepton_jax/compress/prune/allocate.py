@@ -5,6 +5,8 @@ for each unit, the lowest go first, shapes[kernel] is the kernel's own, and the 
 `count`, exactly.
 """
 
+import typing
+
 import numpy as np
 
 from lepton_jax.compress.prune import masks
@@ -59,24 +61,82 @@ def lamp(scores, shapes, count):
 
   Layer-adaptive magnitude pruning (arXiv:2010.07611); each kernel's largest score becomes 1.
   """
-  # What is gone goes first. Within a kernel the order stays, so that only counts are asked for and
-  # sorted scores will do; of a large table of words the sort is most of an update.
-  staying = {name: score[score > -np.inf] for name, score in (
-      (name, np.asarray(score, np.float32)) for name, score in scores.items())}
-  gone = {name: np.size(scores[name]) - score.size for name, score in staying.items()}
-  more = global_({name: lamp_scores(score) for name, score in staying.items()}, shapes,
-                 count - sum(gone.values()))
-  return {name: gone[name] + more[name] for name in scores}
+  # Sorting a large table of words takes as long as ten steps of training. Only counts are asked
+  # for: bins of scores do, and a sort of those bins among which the ranking ends.
+  found = {name: Bins.of(score) for name, score in scores.items()}
+  given = {name: np.size(scores[name]) - bins.scores.size for name, bins in found.items()}
+  entries, least, most = (np.concatenate(column) for column in zip(*(
+      (bins.entries, bins.least, bins.most) for bins in found.values())))
+  wanted = count - sum(given.values())
+  start, end = reached(wanted, least, entries), reached(wanted, most, entries)
+  for name, bins in found.items():
+    given[name] += int(bins.entries[bins.most < start].sum())
+  more = global_({name: bins.lamp_scores(start, end) for name, bins in found.items()}, shapes,
+                 count - sum(given.values()))
+  return {name: given[name] + more[name] for name in scores}
 
 
-def lamp_scores(score):
-  """f64[units], rising, of what is not gone."""
-  rising = np.sort(score, axis=None)
-  if rising.size and rising[0] < 0:  # of scores with signs, how far above the lowest
-    rising -= rising[0]
-  square = np.square(rising, dtype=np.float64)
-  remaining = np.cumsum(square[::-1])[::-1]
-  return square / np.maximum(remaining, np.finfo(np.float64).tiny)
+def reached(count, bound, entries):
+  """The bound up to which there are `count` entries, or the highest one."""
+  order = np.argsort(bound)
+  place = np.searchsorted(np.cumsum(entries[order]), count)
+  return bound[order[min(place, len(order) - 1)]] if len(order) else 0.0
+
+
+class Bins(typing.NamedTuple):
+  """Scores of a kernel in bins: together is what has an exponent and 7 bits of mantissa in common.
+
+  Attributes:
+    scores: f32[n], at least 0, of what is not gone.
+    keys: [n], the bin of each, as number[bins] has it.
+    entries, squares: [bins], how many scores there are, and the sum of their squares.
+    least, most: f64[bins], between which their LAMP scores are.
+  """
+  scores: np.ndarray
+  keys: np.ndarray
+  number: np.ndarray
+  entries: np.ndarray
+  squares: np.ndarray
+  least: np.ndarray
+  most: np.ndarray
+
+  @classmethod
+  def of(cls, score):
+    score = np.asarray(score, np.float32)
+    score = score[score > -np.inf]
+    if score.min(initial=0) < 0:  # of scores with signs, how far above the lowest
+      score = score - score.min()
+    keys = score.view(np.uint32) >> 16
+    places = keys.astype(np.intp)
+    entries = np.bincount(places)
+    number = np.flatnonzero(entries)
+    squares = np.bincount(places, np.square(score, dtype=np.float64))[number]
+    low, high = (np.square((edge.astype(np.uint32) << 16).view(np.float32), dtype=np.float64)
+                 for edge in (number, number + 1))
+    remaining = np.cumsum(squares[::-1])[::-1]
+    # Sums in another order have other last bits.
+    least = low / np.maximum(remaining, TINY) * (1 - 1e-9)
+    most = high / np.maximum(high + remaining - squares, TINY) * (1 + 1e-9)
+    return cls(score, keys, number, entries[number], squares, least, most)
+
+  def lamp_scores(self, start, end):
+    """f64[...], rising, of the bins that may have some from `start` to `end`; they adjoin."""
+    inside = np.flatnonzero((self.most >= start) & (self.least <= end))
+    if not inside.size:
+      return np.zeros(0)
+    first, last = self.number[inside[[0, -1]]].tolist()
+    chosen = self.scores[(self.keys >= first) & (self.keys <= last)]
+    return lamp_scores(chosen, self.squares[inside[-1] + 1:].sum())
+
+
+TINY = np.finfo(np.float64).tiny
+
+
+def lamp_scores(scores, above=0.0):
+  """f64[n], rising, of scores[n] that are not negative; `above` is the sum of larger squares."""
+  square = np.square(np.sort(scores), dtype=np.float64)
+  remaining = above + np.cumsum(square[::-1])[::-1]
+  return square / np.maximum(remaining, TINY)
 
 
 def sizes_of(scores):
