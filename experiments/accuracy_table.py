@@ -76,20 +76,17 @@ ROWS = {
 
 def main(config):
   del config
-  from lepton_jax.report import markdown
   groups = FLAGS.rows.split(',')
   if not set(groups) <= set(ROWS):
     raise UserError(f'--rows={FLAGS.rows}: allowed are {", ".join(ROWS)}')
-  output = pathlib.Path(FLAGS.output)
-  lines = markdown.rows(output) if output.exists() else []
-  done = {(line['row'], line['seed'], line['flags']) for line in lines}
+  lines = study.known(FLAGS.output)
   for group in groups:
     for row, (measure, arguments) in ROWS[group].items():
       for seed in FLAGS.seeds.split(','):
-        if (row, seed, ' '.join(arguments)) not in done:
+        if study.missing(lines, dict(row=row, seed=seed), dict(flags=' '.join(arguments))):
           lines.append(train(row, measure, arguments, seed))
-          ordered = sorted(lines, key=lambda line: (line['row'], int(line['seed'])))
-          markdown.write_rows(output, ordered)
+          lines.sort(key=lambda line: (line['row'], int(line['seed'])))
+          study.write(FLAGS.output, lines)
   return 0
 
 

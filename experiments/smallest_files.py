@@ -62,7 +62,7 @@ COLUMNS = ('row', 'seed', 'measure', 'dense_test', 'dense_validation', 'test', '
 
 def main(config):
   del config
-  from lepton_jax.report import markdown, settings
+  from lepton_jax.report import settings
   names, output = FLAGS.rows.split(','), pathlib.Path(FLAGS.output)
   others = other_data(FLAGS.on)
   kind, _, path = others.get('dataset', '').partition(':')
@@ -70,15 +70,13 @@ def main(config):
   if not set(names) <= set(ROWS):
     raise UserError(f'--rows={FLAGS.rows}: allowed are {", ".join(ROWS)}')
   table = output / 'smallest_files.csv'
-  lines = markdown.rows(table) if table.exists() else []
+  lines = study.known(table)
   for name in names:
     row, now = name + suffix, dict(recipe=ROWS[name][2], flags=flags_of(name, others))
-    # What another recipe left, or other flags, says nothing of these.
-    lines = [line for line in lines if line['row'] != row or study.agrees(line, now)]
-    for seed in map(int, FLAGS.seeds.split(',')):
-      own = [line for line in lines if line['row'] == row]
-      if str(seed) not in [line['seed'] for line in own]:
-        place, found = compressed(name, seed, others)
+    for seed in FLAGS.seeds.split(','):
+      if study.missing(lines, dict(row=row, seed=seed), now):
+        own = [line for line in lines if study.agrees(line, dict(row=row) | now)]
+        place, found = compressed(name, int(seed), others)
         worth = lambda line: settings.sign(line['measure']) * float(line['validation'])
         if not others and all(worth(found) > worth(line) for line in own):
           (output / 'files').mkdir(parents=True, exist_ok=True)
@@ -86,7 +84,7 @@ def main(config):
         lines.append({column: str((found | now | dict(row=row)).get(column, ''))
                       for column in COLUMNS})
         lines.sort(key=lambda line: (line['row'], int(line['seed'])))
-        markdown.write_rows(table, lines)
+        study.write(table, lines)
   return 0
 
 

@@ -114,6 +114,15 @@ def test_lines_of_studies_stand_together_in_the_order_they_came_first():
       ('cnn', '8', '1'), ('lstm', '2', '0')]
 
 
+def test_lines_of_other_options_are_missing_and_make_room_for_new_ones():
+  lines = [dict(row=row, seed=seed, flags=flags)
+           for row, seed, flags in (('cnn', '0', 'a'), ('cnn', '1', 'old'), ('lstm', '1', 'old'))]
+  wanted = [('cnn', '0'), ('cnn', '1'), ('cnn', '2')]
+  found = [study.missing(lines, dict(row=row, seed=seed), dict(flags='a')) for row, seed in wanted]
+  assert found == [False, True, True]
+  assert [(line['row'], line['seed']) for line in lines] == [('cnn', '0'), ('lstm', '1')]
+
+
 def test_a_paper_s_table_has_means_speed_ups_and_what_the_paper_has():
   line = lambda at, test, left, published: dict(
       study='cnn', curve='sparse', across='ratio', at=at, test=test, macs='100',

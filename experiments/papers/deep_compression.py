@@ -32,16 +32,14 @@ PUBLISHED = ('1,070 kB, 1.64 %', '', '27 kB, 1.58 %')
 
 def main(config):
   del config
-  from lepton_jax.report import markdown, studies
+  from lepton_jax.report import studies
   from lepton_jax.report.pictures import save
-  output = pathlib.Path(FLAGS.output)
-  lines = markdown.rows(output) if output.exists() else []
+  lines = study.known(FLAGS.output)
   for seed in FLAGS.seeds.split(','):
-    if not any(line['seed'] == seed for line in lines):
+    if study.missing(lines, dict(seed=seed), dict(recipe=RECIPE)):
       lines += compressed(seed)
-      output.parent.mkdir(parents=True, exist_ok=True)
-      markdown.write_rows(output, lines)
-  save(picture(lines), output.with_suffix('.png'))
+      study.write(FLAGS.output, lines)
+  save(picture(lines), pathlib.Path(FLAGS.output).with_suffix('.png'))
   print(studies.stages_table(lines))
   return 0
 

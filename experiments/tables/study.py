@@ -52,22 +52,39 @@ def extend(output, studies, key, note=lambda name, setting: {}):
   study's first; `note` to more that is written beside them. Lines of other studies stay, those of
   other options are made anew. Returns all lines.
   """
-  from lepton_jax.report import markdown
-  output = pathlib.Path(output)
-  lines = markdown.rows(output) if output.exists() else []
+  lines = known(output)
   for (name, study), seed in itertools.product(studies.items(), FLAGS.seeds.split(',')):
     named = {setting: key(name, setting) | dict(seed=seed) for setting in study.settings}
-    missing = {setting: first for setting, first in named.items() if not any(
-        agrees(line, first | dict(flags=described(study, setting))) for line in lines)}
-    lines = [line for line in lines
-             if not any(agrees(line, first) for first in missing.values())]
-    for setting, config in train(study, seed, missing).items():
-      lines.append(missing[setting] | note(name, setting) | measured(config) |
+    new = {setting: first for setting, first in named.items()
+           if missing(lines, first, dict(flags=described(study, setting)))}
+    for setting, config in train(study, seed, new).items():
+      lines.append(new[setting] | note(name, setting) | measured(config) |
                    dict(flags=described(study, setting)))
     sort(lines, list(key(name, next(iter(study.settings)))))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    markdown.write_rows(output, lines)
+    write(output, lines)
   return lines
+
+
+def known(output):
+  """The lines of a CSV file, none where it is not there yet."""
+  from lepton_jax.report import markdown
+  return markdown.rows(output) if pathlib.Path(output).exists() else []
+
+
+def write(output, lines):
+  """Writes lines into a CSV file, whose folder is made."""
+  from lepton_jax.report import markdown
+  pathlib.Path(output).parent.mkdir(parents=True, exist_ok=True)
+  markdown.write_rows(output, lines)
+
+
+def missing(lines, named, made):
+  """Whether no line has what `named` and `made` say, both {column: text}.
+
+  Lines of that name that were made otherwise say nothing of it, and are taken out.
+  """
+  lines[:] = [line for line in lines if not agrees(line, named) or agrees(line, made)]
+  return not any(agrees(line, named) for line in lines)
 
 
 def agrees(line, first):
