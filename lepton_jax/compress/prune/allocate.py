@@ -103,7 +103,7 @@ class Bins(typing.NamedTuple):
   @classmethod
   def of(cls, score):
     score = np.asarray(score, np.float32)
-    score = score[score > -np.inf]
+    score = masks.picked(score, score > -np.inf)
     if score.min(initial=0) < 0:  # of scores with signs, how far above the lowest
       score = score - score.min()
     keys = score.view(np.uint32) >> 16
@@ -125,7 +125,7 @@ class Bins(typing.NamedTuple):
     if not inside.size:
       return np.zeros(0)
     first, last = self.number[inside[[0, -1]]].tolist()
-    chosen = self.scores[(self.keys >= first) & (self.keys <= last)]
+    chosen = masks.picked(self.scores, (self.keys >= first) & (self.keys <= last))
     return lamp_scores(chosen, self.squares[inside[-1] + 1:].sum())
 
 

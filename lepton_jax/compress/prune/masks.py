@@ -18,7 +18,7 @@ def lowest(score, count):
     return np.zeros(np.shape(score), bool)
   threshold = flat.min()
   # Of a sparse kernel most are -inf; among millions of equal ones NumPy takes a second to select.
-  rest = flat[flat > threshold]
+  rest = picked(flat, flat > threshold)
   more = count - (flat.size - rest.size)
   if more > 0:
     threshold = np.partition(rest, more - 1)[more - 1]
@@ -26,6 +26,11 @@ def lowest(score, count):
   equal = np.flatnonzero(flat == threshold)
   chosen[equal[:count - int(chosen.sum())]] = True
   return chosen.reshape(np.shape(score))
+
+
+def picked(array, chosen):
+  """array[chosen], flat, in a fifth of the time where about half are chosen at random."""
+  return np.take(array, np.flatnonzero(chosen))
 
 
 def apply(params, masks):

@@ -206,7 +206,7 @@ def evidence(config, tools, scored, ticket, state, step):
 def units_to_go(options, structure, share, fixed, worth, shapes):
   """{key: how many of its units go} at a share of the final sparsity; what is gone stays so."""
   units = structure.units(worth)
-  gone = {key: int(np.isneginf(one).sum()) for key, one in units.items()}
+  gone = {key: np.count_nonzero(one == -np.inf) for key, one in units.items()}
   counts = {key: round(share * fixed[key] / structure.share * units[key].size)
             for key in units if key in fixed}
   rest = {key: one for key, one in units.items() if key not in fixed}

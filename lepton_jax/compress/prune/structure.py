@@ -93,7 +93,10 @@ def worth_of_entries(score, evidence, before):
   found = registry.SCORES.get(score)(evidence)
   if before is None:
     return found
-  return {name: np.where(before[name], np.asarray(one), -np.inf) for name, one in found.items()}
+  worth = {name: np.array(one) for name, one in found.items()}
+  for name, one in worth.items():
+    np.put(one, np.flatnonzero(~before[name]), -np.inf)
+  return worth
 
 
 def n_of_m(n, m):
