@@ -4,7 +4,7 @@ Question: how much slower does a network train while it is pruned or rounded?
 Papers: none; toolkits seldom say.
 Command: ./launch.sh compressed_step
 Expected: experiments/results/compressed_step.csv as committed, for that machine.
-Cost: four minutes on 2 cores with nothing else running. Data are made up, nothing is downloaded.
+Cost: three minutes on 2 cores with nothing else running. Data are made up, nothing is downloaded.
 
 A call has several steps and takes its turn in every round; a ratio is of calls of one round.
 `sentences` has the table of words and the lengths of a set of short reviews. Masks are updated 21

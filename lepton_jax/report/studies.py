@@ -212,8 +212,8 @@ def step_table(lines):
   header = ('network', 'setting', 'ms a step', 'times a dense step', 'ms an update of masks')
   first = lines[0]
   return (f'{markdown.table(header, body)}\n\nMedian (quartiles) of {first["rounds"]} rounds in '
-          f'turns, batch {first["batch"]}; in brackets the share that {first["updates"]} updates '
-          f'of all weights have of a run of {first["run"]} steps. {first["cores"]} cores, '
+          f'turns, batch {first["batch"]}; an update of masks is the mean of those of a run of '
+          f'{first["run"]} steps, in brackets their share of it. {first["cores"]} cores, '
           f'{first["processor"]}.')
 
 
