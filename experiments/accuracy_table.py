@@ -82,8 +82,9 @@ def main(config):
   lines = study.known(FLAGS.output)
   for group in groups:
     for row, (measure, arguments) in ROWS[group].items():
-      for seed in FLAGS.seeds.split(','):
-        if study.missing(lines, dict(row=row, seed=seed), dict(flags=' '.join(arguments))):
+      lines = study.without_others(lines, dict(row=row), dict(flags=' '.join(arguments)))
+      for seed in study.seeds():
+        if study.missing(lines, dict(row=row, seed=seed)):
           lines.append(train(row, measure, arguments, seed))
           lines.sort(key=lambda line: (line['row'], int(line['seed'])))
           study.write(FLAGS.output, lines)

@@ -91,9 +91,11 @@ class Contestant:
     hooks = assembly.make_hooks(layout.put_examples, layout.rows, layout.predict)
     self._wait = jax.block_until_ready
     self._state = layout.put_state(assembly.state)
-    self.updates = self.update_seconds(hooks[0]) if config.prune.prune_sparsity else []
-    for hook in hooks:  # masks and ranges are set at the first step
+    self.updates = []
+    for hook in hooks:  # ranges are set at the first step
       self._state = hook(self._state, 0)
+    if config.prune.prune_sparsity:
+      self.prune(hooks[0])
     self._step = layout.step(assembly.train_step(layout.axis), STEPS)
     self._batches = layout.put_batches([assembly.batches.at(0)] * STEPS)
     self.times = []
@@ -106,14 +108,12 @@ class Contestant:
     self._state, _ = self._wait(self._step(self._state, self._batches))
     self.times.append((time.perf_counter() - began) / STEPS)
 
-  def update_seconds(self, hook):
-    """Seconds of each update of masks in a run; the state stays as it is."""
-    state, found = self._state, []
+  def prune(self, hook):
+    """Updates masks as in a run, up to its last ones, and notes the seconds of each update."""
     for step in filter(hook.due, range(RUN)):
       began = time.perf_counter()
-      state = self._wait(hook(state, step))
-      found.append(time.perf_counter() - began)
-    return found
+      self._state = self._wait(hook(self._state, step))
+      self.updates.append(time.perf_counter() - began)
 
 
 if __name__ == '__main__':

@@ -6,7 +6,7 @@ Papers: pruning arXiv:1710.01878; quantisation arXiv:1806.08342.
 Command: ./launch.sh compression_study --executor=devices
 Expected: experiments/results/compression_study.csv, and a picture for each network, as committed,
   times apart.
-Cost: half an hour on 2 cores.
+Cost: 20 minutes on 2 cores.
 
 Each network is trained dense and with every combination of four sparsities and four bit widths,
 from scratch. All combinations share one compiled program, dense ones a second. The flags of `train`

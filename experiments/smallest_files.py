@@ -73,9 +73,10 @@ def main(config):
   lines = study.known(table)
   for name in names:
     row, now = name + suffix, dict(recipe=ROWS[name][2], flags=flags_of(name, others))
-    for seed in FLAGS.seeds.split(','):
-      if study.missing(lines, dict(row=row, seed=seed), now):
-        own = [line for line in lines if study.agrees(line, dict(row=row) | now)]
+    lines = study.without_others(lines, dict(row=row), now)
+    for seed in study.seeds():
+      if study.missing(lines, dict(row=row, seed=seed)):
+        own = [line for line in lines if line['row'] == row]
         place, found = compressed(name, int(seed), others)
         worth = lambda line: settings.sign(line['measure']) * float(line['validation'])
         if not others and all(worth(found) > worth(line) for line in own):

@@ -211,15 +211,16 @@ def connected():
 
 
 def _depart(client, index, ending, watch):
-  """The last word at an orderly end of a process."""
-  client.key_value_set(f'lepton/left/{index}', 'at its end')
-  # A thread that comes back from C++ while Python ends would abort the process.
-  ending.set()
-  watch.join(SILENCE)
+  """Tells the others that this process ends in order, and ends its watch."""
+  try:
+    client.key_value_set(f'lepton/left/{index}', 'at its end')
+  finally:  # a thread that comes back from C++ while Python ends would abort the process
+    ending.set()
+    watch.join(SILENCE)
 
 
 def _watch(client, index, count, ending):
-  """Shows signs of life and looks for those of the others, until the end of the process."""
+  """Shows signs of life and looks for those of the others, until `ending` is set."""
   seen = {other: (None, time.monotonic()) for other in range(count) if other != index}
   for turn in itertools.count():
     try:

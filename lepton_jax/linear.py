@@ -19,8 +19,9 @@ def check(config):
       raise UserError(f'--solver=closed_form knows no --{name}')
 
 
-def solve(assembly, state):
-  """The state with the least-squares solution on the training part, the shortest if many are."""
+def solve(assembly):
+  """The first state with the least-squares solution, the shortest where many are, of training data.
+  """
   scaling, (inputs, label) = assembly.network.scaling, assembly.dataset.splits['train']
   exact = dataclasses.replace(scaling, dtype='float64')
   batch = dict(inputs=np.asarray(inputs, np.float64), label=np.asarray(label, np.float64))
@@ -28,11 +29,11 @@ def solve(assembly, state):
   x, y = (np.asarray(batch[name], np.float64).reshape(len(label), -1)
           for name in ('inputs', 'label'))
   solution = np.linalg.lstsq(np.concatenate([x, np.ones((len(x), 1))], 1), y, rcond=None)[0]
-  head = state.params['head']
-  params = dict(state.params,
+  head = assembly.state.params['head']
+  params = dict(assembly.state.params,
                 head=dict(kernel=jnp.asarray(solution[:-1], head['kernel'].dtype),
                           bias=jnp.asarray(solution[-1], head['bias'].dtype)))
-  return state.replace(params=params)
+  return assembly.state.replace(params=params)
 
 
 def coefficients(network, data, weights):

@@ -40,9 +40,12 @@ def check(config):
     raise UserError('--quantize_after does not prune; start it from a pruned run')
 
 
-def quantize(assembly, state):
-  """The state with rounded kernels; reads --quantize_calibration training batches, no others."""
-  network, options = assembly.network, assembly.config.quantize
+def quantize(assembly):
+  """The first state with rounded kernels; reads --quantize_calibration training batches, no others.
+
+  Each of several processes computes all of it, and the same.
+  """
+  network, options, state = assembly.network, assembly.config.quantize, assembly.state
   batches = [jax.device_put(one) for one in equally_long([
       assembly.batches.at(i) for i in range(options.quantize_calibration)])]
   reached = [name for name in trees.kernels(state.params) if not name.endswith('embedding')]

@@ -85,9 +85,9 @@ def train_one(config, folder, quiet=False):
   began = time.monotonic()
   try:
     if config.optimization.solver == 'closed_form':
-      state = alone(linear.solve, assembly, layout, state)
+      state = layout.put_state(linear.solve(assembly))
     elif config.quantize.quantize_after:
-      state = alone(post_training.quantize, assembly, layout, state)
+      state = layout.put_state(post_training.quantize(assembly))
     else:
       with profile.hooks(config.run.profile, folder / 'profile', first) as extra:
         state = fit(assembly, layout, calls, state, checkpoints, record, progress,
@@ -148,11 +148,6 @@ def resume(assembly, layout, folder, keep, tell):
     state = checkpoints.restore(at, state)
     tell(f'resuming {folder} at step {at}')
   return state, checkpoints
-
-
-def alone(change, assembly, layout, state):
-  """change(assembly, state) by each process on a copy of its own: all compute the same."""
-  return layout.put_state(change(assembly, jax.device_put(jax.device_get(state))))
 
 
 def fit(assembly, layout, calls, state, checkpoints, record, progress, validate, hooks):

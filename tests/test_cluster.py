@@ -26,12 +26,12 @@ TRAIN = ('--model=mlp', '--dataset=digits', '--epochs=40', '--batch_size=32', '-
 SAME = ('parameters_sha256', 'test_loss', 'validation_loss', 'selected_step')
 
 
-def start(folder, count, *arguments, own=lambda index: ()):
+def start(folder, count, *arguments, own=lambda index: (), train=TRAIN):
   """The processes of one run; `own` gives arguments of each."""
   with socket.socket() as probe:
     probe.bind(('127.0.0.1', 0))
     port = probe.getsockname()[1]
-  words = [sys.executable, '-m', 'experiments.train', *TRAIN, f'--runs_dir={folder}',
+  words = [sys.executable, '-m', 'experiments.train', *train, f'--runs_dir={folder}',
            f'--processes={count}', f'--coordinator=127.0.0.1:{port}', *arguments]
   return [subprocess.Popen([*words, f'--process_index={i}', *own(i)], cwd=ROOT, text=True,
                            env=dict(os.environ, JAX_PLATFORMS='cpu'), stdout=subprocess.PIPE,
@@ -120,17 +120,24 @@ def test_two_processes_cross_validate_and_profile(tmp_path):
 
 
 @pytest.mark.skipif(not LONG, reason='long form: starts processes three times')
-def test_two_processes_round_a_finished_run_as_one_does(tmp_path):
-  plain = ('--epochs=1', '--prune_sparsity=0')
-  first = ends(start(tmp_path / 'dense', 2, *plain, '--quantize_weight_bits=0'))
+@pytest.mark.parametrize('model', ('mlp', 'lstm_lm'))
+def test_two_processes_round_a_finished_run_as_one_does(tmp_path, model):
+  (tmp_path / 'text.txt').write_text('to be or not to be, that is the question ' * 60)
+  of_model = dict(mlp=('--dataset=digits', '--width=0.5'), lstm_lm=(
+      f'--dataset=text:{tmp_path}/text.txt', '--hidden=8', '--sequence_length=16'))
+  train = (f'--model={model}', '--epochs=1', '--cpu_devices=1', '--notensorboard', '--nopictures',
+           *of_model[model])
+  first = ends(start(tmp_path / 'dense', 2, train=train))
   assert [status for status, *_ in first] == [0, 0], first
   place, = (tmp_path / 'dense').iterdir()
   after = (f'--init_from={place}', '--quantize_after', '--quantize_weights=lsq',
-           '--quantize_activation_bits=8')
+           '--quantize_weight_bits=4', '--quantize_activation_bits=8')
   for count in (1, 2):
-    ended = ends(start(tmp_path / str(count), count, *plain, *after))
+    ended = ends(start(tmp_path / str(count), count, *after, train=train))
     assert [status for status, *_ in ended] == [0] * count, ended
-  assert result(tmp_path / '2') == result(tmp_path / '1') != result(tmp_path / 'dense')
+  one, two, dense = (result(tmp_path / name) for name in ('1', '2', 'dense'))
+  assert two['parameters_sha256'] == one['parameters_sha256'] != dense['parameters_sha256']
+  assert two['test_loss'] == pytest.approx(one['test_loss'], rel=1e-5)
 
 
 @pytest.mark.parametrize('flags, message', [

@@ -115,7 +115,7 @@ def test_only_the_calibration_batches_are_read(trained):
   assembly = assemble.build(config, data, **other_runs.read(config, data))
   read, at = [], assembly.batches.at
   assembly.batches.at = lambda step, rows=slice(None): read.append(step) or at(step, rows)
-  state = post_training.quantize(assembly, assembly.state)
+  state = post_training.quantize(assembly)
   assert set(read) == {0, 1, 2, 3}
   steps = trees.named(state.learned['quantize'])
   kernel = trees.named(assembly.state.params)['conv1/kernel']

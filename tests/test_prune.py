@@ -38,6 +38,9 @@ def test_an_exact_count_is_lowest_and_of_equal_ones_the_first(values, share):
   chosen = masks.lowest(score, count)
   first = np.argsort(score, kind='stable')[:count]
   np.testing.assert_array_equal(np.flatnonzero(chosen), np.sort(first))
+  # What is no number is the last to go.
+  beside = masks.lowest(np.append(np.float32(np.nan), score), count)
+  np.testing.assert_array_equal(beside, [False, *chosen])
 
 
 def test_dead_weights_stay_dead_beside_a_weight_that_is_zero():
@@ -92,6 +95,8 @@ def test_lamp_is_the_published_score_worked_by_hand():
   gone = dict(small=np.array([0.1, 0.2, 0.3]), large=np.array([-np.inf, 30.0, 10.0]))
   assert allocate.lamp(gone, {}, 3) == dict(small=1, large=2)
   # Scores with signs count from the lowest: here 0, 2, 4 and 6 of 56.
+  huge = dict(small=np.array([1.0, 2.0, 3.0]), large=np.array([3e38, np.inf, 1.0], np.float32))
+  assert allocate.lamp(huge, {}, 3) == dict(small=2, large=1)
   signed = allocate.Bins.of(np.array([3.0, -3.0, -1.0, 1.0])).scores
   np.testing.assert_allclose(allocate.lamp_scores(signed), [0, 4 / 56, 16 / 52, 1])
 

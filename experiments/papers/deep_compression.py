@@ -34,9 +34,9 @@ def main(config):
   del config
   from lepton_jax.report import studies
   from lepton_jax.report.pictures import save
-  lines = study.known(FLAGS.output)
-  for seed in FLAGS.seeds.split(','):
-    if study.missing(lines, dict(seed=seed), dict(recipe=RECIPE)):
+  lines = study.without_others(study.known(FLAGS.output), {}, dict(recipe=RECIPE))
+  for seed in study.seeds():
+    if study.missing(lines, dict(seed=seed)):
       lines += compressed(seed)
       study.write(FLAGS.output, lines)
   save(picture(lines), pathlib.Path(FLAGS.output).with_suffix('.png'))

@@ -37,7 +37,7 @@ def main(config):
   from lepton_jax import folder
   from lepton_jax.report import markdown, studies
   from lepton_jax.report.pictures import save
-  said, seeds = {share: [] for share in SPARSITIES}, FLAGS.seeds.split(',')
+  said, seeds = {share: [] for share in SPARSITIES}, study.seeds()
   if len(seeds) < 2:
     raise UserError(f'--seeds={FLAGS.seeds}: networks are compared over two seeds or more')
   for seed in seeds:

@@ -8,6 +8,7 @@ from absl import flags as absl_flags
 
 from lepton_jax import config as config_lib
 from lepton_jax import outcomes, recipe
+from lepton_jax.errors import UserError
 from lepton_jax.sweep import command
 
 FLAGS = absl_flags.FLAGS
@@ -53,13 +54,14 @@ def extend(output, studies, key, note=lambda name, setting: {}):
   other options are made anew. Returns all lines.
   """
   lines = known(output)
-  for (name, study), seed in itertools.product(studies.items(), FLAGS.seeds.split(',')):
+  for (name, study), seed in itertools.product(studies.items(), seeds()):
+    made = {setting: dict(flags=described(study, setting)) for setting in study.settings}
+    for setting, how in made.items():
+      lines = without_others(lines, key(name, setting), how)
     named = {setting: key(name, setting) | dict(seed=seed) for setting in study.settings}
-    new = {setting: first for setting, first in named.items()
-           if missing(lines, first, dict(flags=described(study, setting)))}
+    new = {setting: first for setting, first in named.items() if missing(lines, first)}
     for setting, config in train(study, seed, new).items():
-      lines.append(new[setting] | note(name, setting) | measured(config) |
-                   dict(flags=described(study, setting)))
+      lines.append(new[setting] | note(name, setting) | measured(config) | made[setting])
     sort(lines, list(key(name, next(iter(study.settings)))))
     write(output, lines)
   return lines
@@ -78,17 +80,28 @@ def write(output, lines):
   markdown.write_rows(output, lines)
 
 
-def missing(lines, named, made):
-  """Whether no line has what `named` and `made` say, both {column: text}.
+def seeds():
+  """The numbers of --seeds, as texts; raises UserError for what is none."""
+  try:
+    return [str(int(word)) for word in FLAGS.seeds.split(',')]
+  except ValueError:
+    raise UserError(f'--seeds={FLAGS.seeds}: allowed are whole numbers, comma-separated') from None
 
-  Lines of that name that were made otherwise say nothing of it, and are taken out.
+
+def without_others(lines, named, made):
+  """The lines but those of a name that were made otherwise, which say nothing of it any more.
+
+  `named` and `made` are {column: text}.
   """
-  lines[:] = [line for line in lines if not agrees(line, named) or agrees(line, made)]
+  return [line for line in lines if not agrees(line, named) or agrees(line, made)]
+
+
+def missing(lines, named):
   return not any(agrees(line, named) for line in lines)
 
 
-def agrees(line, first):
-  return all(line[column] == text for column, text in first.items())
+def agrees(line, wanted):
+  return all(line[column] == text for column, text in wanted.items())
 
 
 def sort(lines, columns):

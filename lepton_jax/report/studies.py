@@ -11,8 +11,8 @@ def compression_table(lines):
 
   A cell has test accuracy and kilobytes of the packed file.
   """
-  cell = lambda line: (
-      f'{percent(line, "test_accuracy")}, {float(line["file_bytes"]) / 1000:.1f} kB')
+  def cell(line):
+    return f'{percent(line, "test_accuracy")}, {float(line["file_bytes"]) / 1000:.1f} kB'
   of = {(line['model'], float(line['prune_sparsity']), int(line['quantize_weight_bits'])): line
         for line in lines}
   bits = sorted({b for _, _, b in of if b})
@@ -43,13 +43,13 @@ def compression_tables(lines):
     dense = of.get((name, 'dense'), {})
     change = [test(line) - test(dense[seed]) for seed, line in seeds.items() if seed in dense]
     digits = 4 if text else 2
+    against = f'{statistics.mean(change):+.{digits}f}' if change and setting != 'dense' else ''
+    if against and len(change) > 1:
+      against += f' ± {settings.interval(change):.{digits}f}'
     seconds = statistics.median(float(line['train_seconds']) for line in seeds.values())
     body.append((name.replace('_', ' ') if name != last else '', setting,
                  markdown.spread([test(line) for line in seeds.values()], f'{{:.{digits}f}}'),
-                 '' if setting == 'dense' or len(change) < 2 else
-                 f'{statistics.mean(change):+.{digits}f} ± '
-                 f'{settings.interval(change):.{digits}f}',
-                 str(len(seeds)), f'{seconds:.0f}'))
+                 against, str(len(seeds)), f'{seconds:.0f}'))
     last = name
   header = ('table', 'setting', 'test: %, of text nats', 'change from dense, 95 % interval',
             'seeds', 'seconds')
@@ -137,18 +137,18 @@ def smallest_table(lines):
     others = ', '.join(f'{coder} {statistics.mean(of(f"{coder}_bytes")):,.0f}'
                        for coder in ('xz', 'zstd', 'npz') if own[0][f'{coder}_bytes'])
     times = statistics.mean(of('dense_bytes')) / statistics.mean(of('file_bytes'))
-    factor, decimals, _ = markdown.UNITS[own[0]['measure']]
-    tests = [markdown.spread(of(column, factor), f'{{:.{decimals}f}}')
+    factor, decimals, unit = markdown.UNITS[own[0]['measure']]
+    tests = [f'{markdown.spread(of(column, factor), f"{{:.{decimals}f}}")} {unit}'
              for column in ('dense_test', 'test')]
     body.append((name, *tests,
                  f'{statistics.mean(of("file_bytes")):,.0f} ({min(of("file_bytes")):,.0f} to '
                  f'{max(of("file_bytes")):,.0f})', f'{times:.0f}', others, str(len(own)),
                  'the same' if ' on ' in name else f'`{own[0]["recipe"]}`'))
-  header = ('network', 'dense: %, of text nats', 'packed', 'bytes of the file', 'times smaller',
+  header = ('network', 'dense', 'packed', 'bytes of the file', 'times smaller',
             'its levels by others', 'seeds', 'recipe')
-  return (f'{markdown.table(header, body)}\n\nOf the test part, mean ± standard deviation over '
-          f'seeds; mean bytes (range) of whole files. Flags and times are in the CSV; made on '
-          f'{lines[0]["processor"]}.')
+  return (f'{markdown.table(header, body)}\n\nMeasured on the test part, mean ± standard '
+          f'deviation over seeds; mean bytes (range) of whole files. Flags and times are in the '
+          f'CSV; made on {lines[0]["processor"]}.')
 
 
 def runtimes_table(lines):

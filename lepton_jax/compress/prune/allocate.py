@@ -61,8 +61,8 @@ def lamp(scores, shapes, count):
 
   Layer-adaptive magnitude pruning (arXiv:2010.07611); each kernel's largest score becomes 1.
   """
-  # Sorting a large table of words takes as long as ten steps of training. Only counts are asked
-  # for: bins of scores do, and a sort of those bins among which the ranking ends.
+  # Of a large table of words, sorting would be most of an update. Only counts are asked for: bins
+  # of scores do, and a sort of those bins among which the ranking ends.
   found = {name: Bins.of(score) for name, score in scores.items()}
   given = {name: np.size(scores[name]) - bins.scores.size for name, bins in found.items()}
   entries, least, most = (np.concatenate(column) for column in zip(*(
@@ -102,7 +102,7 @@ class Bins(typing.NamedTuple):
 
   @classmethod
   def of(cls, score):
-    score = np.asarray(score, np.float32)
+    score = np.minimum(np.asarray(score, np.float32), LARGEST)
     score = masks.picked(score, score > -np.inf)
     if score.min(initial=0) < 0:  # of scores with signs, how far above the lowest
       score = score - score.min()
@@ -129,7 +129,7 @@ class Bins(typing.NamedTuple):
     return lamp_scores(chosen, self.squares[inside[-1] + 1:].sum())
 
 
-TINY = np.finfo(np.float64).tiny
+TINY, LARGEST = np.finfo(np.float64).tiny, np.float32(1e38)
 
 
 def lamp_scores(scores, above=0.0):

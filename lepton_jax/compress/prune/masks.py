@@ -16,9 +16,9 @@ def lowest(score, count):
   flat = np.asarray(score).ravel()
   if count <= 0:
     return np.zeros(np.shape(score), bool)
-  threshold = flat.min()
+  threshold = np.fmin.reduce(flat)
   # Of a sparse kernel most are -inf; among millions of equal ones NumPy takes a second to select.
-  rest = picked(flat, flat > threshold)
+  rest = picked(flat, ~(flat <= threshold))
   more = count - (flat.size - rest.size)
   if more > 0:
     threshold = np.partition(rest, more - 1)[more - 1]
