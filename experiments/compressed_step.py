@@ -56,8 +56,7 @@ def main(config):
                   update_share='', rounds=FLAGS.rounds, batch=BATCH, run=RUN,
                   processor=machine.processor(), cores=machine.cores(),
                   git_revision=machine.git_revision())
-      if 'prune_sparsity' in settings[name]:
-        updates = contestant.updates
+      if updates := contestant.updates:
         whole = RUN * statistics.median(contestant.times) + sum(updates)
         line |= dict(update_ms=1e3 * statistics.mean(updates), update_share=sum(updates) / whole)
       lines.append(line)
@@ -92,7 +91,7 @@ class Contestant:
     self._wait = jax.block_until_ready
     self._state = layout.put_state(assembly.state)
     self.updates = []
-    for hook in hooks:  # ranges are set at the first step
+    for hook in hooks:  # ranges are set at the first step, and what hooks call is compiled
       self._state = hook(self._state, 0)
     if config.prune.prune_sparsity:
       self.prune(hooks[0])

@@ -21,6 +21,7 @@ import tempfile
 
 from absl import flags as absl_flags
 
+from experiments.tables import study
 from lepton_jax import config as config_lib
 from lepton_jax import flags, registry
 
@@ -45,7 +46,7 @@ def main(config):
   from lepton_jax.report import markdown
   lines = []
   for name in FLAGS.rows.split(','):
-    for seed in map(int, FLAGS.seeds.split(',')):
+    for seed in map(int, study.seeds()):
       with tempfile.TemporaryDirectory() as place:
         for row in measured(name, seed, pathlib.Path(place)):
           lines.append(dict(row=name, seed=seed) | {key: str(value) for key, value in row.items()}

@@ -20,8 +20,7 @@ def check(config):
 
 
 def solve(assembly):
-  """The first state with the least-squares solution, the shortest where many are, of training data.
-  """
+  """The first state with the least-squares solution of the training part, of many the shortest."""
   scaling, (inputs, label) = assembly.network.scaling, assembly.dataset.splits['train']
   exact = dataclasses.replace(scaling, dtype='float64')
   batch = dict(inputs=np.asarray(inputs, np.float64), label=np.asarray(label, np.float64))

@@ -94,9 +94,9 @@ def test_lamp_is_the_published_score_worked_by_hand():
   # What is gone counts first, and the ranking is of the rest: 1/14, 4/13, 1 and 1/10, 1.
   gone = dict(small=np.array([0.1, 0.2, 0.3]), large=np.array([-np.inf, 30.0, 10.0]))
   assert allocate.lamp(gone, {}, 3) == dict(small=1, large=2)
-  # Scores with signs count from the lowest: here 0, 2, 4 and 6 of 56.
   huge = dict(small=np.array([1.0, 2.0, 3.0]), large=np.array([3e38, np.inf, 1.0], np.float32))
   assert allocate.lamp(huge, {}, 3) == dict(small=2, large=1)
+  # Scores with signs count from the lowest: here 0, 2, 4 and 6 of 56.
   signed = allocate.Bins.of(np.array([3.0, -3.0, -1.0, 1.0])).scores
   np.testing.assert_allclose(allocate.lamp_scores(signed), [0, 4 / 56, 16 / 52, 1])
 

@@ -19,7 +19,7 @@ import sys
 
 from absl import flags as absl_flags
 
-from experiments.tables import paper
+from experiments.tables import paper, study
 from lepton_jax import config as config_lib
 from lepton_jax import flags
 
@@ -32,14 +32,12 @@ OTHER = 1000  # is added to a seed where first weights are drawn anew
 
 
 def main(config):
-  from lepton_jax.report import markdown
   from lepton_jax.report.pictures import save
   given = {name: value for name, value in config.flat().items() if FLAGS[name].present}
   base = config_lib.Config().replace(**PAPER | given)
-  rows = [row for seed in map(int, FLAGS.seeds.split(',')) for row in tickets(base, seed)]
+  rows = [row for seed in map(int, study.seeds()) for row in tickets(base, seed)]
   output = pathlib.Path(FLAGS.output)
-  output.mkdir(parents=True, exist_ok=True)
-  markdown.write_rows(output / 'lottery_ticket.csv', rows)
+  study.write(output / 'lottery_ticket.csv', rows)
   save(picture(rows), output / 'lottery_ticket.png')
   return 0
 

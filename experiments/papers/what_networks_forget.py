@@ -35,7 +35,7 @@ def main(config):
   import numpy as np
 
   from lepton_jax import folder
-  from lepton_jax.report import markdown, studies
+  from lepton_jax.report import studies
   from lepton_jax.report.pictures import save
   said, seeds = {share: [] for share in SPARSITIES}, study.seeds()
   if len(seeds) < 2:
@@ -51,8 +51,7 @@ def main(config):
   lines = [line(share, answers, said[0.0], labels, pies[share], outcomes.finished(trained))
            for share, answers in said.items()]
   output = pathlib.Path(FLAGS.output)
-  output.parent.mkdir(parents=True, exist_ok=True)
-  markdown.write_rows(output, lines)
+  study.write(output, lines)
   save(picture(images, labels, said, pies), output.with_suffix('.png'))
   print(studies.forgetting_table(lines))
   return 0

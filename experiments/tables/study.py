@@ -1,6 +1,5 @@
 """Settings over seeds: what the tables of compression and the scripts of papers have in common."""
 
-import itertools
 import pathlib
 import typing
 
@@ -54,16 +53,17 @@ def extend(output, studies, key, note=lambda name, setting: {}):
   other options are made anew. Returns all lines.
   """
   lines = known(output)
-  for (name, study), seed in itertools.product(studies.items(), seeds()):
+  for name, study in studies.items():
     made = {setting: dict(flags=described(study, setting)) for setting in study.settings}
     for setting, how in made.items():
       lines = without_others(lines, key(name, setting), how)
-    named = {setting: key(name, setting) | dict(seed=seed) for setting in study.settings}
-    new = {setting: first for setting, first in named.items() if missing(lines, first)}
-    for setting, config in train(study, seed, new).items():
-      lines.append(new[setting] | note(name, setting) | measured(config) | made[setting])
-    sort(lines, list(key(name, next(iter(study.settings)))))
-    write(output, lines)
+    for seed in seeds():
+      named = {setting: key(name, setting) | dict(seed=seed) for setting in study.settings}
+      new = {setting: first for setting, first in named.items() if missing(lines, first)}
+      for setting, config in train(study, seed, new).items():
+        lines.append(new[setting] | note(name, setting) | measured(config) | made[setting])
+      sort(lines, list(key(name, next(iter(study.settings)))))
+      write(output, lines)
   return lines
 
 

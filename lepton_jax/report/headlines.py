@@ -48,9 +48,8 @@ def compressed(lines):
 
 def accuracy(lines, row):
   lines = [line for line in lines if line['row'] == row]
-  factor, decimals, unit = markdown.UNITS[lines[0]['measure']]
-  found = markdown.spread([factor * float(line['test']) for line in lines], f'{{:.{decimals}f}}')
-  return row, f'{found} {unit}', page('accuracy')
+  found = markdown.measured([float(line['test']) for line in lines], lines[0]['measure'])
+  return row, ' '.join(found), page('accuracy')
 
 
 def speed(lines):

@@ -49,6 +49,12 @@ def spread(values, form='{:.2f}'):
 UNITS = dict(accuracy=(100, 2, '%'), loss=(1, 3, 'nats a character'), rmse=(1, 0, 'RMSE'))
 
 
+def measured(values, measure):
+  """(mean and deviation of what a measure found, in its unit; the unit): ('99.31 ± 0.02', '%')."""
+  factor, decimals, unit = UNITS[measure]
+  return spread([factor * value for value in values], f'{{:.{decimals}f}}'), unit
+
+
 def accuracy_table(lines):
   """One row per setting of the accuracy CSV, over its seeds, with the command that makes it."""
   groups = collections.defaultdict(list)
@@ -58,16 +64,14 @@ def accuracy_table(lines):
   for name, group in groups.items():
     column = lambda key, group=group: [float(line[key]) for line in group]
     first = group[0]
-    factor, decimals, unit = UNITS[first['measure']]
-    form = f'{{:.{decimals}f}}'
-    figures = [spread([factor * v for v in column(split)], form)
-               for split in ('test', 'validation')]
+    test, unit = measured(column('test'), first['measure'])
+    validation, _ = measured(column('validation'), first['measure'])
     beside = [first['baselines']] if first['baselines'] else []
     if first['measure'] == 'accuracy':
       low, high = wilson(statistics.mean(column('test')), int(first['test_examples']))
       beside.append(f'{100 * low:.1f} to {100 * high:.1f}')
     seconds = column('train_seconds')
-    body.append((name, f'{figures[0]} {unit}', '; '.join(beside), figures[1], str(len(group)),
+    body.append((name, f'{test} {unit}', '; '.join(beside), validation, str(len(group)),
                  f'{int(first["num_parameters"]):,}',
                  f'{100 * statistics.mean(column("sparsity")):.1f} %', first['quantized_kernels'],
                  f'{statistics.median(seconds):.0f} ({min(seconds):.0f} to {max(seconds):.0f})',

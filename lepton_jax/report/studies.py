@@ -133,12 +133,11 @@ def smallest_table(lines):
   body = []
   for name in dict.fromkeys(line['row'] for line in lines):
     own = [line for line in lines if line['row'] == name]
-    of = lambda column, factor=1.0, own=own: [factor * float(line[column]) for line in own]
+    of = lambda column, own=own: [float(line[column]) for line in own]
     others = ', '.join(f'{coder} {statistics.mean(of(f"{coder}_bytes")):,.0f}'
                        for coder in ('xz', 'zstd', 'npz') if own[0][f'{coder}_bytes'])
     times = statistics.mean(of('dense_bytes')) / statistics.mean(of('file_bytes'))
-    factor, decimals, unit = markdown.UNITS[own[0]['measure']]
-    tests = [f'{markdown.spread(of(column, factor), f"{{:.{decimals}f}}")} {unit}'
+    tests = [' '.join(markdown.measured(of(column), own[0]['measure']))
              for column in ('dense_test', 'test')]
     body.append((name, *tests,
                  f'{statistics.mean(of("file_bytes")):,.0f} ({min(of("file_bytes")):,.0f} to '

@@ -9,7 +9,7 @@ from lepton_jax.compress.straight_through import straight_through
 
 
 def lowest(score, count):
-  """bool like score[...]: its `count` lowest entries; among equal ones the first.
+  """bool like score[...]: its `count` lowest entries; among equal ones the first, and NaN last.
 
   On the host: selecting takes a tenth of the time of a sort, and nothing is compiled.
   """
@@ -24,7 +24,7 @@ def lowest(score, count):
     threshold = np.partition(rest, more - 1)[more - 1]
   chosen = flat < threshold
   equal = np.flatnonzero(flat == threshold)
-  chosen[equal[:count - int(chosen.sum())]] = True
+  chosen[equal[:count - np.count_nonzero(chosen)]] = True
   return chosen.reshape(np.shape(score))
 
 
