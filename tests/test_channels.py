@@ -12,6 +12,7 @@ from lepton_jax import assemble, build_network, folder, layer_facts, other_runs,
 from lepton_jax.compress import coupling as coupling_lib
 from lepton_jax.compress.prune import channel_scores, channels
 from lepton_jax.compress.prune import method as prune
+from lepton_jax.compress.prune.masks import Units
 from lepton_jax.compress.prune.scores import Evidence
 from lepton_jax.errors import UserError
 from tests import LONG
@@ -49,8 +50,8 @@ def masked(state, coupling, share, seed=0):
   rng = np.random.default_rng(seed)
   counts = {name: channels.allowed(coupling, 1, name, group.channels, round(share * group.channels))
             for name, group in coupling.groups.items()}
-  scores = {name: rng.random(group.channels) for name, group in coupling.groups.items()}
-  return prune.with_masks(state, channels.chosen(coupling, scores, counts), {}, False), counts
+  units = {name: Units.of(rng.random(group.channels)) for name, group in coupling.groups.items()}
+  return prune.with_masks(state, channels.chosen(coupling, units, counts), {}, False), counts
 
 
 def logits(network, data, weights):
@@ -220,8 +221,8 @@ def test_scores_of_channels_are_those_of_their_papers():
   np.testing.assert_allclose(score(channel_scores.l2), [5 / 2**0.5, 0.5**0.5, 1])
   np.testing.assert_allclose(score(channel_scores.taylor), [0.25, 1, 0])  # of means: (sum / 2)^2
   np.testing.assert_allclose(score(channel_scores.norm_scale), [0.5, 0.2, 0.1])
-  np.testing.assert_allclose(channels.worth(groups, 'magnitude', given, None)['a/kernel'],
-                             [3.5, 0.5, 1])  # L1
+  found = channels.units(groups, 'magnitude', given, None)['a/kernel']
+  np.testing.assert_allclose(found.scores, [3.5, 0.5, 1])  # L1
   with pytest.raises(UserError, match='no norm scales'):
     channel_scores.norm_scale(given, {'a/kernel': coupling_lib.Group(
         {'a/kernel': places['a/kernel']}, ('a/kernel',))})

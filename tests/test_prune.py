@@ -25,6 +25,11 @@ def draw(seed=0, shapes=SHAPES):
   return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
+def units_of(scores):
+  """Units of scores of entries, of which those at -inf are gone."""
+  return {name: masks.Units.of(one, one > -np.inf) for name, one in scores.items()}
+
+
 def masks_of(state):
   return part(state.held['prune'], 'masks')
 
@@ -43,10 +48,29 @@ def test_an_exact_count_is_lowest_and_of_equal_ones_the_first(values, share):
   np.testing.assert_array_equal(beside, [False, *chosen])
 
 
+@settings(max_examples=30)
+@given(seed=st.integers(0, 1000), share=st.floats(0, 1), levels=st.sampled_from((1, 2, 9, 10 ** 6)),
+       order=st.sampled_from((None, 'rising', 'falling', 'period')), beside=st.booleans())
+def test_a_sample_finds_the_value_that_a_sort_finds(seed, share, levels, order, beside):
+  """Of more values than are sampled, many of them equal, in orders that a sample may miss."""
+  rng = np.random.default_rng(seed)
+  values = rng.integers(0, levels, 3 * masks.SAMPLE + 5).astype(np.float32)
+  if order in ('rising', 'falling'):
+    values = np.sort(values)[::1 if order == 'rising' else -1]
+  if order == 'period':  # the sample sees the highest alone
+    values[::1 + len(values) // masks.SAMPLE] = levels
+  if beside:
+    values[rng.random(len(values)) < 0.3] = rng.choice([-np.inf, np.inf, np.nan])
+  count = max(round(share * len(values)), 1)
+  np.testing.assert_array_equal(masks.smallest(values, count), np.sort(values)[count - 1])
+
+
 def test_dead_weights_stay_dead_beside_a_weight_that_is_zero():
-  """Masked entries score lowest, so that a zero by chance never takes their place."""
-  score = np.where([True, False, True, True], [0.0, 0.0, 2.0, 3.0], -np.inf)
-  np.testing.assert_array_equal(masks.lowest(score, 1), [False, True, False, False])
+  there = np.array([[True, False], [True, True]])
+  units = masks.Units.of(np.array([[0.0, 0.0], [2.0, 3.0]]), there)
+  assert (units.gone, units.total) == (1, 4)
+  np.testing.assert_array_equal(units.staying(1), [True, False, True, True])
+  np.testing.assert_array_equal(units.staying(2), [False, False, True, True])
 
 
 # allocations
@@ -55,17 +79,17 @@ def test_dead_weights_stay_dead_beside_a_weight_that_is_zero():
 @given(name=st.sampled_from(registry.ALLOCATIONS.names()), share=st.floats(0, 1),
        seed=st.integers(0, 5))
 def test_every_allocation_gives_up_exactly_what_is_asked(name, share, seed):
-  scores = {n: np.abs(kernel) for n, kernel in draw(seed).items()}
-  sizes = allocate.sizes_of(scores)
+  units = units_of({n: np.abs(kernel) for n, kernel in draw(seed).items()})
+  sizes = {n: one.total for n, one in units.items()}
   count = round(share * sum(sizes.values()))
-  given_up = registry.ALLOCATIONS.get(name)(scores, SHAPES, count)
+  given_up = registry.ALLOCATIONS.get(name)(units, count)
   assert sum(given_up.values()) == count
   assert all(0 <= given_up[n] <= sizes[n] for n in sizes)
 
 
 def test_uniform_gives_each_kernel_the_same_share():
   scores = draw()
-  given_up = allocate.uniform(scores, SHAPES, round(0.75 * sum(map(np.size, scores.values()))))
+  given_up = allocate.uniform(units_of(scores), round(0.75 * sum(map(np.size, scores.values()))))
   for name, count in given_up.items():
     assert count == pytest.approx(0.75 * scores[name].size, abs=1)
 
@@ -74,13 +98,13 @@ def test_erk_keeps_in_proportion_to_the_sum_over_the_product_of_sides():
   """Density of kernel l: epsilon * (n_in + n_out + h + w) / (n_in n_out h w), 1 at most."""
   scores = draw()
   total = sum(map(np.size, scores.values()))
-  given_up = allocate.erk(scores, SHAPES, round(0.9 * total))
+  given_up = allocate.erk(units_of(scores), round(0.9 * total))
   density = {n: 1 - given_up[n] / scores[n].size for n in scores}
   raw = {n: sum(SHAPES[n]) / np.prod(SHAPES[n]) for n in SHAPES}
   factors = [density[n] / raw[n] for n in scores]
   np.testing.assert_allclose(factors, factors[0], rtol=0.03)
   # At half, the head would keep more than all it has: it stays dense, but for nothing.
-  given_up = allocate.erk(scores, SHAPES, round(0.5 * total))
+  given_up = allocate.erk(units_of(scores), round(0.5 * total))
   assert given_up['head'] == 0 and given_up['dense'] > 0
 
 
@@ -89,13 +113,13 @@ def test_lamp_is_the_published_score_worked_by_hand():
   found = allocate.lamp_scores(np.array([3.0, 1.0, 2.0]))
   np.testing.assert_allclose(found, [1 / 14, 4 / 13, 1])
   scores = dict(small=np.array([0.1, 0.2, 0.3]), large=np.array([10.0, 20.0, 30.0]))
-  assert allocate.lamp(scores, {}, 4) == dict(small=2, large=2)
-  assert allocate.global_(scores, {}, 3) == dict(small=3, large=0)
+  assert allocate.lamp(units_of(scores), 4) == dict(small=2, large=2)
+  assert allocate.global_(units_of(scores), 3) == dict(small=3, large=0)
   # What is gone counts first, and the ranking is of the rest: 1/14, 4/13, 1 and 1/10, 1.
   gone = dict(small=np.array([0.1, 0.2, 0.3]), large=np.array([-np.inf, 30.0, 10.0]))
-  assert allocate.lamp(gone, {}, 3) == dict(small=1, large=2)
+  assert allocate.lamp(units_of(gone), 3) == dict(small=1, large=2)
   huge = dict(small=np.array([1.0, 2.0, 3.0]), large=np.array([3e38, np.inf, 1.0], np.float32))
-  assert allocate.lamp(huge, {}, 3) == dict(small=2, large=1)
+  assert allocate.lamp(units_of(huge), 3) == dict(small=2, large=1)
   # Scores with signs count from the lowest: here 0, 2, 4 and 6 of 56.
   signed = allocate.Bins.of(np.array([3.0, -3.0, -1.0, 1.0])).scores
   np.testing.assert_allclose(allocate.lamp_scores(signed), [0, 4 / 56, 16 / 52, 1])
@@ -117,8 +141,8 @@ def test_lamp_finds_by_bins_what_a_ranking_of_all_finds(seed, share, signed, dig
   count = least + round(share * sum(map(np.size, staying.values())))
   above = {n: one - min(one.min(initial=0), 0) for n, one in staying.items()}
   every = {n: allocate.lamp_scores(one) for n, one in above.items()}
-  whole = allocate.global_(every, {}, count - least)
-  assert allocate.lamp(scores, {}, count) == {
+  whole = allocate.global_(units_of(every), count - least)
+  assert allocate.lamp(units_of(scores), count) == {
       n: scores[n].size - staying[n].size + whole[n] for n in scores}
 
 
@@ -131,7 +155,8 @@ def test_n_of_m_keeps_the_n_highest_of_every_m_inputs(n, extra, inputs, seed):
   m = n + extra
   kind = structure.pattern(f'{n}:{m}')
   score = np.abs(np.random.default_rng(seed).normal(size=(2, inputs, 3)))
-  kept = structure.chosen_masks(kind, dict(k=score), dict(k=kind.units(score).size))['k']
+  units = kind.units(score)
+  kept = structure.chosen_masks(kind, dict(k=units), dict(k=units.total))['k']
   for row in range(2):
     for column in range(3):
       for start in range(0, inputs, m):
@@ -324,7 +349,7 @@ def test_the_most_promising_come_back(monkeypatch):
   score = dict(k=np.array([4.0, 1.0, 3.0, 2.0, -np.inf, -np.inf, -np.inf, -np.inf]))
   promise = dict(k=np.array([0, 0, 0, 0, 1.0, 9.0, 3.0, 8.0]))
   monkeypatch.setattr(method, 'growth', lambda *_: promise)
-  kept = method.exchanged(plan, None, score, before, None, 5, 0)['k']
+  kept = method.exchanged(plan, None, units_of(score), before, None, 5, 0)['k']
   np.testing.assert_array_equal(kept, [True, False, True, False, False, True, False, True])
 
 
@@ -399,11 +424,10 @@ def test_a_ticket_prunes_by_another_run_and_keeps_its_own_weights(small, tmp_pat
     state = hook(state, 0)
   trained = trees.named(other_runs.read(config, data)['ticket']['params'])
   fresh = trees.named(assembly.state.params)
-  magnitude = {n: np.abs(trained[n]) for n in masks_of(state)}
-  total = sum(map(np.size, magnitude.values()))
-  counts = allocate.global_(magnitude, {}, round(0.8 * total))
+  units = units_of({n: np.abs(trained[n]) for n in masks_of(state)})
+  counts = allocate.global_(units, round(0.8 * sum(one.total for one in units.values())))
   for name, mask in masks_of(state).items():
-    wanted = ~masks.lowest(magnitude[name], counts[name])
+    wanted = units[name].staying(counts[name]).reshape(mask.shape)
     np.testing.assert_array_equal(mask, wanted)
     np.testing.assert_array_equal(trees.named(state.params)[name],
                                   np.where(wanted, fresh[name], 0))
@@ -430,12 +454,11 @@ def test_masks_are_those_of_pytorch_and_of_the_definition(golden, kind, pattern,
   units = {name: found.units(score) for name, score in scores.items()}
   if allocation is None:
     share = 0.7 if pattern == 'none' else 1.0
-    counts = {name: round(share * one.size) for name, one in units.items()}
+    counts = {name: round(share * one.total) for name, one in units.items()}
   else:
-    count = round(0.7 * sum(one.size for one in units.values()))
-    allocate_ = registry.ALLOCATIONS.get(allocation)
-    counts = allocate_(units, {name: kernel.shape for name, kernel in scores.items()}, count)
-  for name, mask in structure.chosen_masks(found, scores, counts).items():
+    count = round(0.7 * sum(one.total for one in units.values()))
+    counts = registry.ALLOCATIONS.get(allocation)(units, count)
+  for name, mask in structure.chosen_masks(found, units, counts).items():
     np.testing.assert_array_equal(mask, golden[kind][name], err_msg=name)
 
 

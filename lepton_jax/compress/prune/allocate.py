@@ -1,8 +1,7 @@
 """How many units each kernel gives up; a unit is what a structure removes at once.
 
-Each registered function is (scores, shapes, count) -> {kernel: units}. scores[kernel] has a score
-for each unit, the lowest go first, shapes[kernel] is the kernel's own, and the units add up to
-`count`, exactly.
+Each registered function is ({kernel: Units}, count) -> {kernel: how many are to be gone}, of which
+some may be so already. The lowest scores go first; the numbers add up to `count`, exactly.
 """
 
 import typing
@@ -14,36 +13,39 @@ from lepton_jax.registry import ALLOCATIONS
 
 
 @ALLOCATIONS.register
-def uniform(scores, shapes, count):
+def uniform(units, count):
   """The same share of every kernel."""
-  del shapes
-  sizes = sizes_of(scores)
-  return exact({name: count * size / sum(sizes.values()) for name, size in sizes.items()}, sizes,
-               count)
+  whole = sum(one.total for one in units.values())
+  return exact({name: count * one.total / whole for name, one in units.items()}, units, count)
 
 
 @ALLOCATIONS.register
-def global_(scores, shapes, count):
+def global_(units, count):
   """One ranking of all kernels together (Han et al., arXiv:1506.02626)."""
-  del shapes
-  flat = np.concatenate([np.asarray(score).ravel() for score in scores.values()])
-  chosen = masks.lowest(flat, count)
-  ends = np.cumsum([np.size(score) for score in scores.values()])[:-1]
-  return {name: int(part.sum()) for name, part in zip(scores, np.split(chosen, ends))}
+  return ranked({name: one.gone for name, one in units.items()},
+                {name: one.scores for name, one in units.items()}, count)
+
+
+def ranked(given, scores, count):
+  """{kernel: given[kernel] and those of its scores[kernel] that are among the lowest of all}."""
+  chosen = masks.lowest(np.concatenate(list(scores.values())), count - sum(given.values()))
+  ends = np.cumsum([len(one) for one in scores.values()])[:-1]
+  return {name: given[name] + np.count_nonzero(part)
+          for name, part in zip(scores, np.split(chosen, ends))}
 
 
 @ALLOCATIONS.register
-def erk(scores, shapes, count):
+def erk(units, count):
   """Kept shares in proportion to the sum over the product of a kernel's sides (arXiv:1911.11134).
 
   Erdos-Renyi-Kernel: wide kernels give up most. A kernel that would keep more than it has stays
   dense, and the others share what that leaves.
   """
-  sizes = sizes_of(scores)
-  raw = {name: sum(shapes[name]) / np.prod(shapes[name], dtype=float) for name in scores}
+  sizes = {name: one.total for name, one in units.items()}
+  raw = {name: sum(one.shape) / np.prod(one.shape, dtype=float) for name, one in units.items()}
   dense, kept = set(), sum(sizes.values()) - count
   while True:
-    open_to = [name for name in scores if name not in dense]
+    open_to = [name for name in units if name not in dense]
     room = kept - sum(sizes[name] for name in dense)
     factor = room / max(sum(raw[name] * sizes[name] for name in open_to), 1e-12)
     full = {name for name in open_to if factor * raw[name] >= 1}
@@ -51,29 +53,27 @@ def erk(scores, shapes, count):
       break
     dense |= full
   wanted = {name: 0.0 if name in dense else (1 - factor * raw[name]) * sizes[name]
-            for name in scores}
-  return exact(wanted, sizes, count)
+            for name in units}
+  return exact(wanted, units, count)
 
 
 @ALLOCATIONS.register
-def lamp(scores, shapes, count):
+def lamp(units, count):
   """One ranking by a score's square over the sum of all squares that are not smaller in its kernel.
 
   Layer-adaptive magnitude pruning (arXiv:2010.07611); each kernel's largest score becomes 1.
   """
   # Of a large table of words, sorting would be most of an update. Only counts are asked for: bins
   # of scores do, and a sort of those bins among which the ranking ends.
-  found = {name: Bins.of(score) for name, score in scores.items()}
-  given = {name: np.size(scores[name]) - bins.scores.size for name, bins in found.items()}
+  found = {name: Bins.of(one.scores) for name, one in units.items()}
+  given = {name: one.gone for name, one in units.items()}
   entries, least, most = (np.concatenate(column) for column in zip(*(
       (bins.entries, bins.least, bins.most) for bins in found.values())))
   wanted = count - sum(given.values())
   start, end = reached(wanted, least, entries), reached(wanted, most, entries)
   for name, bins in found.items():
     given[name] += int(bins.entries[bins.most < start].sum())
-  more = global_({name: bins.lamp_scores(start, end) for name, bins in found.items()}, shapes,
-                 count - sum(given.values()))
-  return {name: given[name] + more[name] for name in scores}
+  return ranked(given, {name: bins.lamp_scores(start, end) for name, bins in found.items()}, count)
 
 
 def reached(count, bound, entries):
@@ -87,46 +87,46 @@ class Bins(typing.NamedTuple):
   """Scores of a kernel in bins: together is what has an exponent and 7 bits of mantissa in common.
 
   Attributes:
-    scores: f32[n], at least 0, of what is not gone.
-    keys: [n], the bin of each, as number[bins] has it.
-    entries, squares: [bins], how many scores there are, and the sum of their squares.
+    scores: f32[n], at least 0.
+    low, high: f32[bins], a bin's scores are at least and below these; empty bins are left out.
+    entries: [bins], how many scores there are.
     least, most: f64[bins], between which their LAMP scores are.
   """
   scores: np.ndarray
-  keys: np.ndarray
-  number: np.ndarray
+  low: np.ndarray
+  high: np.ndarray
   entries: np.ndarray
-  squares: np.ndarray
   least: np.ndarray
   most: np.ndarray
 
   @classmethod
   def of(cls, score):
-    score = np.minimum(np.asarray(score, np.float32), LARGEST)
-    score = masks.picked(score, score > -np.inf)
-    if score.min(initial=0) < 0:  # of scores with signs, how far above the lowest
-      score = score - score.min()
-    keys = score.view(np.uint32) >> 16
-    places = keys.astype(np.intp)
-    entries = np.bincount(places)
+    score = np.fmin(np.asarray(score, np.float32), LARGEST)  # what is no number is worth most
+    # Of scores with signs, how far above the lowest; and a sum with 0 is no zero with a sign.
+    score += max(0, -score.min(initial=0))
+    bits = score.view(np.uint32)
+    parts = np.array_split(bits, 1 + bits.size // 2 ** 16)  # which stay in a cache
+    entries = sum(np.bincount(part >> 16, minlength=2 ** 15) for part in parts)
     number = np.flatnonzero(entries)
-    squares = np.bincount(places, np.square(score, dtype=np.float64))[number]
-    low, high = (np.square((edge.astype(np.uint32) << 16).view(np.float32), dtype=np.float64)
-                 for edge in (number, number + 1))
-    remaining = np.cumsum(squares[::-1])[::-1]
+    entries = entries[number]
+    low, high = ((edge.astype(np.uint32) << 16).view(np.float32) for edge in (number, number + 1))
+    squares = [np.square(edge, dtype=np.float64) for edge in (low, high)]
+    fewest, largest = (np.cumsum((entries * square)[::-1])[::-1] for square in squares)
+    least = squares[0] / largest
+    most = squares[1] / np.maximum(squares[1] + fewest - entries * squares[0], TINY)
     # Sums in another order have other last bits.
-    least = low / np.maximum(remaining, TINY) * (1 - 1e-9)
-    most = high / np.maximum(high + remaining - squares, TINY) * (1 + 1e-9)
-    return cls(score, keys, number, entries[number], squares, least, most)
+    return cls(score, low, high, entries, least * (1 - 1e-9), most * (1 + 1e-9))
 
   def lamp_scores(self, start, end):
     """f64[...], rising, of the bins that may have some from `start` to `end`; they adjoin."""
     inside = np.flatnonzero((self.most >= start) & (self.least <= end))
     if not inside.size:
       return np.zeros(0)
-    first, last = self.number[inside[[0, -1]]].tolist()
-    chosen = masks.picked(self.scores, (self.keys >= first) & (self.keys <= last))
-    return lamp_scores(chosen, self.squares[inside[-1] + 1:].sum())
+    low, high = self.low[inside[0]], self.high[inside[-1]]
+    below = self.scores < high
+    above = self.scores * ~below
+    return lamp_scores(masks.picked(self.scores, (self.scores >= low) & below),
+                       np.einsum('i,i', above, above, dtype=np.float64))
 
 
 TINY, LARGEST = np.finfo(np.float64).tiny, np.float32(1e38)
@@ -139,15 +139,12 @@ def lamp_scores(scores, above=0.0):
   return square / np.maximum(remaining, TINY)
 
 
-def sizes_of(scores):
-  return {name: int(np.size(score)) for name, score in scores.items()}
-
-
-def exact(wanted, sizes, count):
+def exact(wanted, units, count):
   """Whole numbers near `wanted` that add up to `count` and keep at least one unit where they can.
 
   The largest remainders are rounded up. What some kernels cannot give the largest ones do.
   """
+  sizes = {name: one.total for name, one in units.items()}
   if count > sum(sizes.values()):
     raise ValueError(f'{count} units of {sum(sizes.values())}')
   most = {name: max(size - 1, 0) for name, size in sizes.items()}

@@ -10,21 +10,21 @@ import numpy as np
 
 from lepton_jax import registry
 from lepton_jax.compress import coupling as coupling_lib
-from lepton_jax.compress.prune import masks
+from lepton_jax.compress.prune.masks import Units
 
 
 def parts(coupling, multiple):
   """The attributes of the Structure; widths stay multiples of `multiple` where they can."""
   return dict(
       kernels={name: group.made_by for name, group in coupling.groups.items()},
-      reasons=coupling.reasons, share=1.0, worth=functools.partial(worth, coupling.groups),
-      units=dict, masks=functools.partial(chosen, coupling),
+      reasons=coupling.reasons, share=1.0, units=functools.partial(units, coupling.groups),
+      masks=functools.partial(chosen, coupling),
       masked=functools.partial(touched, coupling),
       allowed=functools.partial(allowed, coupling, multiple))
 
 
-def worth(groups, score, evidence, before):
-  """{group: score[channels]}, -inf where a channel is masked already.
+def units(groups, score, evidence, before):
+  """{group: Units}, its channels; one that is masked is gone.
 
   A score of entries counts as its mean over the kernels that make a channel: of magnitudes that is
   the L1 norm of filters (arXiv:1608.08710).
@@ -36,10 +36,9 @@ def worth(groups, score, evidence, before):
   else:
     entries = {name: np.asarray(one) for name, one in registry.SCORES.get(score)(evidence).items()}
     found = {name: mean_by_channel(group, entries) for name, group in groups.items()}
-  if before is None:
-    return found
-  return {name: np.where(coupling_lib.gone(groups[name], before), -np.inf, np.asarray(one))
-          for name, one in found.items()}
+  shape = lambda name: evidence.kernels[groups[name].made_by[0]].shape
+  there = lambda name: None if before is None else ~coupling_lib.gone(groups[name], before)
+  return {name: Units.of(one, there(name), shape=shape(name)) for name, one in found.items()}
 
 
 def mean_by_channel(group, entries, xp=np):
@@ -57,12 +56,11 @@ def mean_by_channel(group, entries, xp=np):
   return total / count
 
 
-def chosen(coupling, scores, counts):
-  """{array: mask} without the channels of the lowest scores."""
+def chosen(coupling, units, counts):
+  """{array: mask} where of each group counts[group] channels are gone."""
   found, shapes = {}, {name: coupling.shapes[name] for name in coupling.trained}
-  for name, score in scores.items():
-    group = coupling.groups[name]
-    dead = coupling_lib.without(group, masks.lowest(score, counts[name]), shapes)
+  for name, one in units.items():
+    dead = coupling_lib.without(coupling.groups[name], ~one.staying(counts[name]), shapes)
     for array, mask in dead.items():
       found[array] = found[array] & mask if array in found else mask
   return found

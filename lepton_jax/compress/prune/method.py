@@ -176,15 +176,13 @@ def hooks(structure, plan, ranked, scored, fixed, ticket, config, tools):
   def update(state, step):
     present = {name: np.asarray(mask) for name, mask in part(state.held[NAME], MASKS).items()}
     found = evidence(config, tools, scored, ticket, state, step)
-    worth = structure.worth(config.prune.prune_score, found, None if straight else present)
-    worth = {key: worth[key] for key in ranked}
+    units = structure.units(config.prune.prune_score, found, None if straight else present)
+    units = {key: units[key] for key in ranked}
     if plan.grows_by and step:
       before = {name: present[name] for name in ranked}
-      kept = exchanged(plan, tools, worth, before, state, step, config.training.seed)
+      kept = exchanged(plan, tools, units, before, state, step, config.training.seed)
       return with_masks(state, kept, {name: kept[name] & ~before[name] for name in kept}, straight)
-    shapes = {key: found.kernels[kernels[0]].shape for key, kernels in ranked.items()}
-    counts = units_to_go(config.prune, structure, plan.share(step), shares, worth, shapes)
-    kept = structure.masks(worth, counts)
+    kept = structure.masks(units, to_go(config.prune, structure, plan.share(step), shares, units))
     floor = part(state.held[NAME], BEGUN) if straight else present
     kept = {name: mask & np.asarray(floor[name]) if name in floor else mask
             for name, mask in kept.items()}
@@ -203,20 +201,17 @@ def evidence(config, tools, scored, ticket, state, step):
       part(state.held[NAME], MOVEMENT))
 
 
-def units_to_go(options, structure, share, fixed, worth, shapes):
+def to_go(options, structure, share, fixed, units):
   """{key: how many of its units go} at a share of the final sparsity; what is gone stays so."""
-  units = structure.units(worth)
-  gone = {key: np.count_nonzero(one == -np.inf) for key, one in units.items()}
-  counts = {key: round(share * fixed[key] / structure.share * units[key].size)
+  counts = {key: round(share * fixed[key] / structure.share * units[key].total)
             for key in units if key in fixed}
   rest = {key: one for key, one in units.items() if key not in fixed}
   if rest:
-    total = sum(one.size for one in rest.values())
-    count = round(share * options.prune_sparsity / structure.share * total)
+    count = round(share * options.prune_sparsity / structure.share
+                  * sum(one.total for one in rest.values()))
     allocate = registry.ALLOCATIONS.get(allocation(options))
-    counts |= allocate(rest, {key: shapes[key] for key in rest},
-                       max(sum(gone[key] for key in rest), count))
-  return {key: max(structure.allowed(key, one.size, counts[key]), gone[key])
+    counts |= allocate(rest, max(sum(one.gone for one in rest.values()), count))
+  return {key: max(structure.allowed(key, one.total, counts[key]), one.gone)
           for key, one in units.items()}
 
 
@@ -226,14 +221,13 @@ def allocation(options):
   return auto if options.prune_allocation == 'auto' else options.prune_allocation
 
 
-def exchanged(plan, tools, scores_of, before, state, step, seed):
+def exchanged(plan, tools, units, before, state, step, seed):
   """Masks as sparse as before: the lowest weights of each kernel give way to the most promising."""
   promise = growth(plan, tools, before, state, step, seed)
   kept = {}
   for name, alive in before.items():
     count = round(plan.exchange(step) * int(alive.sum()))
-    rest = np.where(alive, scores_of[name], np.inf)
-    staying = alive & ~masks.lowest(rest, count)
+    staying = units[name].staying(units[name].gone + count).reshape(alive.shape)
     kept[name] = staying | masks.lowest(np.where(staying, np.inf, -promise[name]), count)
   return kept
 

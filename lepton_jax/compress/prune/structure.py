@@ -1,7 +1,6 @@
 """What goes at once: single entries, all but N of every M neighbours, or channels (channels.py).
 
-A structure turns what entries are worth into what units are worth, and how many units go into
-masks.
+A structure turns scores of entries into units that can go, and units that stay into masks.
 """
 
 import functools
@@ -11,7 +10,8 @@ import typing
 import numpy as np
 
 from lepton_jax import registry
-from lepton_jax.compress.prune import channels, masks
+from lepton_jax.compress.prune import channels
+from lepton_jax.compress.prune.masks import Units
 from lepton_jax.errors import UserError
 
 
@@ -22,16 +22,14 @@ class Structure(typing.NamedTuple):
     kernels: {key: names of the kernels that are scored for it, the first gives it its shape}.
     reasons: {kernel: why nothing of it can go}.
     share: of a unit's entries, how many go with it, 0 to 1.
-    worth: (score, Evidence, {array: mask before} or None) -> {key: scores}, -inf where masked.
-    units: {key: scores} -> {key: scores of units}.
-    masks: ({key: scores}, {key: how many units go}) -> {array: mask of what stays}.
+    units: (score, Evidence, {array: mask before} or None) -> {key: Units}.
+    masks: ({key: Units}, {key: how many are to be gone}) -> {array: mask of what stays}.
     masked: keys -> names of the parameters that get masks.
     allowed: (key, its units, how many should go) -> how many may.
   """
   kernels: dict
   reasons: dict
   share: float
-  worth: typing.Callable
   units: typing.Callable
   masks: typing.Callable
   masked: typing.Callable = tuple
@@ -57,20 +55,20 @@ class Pattern(typing.NamedTuple):
 
   Attributes:
     share: as a Structure's.
-    units: score[...] of entries -> score of units, an array.
-    entries: (score[...] of entries, bool of units) -> bool[...], the entries that go.
+    units: (score[...] of entries, mask before or None) -> Units.
+    mask: (Units, bool of those that stay) -> bool[...], the entries that stay.
     refuses: (kernel name, shape) -> why it cannot have this pattern, or None.
   """
   share: float
   units: typing.Callable
-  entries: typing.Callable
+  mask: typing.Callable
   refuses: typing.Callable = lambda name, shape: None
 
 
 def pattern(name):
   """The Pattern called 'none' or 'N:M'; raises UserError for any other name."""
   if name == 'none':
-    return Pattern(1.0, np.asarray, lambda score, units: units)
+    return Pattern(1.0, Units.of, lambda units, stays: stays.reshape(units.shape))
   found = re.fullmatch(r'(\d+):(\d+)', name)
   if not found or not 0 < int(found[1]) < int(found[2]):
     raise UserError(f'--prune_structure={name}: allowed are none, channels, and N:M with '
@@ -84,19 +82,14 @@ def of_kernels(setting, pattern):
   return Structure(
       kernels={name: (name,) for name, why in refused.items() if not why},
       reasons={name: why for name, why in refused.items() if why}, share=pattern.share,
-      worth=worth_of_entries,
-      units=lambda scores: {name: pattern.units(score) for name, score in scores.items()},
+      units=functools.partial(units_of_kernels, pattern),
       masks=functools.partial(chosen_masks, pattern))
 
 
-def worth_of_entries(score, evidence, before):
-  found = registry.SCORES.get(score)(evidence)
-  if before is None:
-    return found
-  worth = {name: np.array(one) for name, one in found.items()}
-  for name, one in worth.items():
-    np.put(one, np.flatnonzero(~before[name]), -np.inf)
-  return worth
+def units_of_kernels(pattern, score, evidence, before):
+  before = before or {}
+  return {name: pattern.units(np.asarray(one), before.get(name))
+          for name, one in registry.SCORES.get(score)(evidence).items()}
 
 
 def n_of_m(n, m):
@@ -118,29 +111,26 @@ def n_of_m(n, m):
     np.put_along_axis(lost, order[..., :m - n], True, -1)
     return lost
 
-  def units(score):
-    groups = grouped(score)
-    goes = losing(groups) & np.isfinite(groups)
-    return np.where(goes.any(-1), np.where(goes, groups, 0).sum(-1), -np.inf)
+  def units(score, before=None):
+    groups = grouped(score if before is None else np.where(before, score, -np.inf))
+    lost = losing(groups)
+    goes = lost & np.isfinite(groups)
+    worth = np.where(goes, groups, 0).sum(-1)
+    return Units.of(worth, goes.any(-1), shape=score.shape, entries=lost)
 
-  def entries(score, chosen):
-    groups = grouped(score)
-    lost = losing(groups) & chosen[..., None]
-    flat = lost.reshape(*lost.shape[:-2], -1)[..., :np.shape(score)[-2]]
-    return np.moveaxis(flat, -1, -2)
+  def mask(units, stays):
+    lost = units.entries & ~stays.reshape(units.entries.shape[:-1])[..., None]
+    flat = lost.reshape(*lost.shape[:-2], -1)[..., :units.shape[-2]]
+    return ~np.moveaxis(flat, -1, -2)
 
   def refuses(name, shape):
     if name.endswith('embedding'):
       return f'{n}:{m} needs the inputs of a matrix product; a table of vectors has none'
     return f'{n}:{m} leaves out none of {shape[-2]} inputs' if shape[-2] <= n else None
 
-  return Pattern((m - n) / m, units, entries, refuses)
+  return Pattern((m - n) / m, units, mask, refuses)
 
 
-def chosen_masks(kind, scores, counts):
-  """{kernel: bool mask of what stays} where each kernel gives up counts[kernel] units."""
-  found = {}
-  for name, score in scores.items():
-    units = masks.lowest(kind.units(score), counts[name])
-    found[name] = ~kind.entries(score, units)
-  return found
+def chosen_masks(pattern, units, counts):
+  """{kernel: bool mask of what stays} where of each kernel counts[kernel] units are gone."""
+  return {name: pattern.mask(one, one.staying(counts[name])) for name, one in units.items()}
