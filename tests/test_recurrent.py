@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lepton_jax import layers, trees
 from lepton_jax.compress.quantize import inputs as rounding
-from lepton_jax.layers import lstm, platform, recur, recurrent
+from lepton_jax.layers import lstm, platform, recur, recurrent, watch
 from lepton_jax.registry import MODELS
 from tests import LONG
 from tests.golden import make_recurrent
@@ -155,8 +155,10 @@ def test_recurrent_dropout_keeps_one_mask_a_sequence(kind):
          mapped=False, rounded=True, inside=False)
 @example(kind='lstm', activation='tanh', lengths=[2, 5], masked=False, dropped=True, mapped=True,
          rounded=True, inside=False)
-@example(kind='lstm', activation='tanh', lengths=[2, 5], masked=True, dropped=False, mapped=False,
-         rounded=True, inside=True)
+@example(kind='lstm', activation='tanh', lengths=[2, 5], masked=True, dropped=False, mapped=True,
+         rounded=False, inside=True)
+@example(kind='lstm', activation='tanh', lengths=[0, 3, 5] * 12, masked=True, dropped=True,
+         mapped=False, rounded=True, inside=True)
 def test_own_gradient_of_the_recurrence_is_the_reference_s(kind, activation, lengths, masked,
                                                            dropped, mapped, rounded, inside):
   """Values and every gradient: missing steps, dropout, rounding of states and gates, vmap."""
@@ -191,16 +193,18 @@ def test_own_gradient_of_the_recurrence_is_the_reference_s(kind, activation, len
 
   near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
   jax.tree.map(near, both(recur.fused), both(recur.plain))
-  if (kind, activation, inside) == ('lstm', 'tanh', False) and platform.native(jnp.ones(1)):
+  if (kind, activation) == ('lstm', 'tanh') and platform.native(jnp.ones(1)):
     def native(join, step, read, kernel, bias, gates, valid, states, end):
-      change = (read_kept(end), rounding.grid(-end, end, jnp.float32(3))) if rounded else ()
-      return lstm.lstm(kernel, bias, gates, valid, keep, states, *change)
+      change = watch.Change(read_kept(end), rounding.grid(-end, end, jnp.float32(3)))
+      within = watch.Change(lambda x: rounding.affine(x, -end, 2 * end, jnp.float32(4), size),
+                            rounding.grid(-end, 2 * end, jnp.float32(4)))
+      changes = [change if rounded else None, *[within if inside else None] * 5]
+      return lstm.lstm(kernel, bias, gates, valid, keep, states, changes)
 
     jax.tree.map(near, both(native), both(recur.plain))
 
 
 def test_a_watched_recurrence_is_the_same_and_each_of_its_steps_is_seen():
-  from lepton_jax.layers import watch
   layer, x = recurrent.Recurrent('lstm', 4), jax.random.normal(jax.random.key(0), (2, 5, 3))
   variables = layer.init(jax.random.key(1), x)
   seen = []

@@ -177,13 +177,12 @@ class Recurrent(nn.Module):
 
     if not (self.layer_norm or self.is_initializing()):
       with contextlib.suppress(LookupError):  # a layer that is watched has to be called
-        changed = watch.changes(recurrent.path)
-        for name in kind.inside:
-          watch.changes((*recurrent.path, name))
+        changes = [watch.changes(path) for path in (
+            recurrent.path, *((*recurrent.path, name) for name in kind.inside))]
         for part in ('down', 'up'):  # of a layer that was factorised, whose inputs are its own
           if watch.changes((*recurrent.path, part)) is not None:
             raise LookupError(part)
-        outputs, carry = self._fused(recurrent, gates, valid, keep, carry, changed)
+        outputs, carry = self._fused(recurrent, gates, valid, keep, carry, changes)
         return outputs.swapaxes(0, 1), carry
 
     def body(recurrent, states, inputs):
@@ -204,26 +203,29 @@ class Recurrent(nn.Module):
     carry, outputs = scan(recurrent, carry, (gates, valid))
     return outputs.swapaxes(0, 1), carry
 
-  def _fused(self, recurrent, gates, valid, keep, carry, changed):
-    """(outputs[time, ...], carry) without a call for each step; `changed` is watch.changes'."""
+  def _fused(self, recurrent, gates, valid, keep, carry, changes):
+    """(outputs[time, ...], carry) without a call for each step.
+
+    `changes` has the watch.Change, or None, of what is projected and of what is inside.
+    """
     params = dict(recurrent.variables['params'])
     if 'down' in params:  # factorised: the product once, instead of two at each step
       params = dict(params['up'], kernel=params['down']['kernel'] @ params['up']['kernel'])
     params = {name: leaf.astype(gates.dtype) for name, leaf in params.items()}
     if platform.as_graph():  # operators of recurrence round no states
       return self._operator(params, gates, valid, carry)
-    within = any(watch.changes((*recurrent.path, name)) for name in KINDS[self.kind].inside)
-    if self._is_native(gates) and not within and (changed is None or changed.grid is not None):
+    known = all(change is None or change.grid is not None for change in changes)
+    if self._is_native(gates) and known:
       carry, outputs = lstm.lstm(params['kernel'], params['bias'], gates, valid, keep, carry,
-                                 *(changed or ()))
+                                 changes)
       return outputs, carry
 
     def read(h):
       h = h if keep is None else h * keep
-      return h if changed is None else changed.read(h)
+      return h if changes[0] is None else changes[0].read(h)
 
     step = functools.partial(_step, self.kind, self.activation)
-    if within:
+    if any(changes[1:]):
       step = functools.partial(step, read=_reader(recurrent.path))
     carry, outputs = recur.fused(KINDS[self.kind].join, step, read, params['kernel'],
                                  params['bias'], gates, valid, carry)

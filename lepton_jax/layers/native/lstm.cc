@@ -4,8 +4,9 @@
 // once at the end.
 // Arrays: gates [lanes..., time, batch, 4 features] in the order input, forget, cell, output;
 // kernel [lanes..., features, 4 features]; states [lanes..., batch, features];
-// valid [lanes..., time, batch], 1 or 0; grid [lanes..., 3]: scale, zero and highest level of what
-// the states are rounded to before they are projected, a scale of 0 where they are not.
+// valid [lanes..., time, batch], 1 or 0; grids [lanes..., 18]: scale, zero and highest level of the
+// states where they are projected, of each gate, and of the cell's own state; a scale of 0 where
+// something is not rounded.
 
 #include <cmath>
 #include <cstdint>
@@ -20,6 +21,7 @@ using dnnl::matmul;
 using ffi::AnyBuffer;
 using Result = ffi::Result<AnyBuffer>;
 
+constexpr int64_t kGrids = 18;  // numbers of a lane's grids
 constexpr int64_t kRows = 16;  // of a part, the fewest that fill the processor's registers
 
 // e ** x to a unit in the last place or two, in a form that compilers turn into vector
@@ -126,7 +128,7 @@ class Ordered {
   bool transposed_;
 };
 
-// What the projection reads of a state: scale * (level - zero), levels from 0 to `highest`.
+// What is read of a value: scale * (level - zero), levels from 0 to `highest`.
 struct Grid {
   explicit Grid(const float* numbers)
       : scale(numbers[0]), zero(numbers[1]), highest(numbers[2]), on(scale > 0.0f) {}
@@ -140,9 +142,25 @@ struct Grid {
   }
 
   void Read(int64_t count, const float* x, float* result) const {
+    if (!on) {
+      if (x != result) std::copy(x, x + count, result);
+      return;
+    }
+    const Grid own = *this;  // whose numbers a result cannot overwrite, so that loops are vectors
     for (int64_t k = 0; k < count; ++k) {
-      const float level = Level(x[k]);
-      result[k] = ((level < 0.0f ? 0.0f : level > highest ? highest : level) - zero) * scale;
+      const float level = own.Level(x[k]);
+      const float inside = level < 0.0f ? 0.0f : level > own.highest ? own.highest : level;
+      result[k] = (inside - own.zero) * own.scale;
+    }
+  }
+
+  // No gradient reaches what was clipped.
+  void Cut(int64_t count, const float* x, float* gradient) const {
+    if (!on) return;
+    const Grid own = *this;
+    for (int64_t k = 0; k < count; ++k) {
+      const float level = own.Level(x[k]);
+      gradient[k] = level < 0.0f || level > own.highest ? 0.0f : gradient[k];
     }
   }
 
@@ -150,26 +168,47 @@ struct Grid {
   bool on;
 };
 
-// One row of one step. `z` holds the joined gates and becomes the activated ones.
-void Step(int64_t features, float exists, float* __restrict z, float* __restrict h,
-          float* __restrict c, float* __restrict output, float* __restrict cell) {
-  float *i = z, *f = z + features, *g = z + 2 * features, *o = z + 3 * features;
-  for (int64_t k = 0; k < 2 * features; ++k) z[k] = Sigmoid(z[k]);
-  for (int64_t k = 0; k < features; ++k) g[k] = Tanh(g[k]);
-  for (int64_t k = 0; k < features; ++k) o[k] = Sigmoid(o[k]);
-  if (exists != 0.0f) {
-    for (int64_t k = 0; k < features; ++k) c[k] = f[k] * c[k] + i[k] * g[k];
-    for (int64_t k = 0; k < features; ++k) output[k] = h[k] = o[k] * Tanh(c[k]);
-  } else {
-    std::fill(output, output + features, 0.0f);
+struct Grids {
+  explicit Grids(const float* numbers)
+      : projected(numbers), gates{Grid(numbers + 3), Grid(numbers + 6), Grid(numbers + 9),
+                                  Grid(numbers + 12)},
+        cell(numbers + 15), any_gate(gates[0].on || gates[1].on || gates[2].on || gates[3].on) {}
+
+  // What is read of gates z[4 features]: themselves, or `own`, which is filled.
+  const float* Read(int64_t features, const float* z, float* own) const {
+    if (!any_gate) return z;
+    for (int64_t i = 0; i < 4; ++i) gates[i].Read(features, z + i * features, own + i * features);
+    return own;
   }
-  std::copy(c, c + features, cell);
+
+  Grid projected, gates[4], cell;
+  bool any_gate;
+};
+
+// One row of one step. `z` holds the joined gates and becomes the activated ones, `own` is scratch
+// for as many, and `cell` becomes what is then read as the cell's state c.
+void Step(int64_t features, const Grids& grids, float exists, float* __restrict z,
+          float* __restrict own, float* __restrict h, float* __restrict c,
+          float* __restrict output, float* __restrict cell) {
+  for (int64_t k = 0; k < 2 * features; ++k) z[k] = Sigmoid(z[k]);
+  for (int64_t k = 2 * features; k < 3 * features; ++k) z[k] = Tanh(z[k]);
+  for (int64_t k = 3 * features; k < 4 * features; ++k) z[k] = Sigmoid(z[k]);
+  if (exists == 0.0f) {
+    std::fill(output, output + features, 0.0f);
+    std::copy(c, c + features, cell);
+    return;
+  }
+  const float *i = grids.Read(features, z, own), *f = i + features, *g = f + features,
+              *o = g + features;
+  for (int64_t k = 0; k < features; ++k) cell[k] = f[k] * c[k] + i[k] * g[k];
+  grids.cell.Read(features, cell, c);
+  for (int64_t k = 0; k < features; ++k) output[k] = h[k] = o[k] * Tanh(c[k]);
 }
 
 // `activated` and `cells`, which only a gradient needs, may be null.
 struct Forward {
-  float *gates, *kernel, *bias, *valid, *keep, *grid, *h, *c, *outputs, *activated, *cells, *last_h,
-      *last_c;
+  float *gates, *kernel, *bias, *valid, *keep, *grids, *h, *c, *outputs, *activated, *cells,
+      *last_h, *last_c;
 };
 
 void RunForward(const Sizes& s, ffi::ThreadPool& pool, const Forward& a) {
@@ -179,11 +218,11 @@ void RunForward(const Sizes& s, ffi::ThreadPool& pool, const Forward& a) {
                   n = s.begin(i % s.parts + 1) - begin;
     const int64_t f = s.features, w = s.wide(), first = (lane * s.batch + begin) * f;
     const Multiplier multiply(n, f, w, true);
-    const Grid grid(a.grid + lane * 3);
+    const Grids grids(a.grids + lane * kGrids);
     char* kernel = ordered.Get(lane, multiply);
     thread_local Scratch scratch;
-    float* kept = reinterpret_cast<float*>(scratch.Get(n * (w + 2 * f) * sizeof(float)));
-    float *own_z = kept + n * f, *own_cells = own_z + n * w;
+    float* kept = reinterpret_cast<float*>(scratch.Get((n * (w + 2 * f) + w) * sizeof(float)));
+    float *own_z = kept + n * f, *own_cells = own_z + n * w, *own_gates = own_cells + n * f;
     float *h = a.last_h + first, *c = a.last_c + first;
     std::copy(a.h + first, a.h + first + n * f, h);
     std::copy(a.c + first, a.c + first + n * f, c);
@@ -196,36 +235,49 @@ void RunForward(const Sizes& s, ffi::ThreadPool& pool, const Forward& a) {
         for (int64_t k = 0; k < w; ++k) z[r * w + k] = gates[r * w + k] + bias[k];
       }
       for (int64_t k = 0; k < n * f; ++k) kept[k] = h[k] * a.keep[first + k];
-      if (grid.on) grid.Read(n * f, kept, kept);
+      grids.projected.Read(n * f, kept, kept);
       multiply(kept, kernel, z);
       for (int64_t r = 0; r < n; ++r) {
-        Step(f, a.valid[row + r], z + r * w, h + r * f, c + r * f, a.outputs + (row + r) * f,
-             cells + r * f);
+        Step(f, grids, a.valid[row + r], z + r * w, own_gates, h + r * f, c + r * f,
+             a.outputs + (row + r) * f, cells + r * f);
       }
     }
   });
 }
 
 // One row of one step backwards: dz from the gradients of the states after it; dc becomes that of
-// the cell before.
-void StepBack(int64_t features, const float* __restrict z, const float* __restrict cell,
-              const float* __restrict before, const float* __restrict dh, float* __restrict dc,
-              float* __restrict dz) {
-  const float *i = z, *f = z + features, *g = z + 2 * features, *o = z + 3 * features;
+// the cell before. `u` is what was read of the gates z, `read` of the new cell's state, `before` of
+// the old one's. Gradients of what was read go to `dinside`, gates first, where it was rounded.
+void StepBack(int64_t features, const Grids& grids, const float* __restrict z,
+              const float* __restrict u, const float* __restrict cell,
+              const float* __restrict read, const float* __restrict before,
+              const float* __restrict dh, float* __restrict dc, float* __restrict dz,
+              float* __restrict dinside) {
+  const float *i = u, *f = u + features, *g = u + 2 * features, *o = u + 3 * features;
   for (int64_t k = 0; k < features; ++k) {
-    const float t = Tanh(cell[k]), d = dc[k] + dh[k] * o[k] * (1.0f - t * t);
-    dz[k] = d * g[k] * i[k] * (1.0f - i[k]);
-    dz[features + k] = d * before[k] * f[k] * (1.0f - f[k]);
-    dz[2 * features + k] = d * i[k] * (1.0f - g[k] * g[k]);
-    dz[3 * features + k] = dh[k] * t * o[k] * (1.0f - o[k]);
-    dc[k] = d * f[k];
+    const float t = Tanh(read[k]);
+    dz[3 * features + k] = dh[k] * t;
+    dc[k] += dh[k] * o[k] * (1.0f - t * t);
   }
+  if (grids.cell.on) std::copy(dc, dc + features, dinside + 4 * features);
+  grids.cell.Cut(features, cell, dc);
+  for (int64_t k = 0; k < features; ++k) {
+    dz[k] = dc[k] * g[k];
+    dz[features + k] = dc[k] * before[k];
+    dz[2 * features + k] = dc[k] * i[k];
+    dc[k] *= f[k];
+  }
+  if (grids.any_gate) std::copy(dz, dz + 4 * features, dinside);
+  for (int64_t n = 0; n < 4; ++n) grids.gates[n].Cut(features, z + n * features, dz + n * features);
+  for (int64_t k = 0; k < 2 * features; ++k) dz[k] *= z[k] * (1.0f - z[k]);
+  for (int64_t k = 2 * features; k < 3 * features; ++k) dz[k] *= 1.0f - z[k] * z[k];
+  for (int64_t k = 3 * features; k < 4 * features; ++k) dz[k] *= z[k] * (1.0f - z[k]);
 }
 
-// `outputs`, `h` and `dread`, the gradient of what was read, may be null where nothing is rounded.
+// `dread` and `dinside`, the gradients of what was read, are filled where something is rounded.
 struct Backward {
-  float *activated, *cells, *outputs, *kernel, *valid, *keep, *grid, *h, *c, *doutputs, *dlast_h,
-      *dlast_c, *dgates, *dread, *dh, *dc;
+  float *activated, *cells, *outputs, *kernel, *valid, *keep, *grids, *h, *c, *doutputs, *dlast_h,
+      *dlast_c, *dgates, *dread, *dinside, *dh, *dc;
 };
 
 void RunBackward(const Sizes& s, ffi::ThreadPool& pool, const Backward& a) {
@@ -235,94 +287,90 @@ void RunBackward(const Sizes& s, ffi::ThreadPool& pool, const Backward& a) {
                   n = s.begin(i % s.parts + 1) - begin;
     const int64_t f = s.features, w = s.wide(), first = (lane * s.batch + begin) * f;
     const Multiplier multiply(n, w, f, false);
-    const Grid grid(a.grid + lane * 3);
+    const Grids grids(a.grids + lane * kGrids);
     char* kernel = ordered.Get(lane, multiply);
     thread_local Scratch scratch;
-    float* back = reinterpret_cast<float*>(scratch.Get(n * f * sizeof(float)));
+    float* back = reinterpret_cast<float*>(scratch.Get((n * f + w + 2 * f) * sizeof(float)));
+    float *own_gates = back + n * f, *own_cell = own_gates + w, *own_before = own_cell + f;
     float *dh = a.dh + first, *dc = a.dc + first;
     std::copy(a.dlast_h + first, a.dlast_h + first + n * f, dh);
     std::copy(a.dlast_c + first, a.dlast_c + first + n * f, dc);
     for (int64_t t = s.time - 1; t >= 0; --t) {
       const int64_t row = (lane * s.time + t) * s.batch + begin;
-      const float* before = t ? a.cells + (row - s.batch) * f : a.c + first;
       for (int64_t r = 0; r < n; ++r) {
         float *mine = dh + r * f, *dz = a.dgates + (row + r) * w;
+        float* dinside = a.dinside + (row + r) * (w + f);
         if (a.valid[row + r] == 0.0f) {
           std::fill(dz, dz + w, 0.0f);
+          if (grids.any_gate || grids.cell.on) std::fill(dinside, dinside + w + f, 0.0f);
           continue;
         }
-        const float* doutput = a.doutputs + (row + r) * f;
+        const float *doutput = a.doutputs + (row + r) * f, *z = a.activated + (row + r) * w,
+                    *cell = a.cells + (row + r) * f, *read = cell,
+                    *before = t ? cell - s.batch * f : a.c + first + r * f;
+        if (grids.cell.on) {
+          grids.cell.Read(f, cell, own_cell);
+          read = own_cell;
+          if (t) {  // what a sequence begins with is not rounded
+            grids.cell.Read(f, before, own_before);
+            before = own_before;
+          }
+        }
         for (int64_t k = 0; k < f; ++k) mine[k] += doutput[k];
-        StepBack(f, a.activated + (row + r) * w, a.cells + (row + r) * f, before + r * f, mine,
-                 dc + r * f, dz);
+        StepBack(f, grids, z, grids.Read(f, z, own_gates), cell, read, before, mine, dc + r * f,
+                 dz, dinside);
       }
       multiply(a.dgates + row * w, kernel, back);
-      if (a.dread) std::copy(back, back + n * f, a.dread + row * f);
-      const float* states = !grid.on ? nullptr : t ? a.outputs + (row - s.batch) * f : a.h + first;
+      if (grids.projected.on) std::copy(back, back + n * f, a.dread + row * f);
+      const float* states = t ? a.outputs + (row - s.batch) * f : a.h + first;
       for (int64_t r = 0; r < n; ++r) {
         if (a.valid[row + r] == 0.0f) continue;  // the state passed this step as it was
-        for (int64_t k = r * f; k < (r + 1) * f; ++k) {
-          dh[k] = back[k] * a.keep[first + k];
-          if (!grid.on) continue;
-          const float level = grid.Level(states[k] * a.keep[first + k]);
-          if (level < 0.0f || level > grid.highest) dh[k] = 0.0f;  // clipped
-        }
+        const float* keep = a.keep + first + r * f;
+        for (int64_t k = 0; k < f; ++k) dh[r * f + k] = back[r * f + k] * keep[k];
+        if (!grids.projected.on) continue;
+        for (int64_t k = 0; k < f; ++k) own_cell[k] = states[r * f + k] * keep[k];
+        grids.projected.Cut(f, own_cell, dh + r * f);
       }
     }
   });
 }
 
 ffi::Error ForwardCall(ffi::ThreadPool pool, AnyBuffer gates, AnyBuffer kernel, AnyBuffer bias,
-                       AnyBuffer valid, AnyBuffer keep, AnyBuffer grid, AnyBuffer h, AnyBuffer c,
+                       AnyBuffer valid, AnyBuffer keep, AnyBuffer grids, AnyBuffer h, AnyBuffer c,
                        Result outputs, Result activated, Result cells, Result last_h,
                        Result last_c) {
   return Guarded("LSTM: gates, kernel, state", {Shape(gates), Shape(kernel), Shape(h)}, [&] {
     RunForward(Sizes(Shape(gates)), pool,
                {Floats(gates), Floats(kernel), Floats(bias), Floats(valid), Floats(keep),
-                Floats(grid), Floats(h), Floats(c), Floats(*outputs), Floats(*activated),
+                Floats(grids), Floats(h), Floats(c), Floats(*outputs), Floats(*activated),
                 Floats(*cells), Floats(*last_h), Floats(*last_c)});
   });
 }
 
 ffi::Error InferenceCall(ffi::ThreadPool pool, AnyBuffer gates, AnyBuffer kernel, AnyBuffer bias,
-                         AnyBuffer valid, AnyBuffer keep, AnyBuffer grid, AnyBuffer h, AnyBuffer c,
+                         AnyBuffer valid, AnyBuffer keep, AnyBuffer grids, AnyBuffer h, AnyBuffer c,
                          Result outputs, Result last_h, Result last_c) {
   return Guarded("LSTM: gates, kernel, state", {Shape(gates), Shape(kernel), Shape(h)}, [&] {
     RunForward(Sizes(Shape(gates)), pool,
                {Floats(gates), Floats(kernel), Floats(bias), Floats(valid), Floats(keep),
-                Floats(grid), Floats(h), Floats(c), Floats(*outputs), nullptr, nullptr,
+                Floats(grids), Floats(h), Floats(c), Floats(*outputs), nullptr, nullptr,
                 Floats(*last_h), Floats(*last_c)});
   });
 }
 
 ffi::Error BackwardCall(ffi::ThreadPool pool, AnyBuffer activated, AnyBuffer cells,
-                        AnyBuffer kernel, AnyBuffer valid, AnyBuffer keep, AnyBuffer c,
-                        AnyBuffer doutputs, AnyBuffer dlast_h, AnyBuffer dlast_c, Result dgates,
-                        Result dh, Result dc) {
-  return Guarded("LSTM backwards: gates, kernel, state",
-                 {Shape(activated), Shape(kernel), Shape(c)}, [&] {
-                   const Sizes sizes(Shape(activated));
-                   std::vector<float> none(3 * sizes.lanes, 0.0f);
-                   RunBackward(sizes, pool,
-                               {Floats(activated), Floats(cells), nullptr, Floats(kernel),
-                                Floats(valid), Floats(keep), none.data(), nullptr, Floats(c),
-                                Floats(doutputs), Floats(dlast_h), Floats(dlast_c),
-                                Floats(*dgates), nullptr, Floats(*dh), Floats(*dc)});
-                 });
-}
-
-ffi::Error BackwardReadCall(ffi::ThreadPool pool, AnyBuffer activated, AnyBuffer cells,
-                            AnyBuffer outputs, AnyBuffer kernel, AnyBuffer valid, AnyBuffer keep,
-                            AnyBuffer grid, AnyBuffer h, AnyBuffer c, AnyBuffer doutputs,
-                            AnyBuffer dlast_h, AnyBuffer dlast_c, Result dgates, Result dread,
-                            Result dh, Result dc) {
+                        AnyBuffer outputs, AnyBuffer kernel, AnyBuffer valid, AnyBuffer keep,
+                        AnyBuffer grids, AnyBuffer h, AnyBuffer c, AnyBuffer doutputs,
+                        AnyBuffer dlast_h, AnyBuffer dlast_c, Result dgates, Result dread,
+                        Result dinside, Result dh, Result dc) {
   return Guarded("LSTM backwards: gates, kernel, state",
                  {Shape(activated), Shape(kernel), Shape(c)}, [&] {
                    RunBackward(Sizes(Shape(activated)), pool,
                                {Floats(activated), Floats(cells), Floats(outputs), Floats(kernel),
-                                Floats(valid), Floats(keep), Floats(grid), Floats(h), Floats(c),
+                                Floats(valid), Floats(keep), Floats(grids), Floats(h), Floats(c),
                                 Floats(doutputs), Floats(dlast_h), Floats(dlast_c),
-                                Floats(*dgates), Floats(*dread), Floats(*dh), Floats(*dc)});
+                                Floats(*dgates), Floats(*dread), Floats(*dinside), Floats(*dh),
+                                Floats(*dc)});
                  });
 }
 
@@ -335,10 +383,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm, ForwardCall,
                               ffi::Ffi::Bind().Ctx<ffi::ThreadPool>() A A A A A A A A R R R R R);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_inference, InferenceCall,
                               ffi::Ffi::Bind().Ctx<ffi::ThreadPool>() A A A A A A A A R R R);
-XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_back, BackwardCall,
-                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>() A A A A A A A A A R R R);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    lstm_back_read, BackwardReadCall,
-    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>() A A A A A A A A A A A A R R R R);
+    lstm_back, BackwardCall,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>() A A A A A A A A A A A A R R R R R);
 
 }  // namespace lepton
