@@ -44,8 +44,11 @@ def test_an_exact_count_is_lowest_and_of_equal_ones_the_first(values, share):
   first = np.argsort(score, kind='stable')[:count]
   np.testing.assert_array_equal(np.flatnonzero(chosen), np.sort(first))
   # What is no number is the last to go.
-  beside = masks.lowest(np.append(np.float32(np.nan), score), count)
-  np.testing.assert_array_equal(beside, [False, *chosen])
+  beside = np.append(np.float32(np.nan), score)
+  np.testing.assert_array_equal(masks.lowest(beside, count), [False, *chosen])
+  np.testing.assert_array_equal(masks.lowest(beside, len(beside)), True)
+  np.testing.assert_array_equal(masks.lowest(np.append(np.nan, beside), len(beside)),
+                                [True, False, *np.ones(len(score), bool)])
 
 
 @settings(max_examples=30)
@@ -87,6 +90,20 @@ def test_every_allocation_gives_up_exactly_what_is_asked(name, share, seed):
   assert all(0 <= given_up[n] <= sizes[n] for n in sizes)
 
 
+@settings(max_examples=30)
+@given(name=st.sampled_from(registry.ALLOCATIONS.names()), share=st.floats(0, 1),
+       gone=st.tuples(*[st.floats(0, 1)] * 3), seed=st.integers(0, 5))
+def test_every_allocation_counts_what_is_gone_already(name, share, gone, seed):
+  rng = np.random.default_rng(seed)
+  units = units_of({n: np.where(rng.random(kernel.shape) < part, -np.inf, kernel ** 2)
+                    for part, (n, kernel) in zip(gone, draw(seed).items())})
+  least = sum(one.gone for one in units.values())
+  count = least + round(share * (sum(one.total for one in units.values()) - least))
+  given_up = registry.ALLOCATIONS.get(name)(units, count)
+  assert sum(given_up.values()) == count
+  assert all(one.gone <= given_up[n] <= one.total for n, one in units.items())
+
+
 def test_uniform_gives_each_kernel_the_same_share():
   scores = draw()
   given_up = allocate.uniform(units_of(scores), round(0.75 * sum(map(np.size, scores.values()))))
@@ -120,6 +137,8 @@ def test_lamp_is_the_published_score_worked_by_hand():
   assert allocate.lamp(units_of(gone), 3) == dict(small=1, large=2)
   huge = dict(small=np.array([1.0, 2.0, 3.0]), large=np.array([3e38, np.inf, 1.0], np.float32))
   assert allocate.lamp(units_of(huge), 3) == dict(small=2, large=1)
+  endless = dict(small=masks.Units.of(np.array([1.0, -np.inf])))
+  assert allocate.lamp(endless, 1) == dict(small=1)
   # Scores with signs count from the lowest: here 0, 2, 4 and 6 of 56.
   signed = allocate.Bins.of(np.array([3.0, -3.0, -1.0, 1.0])).scores
   np.testing.assert_allclose(allocate.lamp_scores(signed), [0, 4 / 56, 16 / 52, 1])

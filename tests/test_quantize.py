@@ -1,5 +1,7 @@
 """Quantisation: the law of each quantizer of kernels and of inputs, and runs by flags."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -321,6 +323,36 @@ def test_inputs_are_neither_rounded_nor_clipped_before_rounding_begins(small, mo
       expected = trees.named(plain.params)
       for name, leaf in trees.named(state.params).items():
         np.testing.assert_allclose(leaf, expected[name], atol=1e-5)
+
+
+@pytest.mark.parametrize('name', registry.INPUT_QUANTIZERS.names())
+def test_only_what_rounds_by_a_grid_lets_fused_cells_round(name, small):
+  """A cell of its own puts x on levels, and the gradient passes where none is clipped."""
+  reader = registry.INPUT_QUANTIZERS.get(name)()
+  x, bits, same = jnp.linspace(-2, 2, 1001), jnp.float32(3), True
+  for low, high in ((-1.0, 0.5), (0.4, 1.0)):
+    scale, zero, levels = inputs.grid(jnp.float32(low), jnp.float32(high), bits)
+    level = jnp.round(x / scale) + zero
+    apply = functools.partial(reader.apply, low=jnp.float32(low), high=jnp.float32(high), bits=bits,
+                              entries=1)
+    found, back = jax.vjp(apply, x)
+    passed, = back(jnp.ones_like(x))
+    same &= np.allclose(found, inputs.rounded(x, scale, zero, levels))
+    same &= np.array_equal(passed, (level >= 0) & (level <= levels))
+  config = small.replace(model='lstm_classifier', quantize_activation_bits=8, quantize_inputs=name)
+  method, = assemble.build(config, assemble.load_data(config)).network.compression.methods
+  assert (method.grid is not None) == reader.affine and same >= reader.affine
+
+
+@pytest.mark.parametrize('reader', ('lsq_plus', 'pact'))
+def test_every_range_of_a_recurrent_layer_is_trained(small, reader):
+  config = small.replace(model='lstm_classifier', hidden=8, quantize_activation_bits=3,
+                         quantize_gate_bits=3, quantize_begin=0.0, quantize_inputs=reader)
+  state, _, _ = run_steps(config, 6)
+  learned = part(state.learned['quantize'], 'ranges')
+  moved = {name.rpartition('/')[0] for name, factor in learned.items() if factor != 1}
+  assert {f'forward1/recurrent{inside}' for inside in (
+      '', *(f'/{name}' for name in recurrent.KINDS['lstm'].inside))} <= moved
 
 
 def test_bits_by_layer(small):

@@ -174,12 +174,15 @@ def test_own_gradient_of_the_recurrence_is_the_reference_s(kind, activation, len
     """Three bits, wide of the ends of which some states lie."""
     if not rounded:
       return lambda h: h
-    return lambda h: rounding.affine(h, -end, end, jnp.float32(3), size)
+    return lambda h: rounding.affine(h, *rounding.trained_for(h, -end, end), jnp.float32(3), size)
+
+  def read_inside(end):
+    return lambda x: rounding.affine(x, *rounding.trained_for(x, -end, 2 * end), jnp.float32(4),
+                                     size)
 
   def loss(run, kernel, bias, gates, states, end):
     read = lambda h: read_kept(end)(h if keep is None else h * keep)
-    within = (lambda name, x: rounding.affine(x, -end, 2 * end, jnp.float32(4), size)) if inside \
-        else lambda name, x: x
+    within = lambda name, x: read_inside(end)(x) if inside else x
     step = functools.partial(recurrent._step, kind, activation, read=within)
     arguments = (cell.join, step, read, kernel, bias, gates, valid, states)
     last, outputs = run(*arguments, end) if run.__name__ == 'native' else run(*arguments)
@@ -196,8 +199,7 @@ def test_own_gradient_of_the_recurrence_is_the_reference_s(kind, activation, len
   if (kind, activation) == ('lstm', 'tanh') and platform.native(jnp.ones(1)):
     def native(join, step, read, kernel, bias, gates, valid, states, end):
       change = watch.Change(read_kept(end), rounding.grid(-end, end, jnp.float32(3)))
-      within = watch.Change(lambda x: rounding.affine(x, -end, 2 * end, jnp.float32(4), size),
-                            rounding.grid(-end, 2 * end, jnp.float32(4)))
+      within = watch.Change(read_inside(end), rounding.grid(-end, 2 * end, jnp.float32(4)))
       changes = [change if rounded else None, *[within if inside else None] * 5]
       return lstm.lstm(kernel, bias, gates, valid, keep, states, changes)
 

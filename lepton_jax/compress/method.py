@@ -34,7 +34,8 @@ class Method(typing.NamedTuple):
     sites: paths of the layers whose inputs it changes.
     inputs: (site, x, entries of x an example has, learned, held, hparams) -> x.
     grid: (site, learned, held, hparams) -> (scale, level of zero, highest level) that `inputs`
-      rounds to, all 0 while it leaves inputs alone; None where it does something else.
+      rounds to, all 0 while it leaves inputs alone; None where it does something else, or where
+      gradients pass elsewhere than at levels that are not clipped.
     penalty: (params, learned, held, hparams) -> scalar that the loss gets, of kept params.
     finish: (params, held) -> params without what an update may not change.
     after: (params, gradients of them, held) -> held after an update; None where it keeps none.

@@ -13,8 +13,8 @@ from lepton_jax.layers.product import product_summed
 def lstm(kernel, bias, gates, valid, keep, states, changes=(None,) * 6):
   """What `recur.plain` computes for an LSTM with tanh in float32. Time leads; reverse mode only.
 
-  `keep` gets no gradient. `changes` has a watch.Change that rounds, or None, of each of these: what
-  is projected of the state, h * keep; the gates input, forget, cell, output; the cell's new state.
+  `keep` gets no gradient. `changes` has a watch.Change that rounds, or None, of what is projected
+  of the state, h * keep, then of the gates input, forget, cell, output, then of the cell's state.
   Returns ((h, c), outputs[time, batch, features]).
   """
   exists = jnp.ones(gates.shape[:2], gates.dtype) if valid is None else valid.astype(gates.dtype)
@@ -44,7 +44,8 @@ def _forward(reads, closed, grids, kernel, bias, gates, exists, keep, h, c):
 def _backward(reads, saved, gradient):
   closed, grids, kernel, exists, keep, h, c, outputs, activated, cells = saved
   last, doutputs = gradient
-  dgates, dread, dinside, dh, dc = _operation('lstm_back')(
+  rounds = tuple(read is not None for read in reads)
+  dgates, dread, dinside, dh, dc = _operation('lstm_back', rounds[0], any(rounds[1:]))(
       activated, cells, outputs, kernel, exists, keep, grids, h, c, doutputs, *last)
   # Steps that do not exist come last, so each that does finds its old state one place before.
   kept = jnp.concatenate([h[None], outputs[:-1]]) * keep
@@ -64,17 +65,23 @@ def _read_back(read, closed, x, gradient):
   """(what was read of x[time, ...], the gradient of what the function closed over)."""
   if read is None:
     return x, ()
+  # Of x too: a range is trained only where what it rounds depends on something that is.
   all_steps = jax.vmap(lambda x, closed: read(x, *closed), (0, None))
-  found, back = jax.vjp(functools.partial(all_steps, x), closed)
-  return found, back(gradient)[0]
+  found, back = jax.vjp(all_steps, x, closed)
+  return found, back(gradient)[1]
 
 
 @functools.cache
-def _operation(name):
+def _operation(name, projected=False, inside=False):
+  """The C++ function; what is not rounded has no gradients of what was read."""
   if name == 'lstm_back':
+    def gradients(z, cells, *_):
+      time, batch, features = cells.shape
+      return (z.shape, (time, batch, features * projected), (time, batch, 5 * features * inside),
+              *((batch, features),) * 2)
     return call.operation(
         name, 't b w, t2 b f, t3 b f2, f3 w2, t4 b, b f4, s, b f5, b f6, t5 b f7, b f8, b f9 '
-        '-> t6 b w3, t7 b f10, t8 b v, b f11, b f12', _backward_shapes)
+        '-> t6 b w3, t7 b p, t8 b v, b f11, b f12', gradients)
   inputs = 't b w, f w2, w3, t2 b, b f2, s, b f3, b f4'
   if name == 'lstm':
     return call.operation(name, f'{inputs} -> t3 b f5, t4 b w4, t5 b f6, b f7, b f8',
@@ -88,7 +95,3 @@ def _forward_shapes(gates, kernel, bias, exists, keep, grids, h, c):
   steps = (*gates.shape[:2], h.shape[-1])
   return steps, gates.shape, steps, h.shape, c.shape
 
-
-def _backward_shapes(z, cells, *_):
-  inside = (*z.shape[:2], z.shape[-1] + cells.shape[-1])
-  return z.shape, cells.shape, inside, cells.shape[1:], cells.shape[1:]

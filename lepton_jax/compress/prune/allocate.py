@@ -102,6 +102,7 @@ class Bins(typing.NamedTuple):
   @classmethod
   def of(cls, score):
     score = np.fmin(np.asarray(score, np.float32), LARGEST)  # what is no number is worth most
+    np.maximum(score, -LARGEST, out=score)
     # Of scores with signs, how far above the lowest; and a sum with 0 is no zero with a sign.
     score += max(0, -score.min(initial=0))
     bits = score.view(np.uint32)
@@ -142,15 +143,20 @@ def lamp_scores(scores, above=0.0):
 def exact(wanted, units, count):
   """Whole numbers near `wanted` that add up to `count` and keep at least one unit where they can.
 
-  The largest remainders are rounded up. What some kernels cannot give the largest ones do.
+  The largest remainders are rounded up. What some kernels cannot give the largest ones do. Where
+  more is gone of some than is wanted, the others give up less.
   """
   sizes = {name: one.total for name, one in units.items()}
   if count > sum(sizes.values()):
     raise ValueError(f'{count} units of {sum(sizes.values())}')
-  most = {name: max(size - 1, 0) for name, size in sizes.items()}
+  more = {name: max(wanted[name] - one.gone, 0) for name, one in units.items()}
+  if sum(more.values()) > (room := count - sum(one.gone for one in units.values())):
+    wanted = {name: one.gone + more[name] * room / sum(more.values())
+              for name, one in units.items()}
+  most = {name: max(one.total - 1, one.gone) for name, one in units.items()}
   if count > sum(most.values()):
     most = sizes
-  given = {name: min(int(wanted[name]), most[name]) for name in wanted}
+  given = {name: max(min(int(wanted[name]), most[name]), one.gone) for name, one in units.items()}
   by_remainder = sorted(wanted, key=lambda name: int(wanted[name]) - wanted[name])
   missing = count - sum(given.values())
   while missing > 0:

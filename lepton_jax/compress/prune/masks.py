@@ -19,7 +19,7 @@ class Units(typing.NamedTuple):
     places: int[n], which of all they are; None where all are there.
     total: how many there are, with those that are gone.
     shape: the kernel's, or of the first kernel of a group.
-    entries: bool[total, ...], which entries go with a unit that has others too.
+    entries: bool[..., m], of `total` groups of m, the entries that go with their group.
   """
   scores: np.ndarray
   places: np.ndarray | None
@@ -58,9 +58,12 @@ def lowest(score, count):
   if count <= 0:
     return np.zeros(np.shape(score), bool)
   threshold = smallest(flat, count)
-  chosen = flat < threshold
-  equal = np.flatnonzero(flat == threshold)
-  chosen[equal[:count - np.count_nonzero(chosen)]] = True
+  if np.isnan(threshold):
+    equal = np.isnan(flat)
+    chosen = ~equal
+  else:
+    equal, chosen = flat == threshold, flat < threshold
+  chosen[np.flatnonzero(equal)[:count - np.count_nonzero(chosen)]] = True
   return chosen.reshape(np.shape(score))
 
 
