@@ -341,7 +341,7 @@ def test_only_what_rounds_by_a_grid_lets_fused_cells_round(name, small):
     same &= np.array_equal(passed, (level >= 0) & (level <= levels))
   config = small.replace(model='lstm_classifier', quantize_activation_bits=8, quantize_inputs=name)
   method, = assemble.build(config, assemble.load_data(config)).network.compression.methods
-  assert (method.grid is not None) == reader.affine and same >= reader.affine
+  assert (same or method.grid is None) and (method.grid is None) <= (name != 'lsq_plus')
 
 
 @pytest.mark.parametrize('reader', ('lsq_plus', 'pact'))

@@ -25,12 +25,10 @@ class InputQuantizer(typing.NamedTuple):
     calibrate: (Seen of the batches, bits, range before or None) -> (low, high), floats.
     apply: (x, low, high, bits, entries of x an example has) -> x on its levels.
     learned: whether the range is trained with the weights.
-    affine: whether `apply` is `affine` as to x, so that a fused cell may do it on its own.
   """
   calibrate: typing.Callable
   apply: typing.Callable
   learned: bool = False
-  affine: bool = False
 
 
 class Seen(typing.NamedTuple):
@@ -143,6 +141,10 @@ def with_fixed_range(x, low, high, bits, entries):
   return affine(x, lax.stop_gradient(low), lax.stop_gradient(high), bits, entries)
 
 
+# What fused cells do on their own: x on levels, and its gradient where none of them is clipped.
+BY_GRID = affine, with_fixed_range
+
+
 def mean_extremes(seen, bits, before):
   """The means of the batches' extremes."""
   del bits, before
@@ -158,7 +160,7 @@ def pact():
 @INPUT_QUANTIZERS.register
 def batch_mean():
   """The means of the batches' extremes."""
-  return InputQuantizer(mean_extremes, with_fixed_range, affine=True)
+  return InputQuantizer(mean_extremes, with_fixed_range)
 
 
 @INPUT_QUANTIZERS.register
@@ -166,7 +168,7 @@ def min_max():
   """The extremes of all batches."""
   def calibrate(seen, bits, before):
     return float(seen.low.min()), float(seen.high.max())
-  return InputQuantizer(calibrate, with_fixed_range, affine=True)
+  return InputQuantizer(calibrate, with_fixed_range)
 
 
 @INPUT_QUANTIZERS.register
@@ -177,7 +179,7 @@ def moving_average():
     for i in range(len(seen.low)):
       low, high = 0.9 * low + 0.1 * float(seen.low[i]), 0.9 * high + 0.1 * float(seen.high[i])
     return low, high
-  return InputQuantizer(calibrate, with_fixed_range, affine=True)
+  return InputQuantizer(calibrate, with_fixed_range)
 
 
 @INPUT_QUANTIZERS.register
@@ -185,7 +187,7 @@ def percentile():
   """The range that leaves out 0.01 % of the values at each end."""
   def calibrate(seen, bits, before):
     return float(np.quantile(seen.values, 1e-4)), float(np.quantile(seen.values, 1 - 1e-4))
-  return InputQuantizer(calibrate, with_fixed_range, affine=True)
+  return InputQuantizer(calibrate, with_fixed_range)
 
 
 SHARES = np.linspace(0.1, 1, 37)  # of the extremes, tried as ends of a range
@@ -206,13 +208,13 @@ def least_error(seen, bits, before):
 @INPUT_QUANTIZERS.register
 def mse_range():
   """The share of the extremes whose rounding has the least squared error."""
-  return InputQuantizer(least_error, with_fixed_range, affine=True)
+  return InputQuantizer(least_error, with_fixed_range)
 
 
 @INPUT_QUANTIZERS.register
 def lsq_plus():
   """The same, and from there on it learns from its errors and its clipping (arXiv:2004.09576)."""
-  return InputQuantizer(least_error, affine, learned=True, affine=True)
+  return InputQuantizer(least_error, affine, learned=True)
 
 
 @INPUT_QUANTIZERS.register
@@ -241,7 +243,7 @@ def entropy():
 
     share = min(reversed(SHARES), key=divergence)
     return share * low, share * high
-  return InputQuantizer(calibrate, with_fixed_range, affine=True)
+  return InputQuantizer(calibrate, with_fixed_range)
 
 
 def on_levels(values, low, high, bits):

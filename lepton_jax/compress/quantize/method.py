@@ -88,7 +88,7 @@ def make(config, setting):
   return Method(
       name=NAME, reaches=functools.partial(reached, setting), init=init, keeps=True,
       weights=weights, steps=steps, rounds=True, sites=frozenset(input_bits), inputs=read,
-      grid=grid if reader.affine else None,
+      grid=grid if reader.apply in inputs.BY_GRID else None,
       strengths=functools.partial(strengths, setting),
       settled=first_rounded(config, setting) if input_bits else 0,
       hooks=functools.partial(hooks, reader, setting) if input_bits else lambda *_: [])
