@@ -151,6 +151,8 @@ def test_recurrent_dropout_keeps_one_mask_a_sequence(kind):
 # So many examples are computed in several parts.
 @example(kind='lstm', activation='tanh', lengths=[0, 3, 5] * 12, masked=True, dropped=True,
          mapped=False, rounded=False, inside=False)
+@example(kind='lstm', activation='tanh', lengths=[0, 3, 5] * 12, masked=True, dropped=True,
+         mapped=False, rounded=True, inside=False)
 @example(kind='lstm', activation='tanh', lengths=[2, 5], masked=False, dropped=True, mapped=True,
          rounded=True, inside=False)
 @example(kind='lstm', activation='tanh', lengths=[2, 5], masked=True, dropped=False, mapped=True,

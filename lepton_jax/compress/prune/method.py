@@ -225,9 +225,9 @@ def exchanged(plan, tools, units, before, state, step, seed):
   """Masks as sparse as before: the lowest weights of each kernel give way to the most promising."""
   promise = growth(plan, tools, before, state, step, seed)
   kept = {}
-  for name, alive in before.items():
-    count = round(plan.exchange(step) * int(alive.sum()))
-    staying = units[name].staying(units[name].gone + count).reshape(alive.shape)
+  for name, one in units.items():
+    count = round(plan.exchange(step) * len(one.scores))
+    staying = one.staying(one.gone + count).reshape(one.shape)
     kept[name] = staying | masks.lowest(np.where(staying, np.inf, -promise[name]), count)
   return kept
 
