@@ -11,7 +11,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from lepton_jax import layers, trees
+from lepton_jax import layers, registry, trees
+from lepton_jax.compress.quantize import inputs as read
+from lepton_jax.compress.straight_through import straight_through
 from lepton_jax.deploy import exports, runtime, stablehlo, traced
 from lepton_jax.deploy.onnx import export
 from lepton_jax.errors import UserError
@@ -154,6 +156,24 @@ def test_levels_and_ranges_are_those_that_were_trained(small, quantizer, bits, d
       traced.reference(trained, inputs).argmax(-1))
 
 
+def test_inputs_rounded_in_a_way_of_ones_own_leave_that_way(small, monkeypatch):
+  """By a quantizer that is no grid: what is nearer to zero has more levels."""
+  def warped(x, low, high, bits, entries):
+    root = jnp.sign(x) * jnp.sqrt(jnp.abs(x) / high)
+    near = jnp.clip(jnp.round(root * 3.0), -3, 3) / 3.0
+    return straight_through(x, high * jnp.sign(near) * jnp.square(near))
+
+  def roots():
+    return read.InputQuantizer(read.mean_extremes, warped)
+
+  monkeypatch.setitem(registry.INPUT_QUANTIZERS._functions, 'roots', roots)
+  trained = shaken(trained_of(small, monkeypatch, 'lenet5', quantize_activation_bits=3,
+                              quantize_inputs='roots'))
+  inputs = traced.samples(trained, 7)
+  close(runtime.predict(runtime.session(export.export(trained)[0]), inputs),
+        traced.reference(trained, inputs))
+
+
 def test_weights_of_four_bits_take_four_bits(small, monkeypatch):
   options = dict(quantize_weights='lsq', quantize_weight_bits=4)
   sizes = {}
@@ -198,8 +218,6 @@ class Sorted(nn.Module):
   @nn.compact
   def __call__(self, x, training):
     return layers.Dense(self.outputs, name='head')(jnp.sort(x.reshape(x.shape[0], -1)))
-
-
 
 
 def test_a_new_model_of_our_layers_and_common_functions_is_exported(small, monkeypatch):

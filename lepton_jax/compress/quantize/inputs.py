@@ -143,6 +143,8 @@ def with_fixed_range(x, low, high, bits, entries):
 
 # What fused cells do on their own: x on levels, and its gradient where none of them is clipped.
 BY_GRID = affine, with_fixed_range
+# Whose answers, if not their gradients, are those of `rounded`.
+ON_GRID = *BY_GRID, clipped
 
 
 def mean_extremes(seen, bits, before):

@@ -73,7 +73,7 @@ def make(config, setting):
     return ends['high'] > ends['low']
 
   def read(site, x, entries, *arrays):
-    if platform.as_graph():
+    if platform.as_graph() and reader.apply in inputs.ON_GRID:
       levels = inputs.grid(*range_of(site, *arrays))
       return platform.operator('rounded', inputs.rounded, x, *levels)
     low, high, bits = range_of(site, *arrays)
