@@ -5,9 +5,11 @@ import os
 import pathlib
 import tempfile
 
-# Tests compile hundreds of programs and run each for milliseconds.
-os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
-                           ' --xla_llvm_disable_expensive_passes=true')
+# Tests compile thousands of programs and run each for milliseconds.
+os.environ['XLA_FLAGS'] = ' '.join((
+    os.environ.get('XLA_FLAGS', ''), '--xla_backend_optimization_level=0',
+    '--xla_llvm_disable_expensive_passes=true', '--xla_cpu_use_fusion_emitters=false',
+    '--xla_cpu_parallel_codegen_split_count=1'))
 
 # Each worker has one core. NumPy's threads would wait in loops for those of the other.
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
