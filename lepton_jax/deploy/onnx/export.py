@@ -8,7 +8,7 @@ import numpy as np
 from lepton_jax import trees
 from lepton_jax.deploy import traced as traced_lib
 from lepton_jax.deploy.onnx import graph as graph_lib
-from lepton_jax.deploy.onnx import operations, operators, simplify
+from lepton_jax.deploy.onnx import operators, simplify, walk
 from lepton_jax.errors import UserError
 from lepton_jax.layers import platform, recurrent
 
@@ -71,7 +71,7 @@ def build(run, weights, inputs, outputs, levels, name, about, int4=False):
     on = levels.get('/'.join(str(key.key) for key in path[1:])) if path[0].key == 'params' else None
     values.append(graph_lib.constant(np.asarray(leaf), on and graph_lib.Levels(*on)))
   values += [graph_lib.Value(shape.shape, shape.dtype, one) for one, shape in zip(inputs, shapes)]
-  found = operations.walk(graph, closed, values)
+  found = walk.walk(graph, closed, values)
   for one, value in zip(outputs, found):
     graph.nodes.append(onnx.helper.make_node('Identity', [graph.place(value, whole=True)], [one]))
   simplify.simplify(graph, outputs, int4)
