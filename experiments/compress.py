@@ -10,8 +10,10 @@ Cost: that of the epochs in the recipe.
 
 A stage is a run folder that starts from the run before it: recipes with a common beginning train it
 once, and a recipe that was stopped goes on at its stage. Zeros, widths, levels and ranges of
-earlier stages stay. Several recipes are divided by ';'. Flags of `train` that are given hold in all
-stages; with --distill the run itself is the teacher unless --teacher names another.
+earlier stages stay. Several recipes are divided by ';'; with --within=0.01 they are tried in order,
+the smallest first, until one loses a point of validation accuracy or less. Flags of `train` that
+are given hold in all stages; with --distill the run itself is the teacher unless --teacher names
+another.
 """
 
 import json
@@ -23,7 +25,7 @@ from lepton_jax import flags
 from lepton_jax.errors import UserError
 
 FLAGS = absl_flags.FLAGS
-OWN = ('run', 'recipe')
+OWN = ('run', 'recipe', 'within')
 
 
 def main(config):
@@ -40,31 +42,36 @@ def main(config):
   for stages in recipes:  # mistakes are told before anything is trained
     for one in recipe.configs(stages, base, given):
       one.check()
-  rows = [row('the run itself', folder.read_result(FLAGS.run))]
+  found, kept = [('the run itself', folder.read_result(FLAGS.run))], False
   try:
     for stages in recipes:
-      rows += follow(stages, base, given)
+      found += follow(stages, base, given)
+      kept = FLAGS.within is not None and recipe.within(FLAGS.within, found[0][1], found[-1][1])
+      if kept:
+        break
   except loop.Interrupted as signal:
     print(f'{signal}: saved. To go on, repeat the same command', file=sys.stderr)
     return signal.status
-  tables.print_rows(rows)
+  tables.print_rows([row(*one) for one in found])
+  if FLAGS.within is not None and not kept:
+    raise UserError(f'--within={FLAGS.within:g}: none of the {len(recipes)} recipes loses as little')
   return 0
 
 
 def follow(stages, base, given):
-  """Trains the stages of a recipe and packs the last one; their rows."""
+  """Trains the stages of a recipe and packs the last one; [(text of a stage, its result)]."""
   from lepton_jax import recipe
-  place, rows = FLAGS.run, []
+  place, found = FLAGS.run, []
   for stage, last, result in recipe.follow(stages, base, given, FLAGS.run):
     place = last
-    rows.append(row(stage.text, result))
+    found.append((stage.text, result))
   if stages[-1].epochs is None:
-    rows.append(packed(place, stages[-1]))
-  return rows
+    found.append((stages[-1].text, packed(place, stages[-1])))
+  return found
 
 
 def packed(place, stage):
-  """Packs a run, compares it with the one that was given, and returns its row."""
+  """Packs a run, compares it with the one that was given, and returns what was found."""
   from lepton_jax import files, folder
   from lepton_jax.deploy import measure
   from lepton_jax.report import tables
@@ -80,7 +87,7 @@ def packed(place, stage):
     change = lost.pop('change_of_classes')
     tables.print_table('what compression changed', list(tables.numbers(lost)))
     print('by class: ' + ', '.join(f'{name} {100 * of:+.2f} %' for name, of in change.items()))
-  return row(stage.text, found)
+  return found
 
 
 def row(text, result):
@@ -96,4 +103,6 @@ if __name__ == '__main__':
   flags.define()
   absl_flags.DEFINE_string('run', '', 'folder of the finished run to compress')
   absl_flags.DEFINE_string('recipe', '', 'stages with their epochs; several recipes by ";"')
+  absl_flags.DEFINE_float('within', None, 'stop at the first recipe that loses no more than this '
+                          'of the validation measurement; 0.01 is a point of accuracy', 0.0)
   sys.exit(flags.run(main, __doc__, OWN))

@@ -57,7 +57,8 @@ ROWS = {
 COLUMNS = ('row', 'seed', 'measure', 'dense_test', 'dense_validation', 'test', 'validation',
            'file_bytes', 'dense_bytes', 'xz_bytes', 'zstd_bytes', 'npz_bytes', 'pack_seconds',
            'unpack_seconds', 'worst_class_change', 'disagree', 'seconds', 'processor',
-           'git_revision', 'recipe', 'flags')
+           'git_revision', 'kept', 'recipe', 'flags')
+WITHIN = 0.01  # points of accuracy or nats that a recipe may lose on validation
 
 
 def main(config):
@@ -119,16 +120,19 @@ def compressed(name, seed, others):
   base = config_lib.Config().replace(**options | where)
   print(f'{name}, seed {seed}: {base.name()}', flush=True)
   dense = run.train(base.check())
-  start = place = f'{FLAGS.runs_dir}/{base.name()}'
-  stages, seconds = recipe.parse(text), dense['train_seconds']
-  for _, last, result in recipe.follow(stages, base, given, start):
-    place = last
-    seconds += result['train_seconds']
-  found, trained = measure.packed(place, **stages[-1].options), folder.load(start)
+  start = f'{FLAGS.runs_dir}/{base.name()}'
+  seconds = dense['train_seconds']
+  for kept, stages in enumerate(recipe.recipes(text), 1):
+    for _, place, result in recipe.follow(stages, base, given, start):
+      seconds += result['train_seconds']
+    found = measure.packed(place, **stages[-1].options)
+    if recipe.within(WITHIN, dense, found):
+      break
+  trained = folder.load(start)
   content = pathlib.Path(place, measure.FILE).read_bytes()
   kind = found['measure']
   return place, found | measure.forgetting(trained, measure.opened(content, trained.data)) | dict(
-      seed=seed, dense_test=dense[f'test_{kind}'], seconds=round(seconds),
+      seed=seed, kept=kept, dense_test=dense[f'test_{kind}'], seconds=round(seconds),
       dense_validation=dense[f'validation_{kind}'], test=found[f'test_{kind}'],
       validation=found[f'validation_{kind}'])
 

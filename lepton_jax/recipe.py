@@ -126,6 +126,14 @@ def follow(stages, base, given, start):
     yield stage, place, run.train(config)
 
 
+def within(most, before, after):
+  """Whether one result's validation measurement is worse than another's by `most` or less."""
+  from lepton_jax.report.settings import sign
+  kind = before['measure']
+  lost = sign(kind) * (before[f'validation_{kind}'] - after[f'validation_{kind}'])
+  return lost <= most + 1e-9  # 0.01 is what 0.93 and 0.92 differ by
+
+
 def begun(config, start, place):
   """A stage's configuration from the run at `place` on; it learns from `start`, if it distils."""
   return taught(config, start).replace(init_from=place).check()

@@ -105,6 +105,25 @@ def test_stages_keep_zeros_and_codebooks_and_common_ones_are_trained_once(dense)
   assert 'worst class' in done.stdout and trained.data.name == 'digits'
 
 
+def test_the_first_recipe_that_loses_little_enough_is_the_last_that_is_trained(dense):
+  texts = 'prune(0.999):1', 'prune(0.3):2', 'train:3'
+  done = compress(dense, ';'.join(texts), '--within=0.05')
+  assert done.returncode == 0, done.stderr
+  assert [text for text in texts if f'{text}: ' in done.stdout] == ['prune(0.999):1',
+                                                                    'prune(0.3):2']
+  done = compress(dense, texts[0], '--within=0.05')
+  assert done.returncode == 1 and '--within=0.05: none of the 1 recipes loses as little' in done.stderr
+
+
+def test_what_a_recipe_loses_is_told_by_validation_in_either_direction():
+  accuracy = lambda value: dict(measure='accuracy', validation_accuracy=value, test_accuracy=0)
+  assert recipe.within(0.01, accuracy(0.93), accuracy(0.92))
+  assert not recipe.within(0.01, accuracy(0.93), accuracy(0.919))
+  assert recipe.within(0, accuracy(0.9), accuracy(0.95))
+  loss = lambda value: dict(measure='loss', validation_loss=value)
+  assert recipe.within(0.1, loss(1.5), loss(1.6)) and not recipe.within(0.1, loss(1.5), loss(1.7))
+
+
 def test_a_mistake_in_a_later_stage_is_told_before_the_first_trains(dense):
   before = set(dense.parent.iterdir())
   done = compress(dense, 'prune(0.7):2,quantize(1):1')
