@@ -54,7 +54,7 @@ def main(config):
     return signal.status
   tables.print_rows([row(*one) for one in found])
   if FLAGS.within is not None and not kept:
-    raise UserError(f'--within={FLAGS.within:g}: none of the {len(recipes)} recipes loses as little')
+    raise UserError(f'--within={FLAGS.within:g}: none of {len(recipes)} recipes loses as little')
   return 0
 
 

@@ -22,8 +22,8 @@ from lepton_jax.errors import UserError
 
 FLAGS = absl_flags.FLAGS
 DEFAULTS = dict(quantize_weight_bits=8, quantize_activation_bits=8, quantize_inputs='mse_range')
-# What belongs to the run in float alone.
-TRAINED = dict(ema_decay=0.0, swa_start=0.0, prune_sparsity=0.0, prune_layers='', patience=0)
+# What belongs to the run in float alone, beside what it did once.
+TRAINED = dict(ema_decay=0.0, swa_start=0.0, freeze='', quantize_weights='lsq')
 
 
 def main(config):
@@ -33,9 +33,10 @@ def main(config):
     raise UserError('--run=FOLDER names the finished run to quantise')
   given = {name for name in config_lib.FIELDS if FLAGS[name].present}
   own = {name: value for name, value in config.flat().items() if name in given}
-  fixed = dict(init_from=FLAGS.run, quantize_after=True, quantize_weights='lsq',
-               runs_dir=config.run.runs_dir)
-  base = folder.read_config(FLAGS.run)
+  if {'init_from', 'quantize_after'} & given:
+    raise UserError('--run names the run that is rounded: no --init_from, no --quantize_after')
+  fixed = dict(init_from=FLAGS.run, quantize_after=True, runs_dir=config.run.runs_dir)
+  base = folder.read_config(FLAGS.run).as_start()
   config = base.replace(**{**TRAINED, **DEFAULTS, **own, **fixed})
   before, after = folder.read_result(FLAGS.run), run.train(config.check())
   tables.print_table(f'{config.run.runs_dir}/{config.name()}', tables.result_rows(after))

@@ -71,6 +71,15 @@ class Config:
     names = ('rerun', 'processes', 'process_index', 'coordinator', 'profile')
     return self.replace(**{name: getattr(first, name) for name in names})
 
+  def as_start(self):
+    """The same without what a run does once, for one that starts from its weights.
+
+    Zeros and widths stay by starting from them; rounding stays on.
+    """
+    first = Config()
+    return self.replace(**{name: getattr(getattr(first, group), name)
+                           for name, (group, _) in FIELDS.items() if is_done_once(name, group)})
+
   def to_json(self):
     """The text of config.json."""
     return json.dumps(dataclasses.asdict(self), indent=2) + '\n'
@@ -97,7 +106,9 @@ class Config:
     What has its default counts for nothing, so an option that is added later leaves the names of
     earlier runs as they are. A default that changes has to be another value of its option.
     """
-    return hashlib.sha256(json.dumps(self.changed(), sort_keys=True).encode()).hexdigest()[:10]
+    plain = {name: value.rstrip('/') if name in ORIGINS else value
+             for name, value in self.changed().items()}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
 
   def program(self):
     """A hashable value, equal for runs that can share compiled programs: strengths count as on or
@@ -137,6 +148,20 @@ class Config:
 
 FIELDS = {field.name: (group.name, field) for group in dataclasses.fields(Config)
           for field in dataclasses.fields(group.type)}
+
+
+ORIGINS = ('init_from', 'teacher', 'prune_ticket')  # that are folders of other runs
+
+
+def is_done_once(name, group):
+  """Whether an option says what a run does to its weights, and not what they are from then on."""
+  if group in ('soft_sharing', 'prune', 'factorize', 'distill', 'training'):
+    return name not in ('seed', 'select', 'freeze')
+  return name in AFTERWARDS
+
+
+# Of rounding what is done with the weights of another run, which are rounded from then on.
+AFTERWARDS = ('quantize_after', 'quantize_equalize', 'quantize_rounding', 'quantize_rounding_steps')
 
 
 def differing(configs):

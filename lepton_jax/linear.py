@@ -14,7 +14,8 @@ def check(config):
     raise UserError('--solver=closed_form solves --model=linear --loss=mse only')
   defaults = type(config)().flat()
   for name in ('l1', 'l2', 'weight_decay', 'ema_decay', 'freeze', 'init_from', 'prune_sparsity',
-               'quantize_weight_bits', 'quantize_activation_bits'):
+               'prune_layers', 'quantize_weight_bits', 'quantize_activation_bits',
+               'quantize_layers', 'soft_sharing', 'distill'):
     if config.flat()[name] != defaults[name]:
       raise UserError(f'--solver=closed_form knows no --{name}')
 

@@ -27,8 +27,10 @@ def read(config, data):
     if found['widths'] and shape(parent) != shape(config):
       raise UserError(f'--init_from={training.init_from} is a {parent.architecture.model} some of '
                       f'whose layers have other widths; it goes on as that model, with its options')
-    # Levels and ranges mean the same where they are asked for in the same words.
-    asked = lambda one: dataclasses.replace(one.quantize, quantize_begin=None)
+    # Levels and ranges mean the same where they are asked for in the same words, whenever and
+    # however they were set.
+    asked = lambda one: dataclasses.replace(one.as_start().quantize, quantize_begin=None,
+                                            quantize_calibration=1)
     found['keeps'] = asked(config) == asked(parent)
   if config.prune.prune_ticket:
     found['ticket'] = folder_lib.read_weights(config.prune.prune_ticket)[0]

@@ -8,20 +8,17 @@ from lepton_jax import config as config_lib
 from lepton_jax.errors import UserError
 
 EXAMPLE = 'prune(0.9):10,cluster(16):5,pack'
-# Stage: (what its options begin with, the options that values without a name are, fixed options).
+# Stage: (what its options begin with, the options that values without a name are, what it is).
 STAGES = {
     'train': ('', (), {}),
     'share': ('soft_sharing_', ('soft_sharing',), {}),
     'prune': ('prune_', ('prune_sparsity',), {}),
     'channels': ('prune_', ('prune_sparsity',), dict(prune_structure='channels')),
-    'quantize': ('quantize_', ('quantize_weight_bits', 'quantize_activation_bits'),
-                 dict(quantize_weights='max')),
+    'quantize': ('quantize_', ('quantize_weight_bits', 'quantize_activation_bits'), {}),
     'cluster': ('quantize_', ('quantize_weight_bits',), dict(quantize_weights='cluster')),
     'factorize': ('factorize_', ('factorize_rank',), {}),
     'distill': ('distill_', ('distill',), {})}
 PACK = dict(bits=int, number_bits=int, rate=float)
-# What a stage does once; the others stay on in all stages after it.
-ONCE = ('soft_sharing', 'prune', 'factorize', 'training', 'distill')
 
 
 class Stage(typing.NamedTuple):
@@ -148,17 +145,23 @@ def taught(config, run):
 def configs(stages, base, given):
   """The configurations of the stages that train, each without the run that it starts from.
 
-  `base` is the configuration of the run to compress, `given` are options of all stages. Zeros and
-  widths stay by starting from a run; rounding stays on once it is.
+  `base` is the configuration of the run to compress, `given` are options of all stages, where none
+  says otherwise. Zeros and widths stay by starting from a run; what a stage says of rounding, and
+  of what else is not done once, stays on.
   """
-  default = config_lib.Config()
-  fresh = {name: getattr(getattr(default, group), name) for name, (group, _) in
-           config_lib.FIELDS.items() if group in ONCE and name not in ('seed', 'select', 'freeze')}
-  found, on = [], {}
+  base, found, on = base.as_start(), [], dict(given)
   for stage in stages:
     if stage.epochs is None:
       continue
-    found.append(base.replace(**fresh | on | given | stage.options | dict(epochs=stage.epochs)))
-    on |= {name: value for name, value in stage.options.items()
-           if config_lib.FIELDS[name][0] not in ONCE}
+    options = levels(stage, base.replace(**on), given) | stage.options
+    found.append(base.replace(**on | options | dict(epochs=stage.epochs)))
+    on |= {name: value for name, value in options.items()
+           if not config_lib.is_done_once(name, config_lib.FIELDS[name][0])}
   return found
+
+
+def levels(stage, before, given):
+  """The kind of levels of a stage that rounds to bits, where those before it were of clusters."""
+  if not stage.text.startswith('quantize') or before.quantize.quantize_weights != 'cluster':
+    return {}
+  return dict(quantize_weights=given.get('quantize_weights', 'max'))

@@ -187,3 +187,19 @@ def test_sweep_flags_take_lists():
   for wrong in ('--l2=0,-1', '--model=mlp,lenet6', '--l2=', '--tied=perhaps'):
     with pytest.raises(absl_flags.IllegalFlagValueError):
       values(['sweep', wrong])
+
+
+def test_a_run_that_starts_from_another_does_not_do_again_what_that_did_once():
+  base = Config().replace(
+      seed=3, epochs=7, freeze='conv1', init_from='runs/a', patience=2,
+      prune_sparsity=0.5, factorize_rank=0.3, distill=1.0, teacher='runs/b', soft_sharing=1e-3,
+      quantize_weight_bits=4, quantize_weights='lsq', quantize_after=True, quantize_equalize=True,
+      quantize_rounding='adaround', weight_decay=0.1)
+  assert base.as_start().changed() == dict(
+      seed=3, freeze='conv1', quantize_weight_bits=4, quantize_weights='lsq',
+      weight_decay=0.1)
+
+
+def test_a_folder_is_the_same_with_a_slash_at_its_end():
+  one, other = (Config().replace(init_from=path) for path in ('runs/a', 'runs/a/'))
+  assert one.name() == other.name() != Config().name()

@@ -51,6 +51,18 @@ def test_rounding_stays_on_and_pruning_is_of_its_stage():
     assert config.optimization.learning_rate == 0.5
 
 
+def test_given_flags_hold_where_no_stage_says_otherwise():
+  stages = recipe.parse('quantize(4):1,cluster(16,learning_rate=0.1):1,train:1,quantize(3):1')
+  for given, wanted in (({}, ['max', 'cluster', 'cluster', 'max']),
+                        (dict(quantize_weights='lsq'), ['lsq', 'cluster', 'cluster', 'lsq'])):
+    found = recipe.configs(stages, Config(), given | dict(learning_rate=0.5))
+    assert [one.quantize.quantize_weights for one in found] == wanted
+    assert [one.optimization.learning_rate for one in found] == [0.5, 0.1, 0.1, 0.1]
+  rounded = Config().replace(quantize_weights='lsq', quantize_weight_bits=4, quantize_after=True)
+  one, = recipe.configs(recipe.parse('quantize(2,8):1'), rounded, {})
+  assert one.quantize.quantize_weights == 'lsq' and not one.quantize.quantize_after
+
+
 @pytest.fixture(scope='module')
 def dense(tmp_path_factory):
   """A finished run that its stages are beside."""
@@ -112,7 +124,7 @@ def test_the_first_recipe_that_loses_little_enough_is_the_last_that_is_trained(d
   assert [text for text in texts if f'{text}: ' in done.stdout] == ['prune(0.999):1',
                                                                     'prune(0.3):2']
   done = compress(dense, texts[0], '--within=0.05')
-  assert done.returncode == 1 and '--within=0.05: none of the 1 recipes loses as little' in done.stderr
+  assert done.returncode == 1 and '--within=0.05: none of 1 recipes loses as little' in done.stderr
 
 
 def test_what_a_recipe_loses_is_told_by_validation_in_either_direction():

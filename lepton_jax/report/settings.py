@@ -10,7 +10,6 @@ from lepton_jax import config as config_lib
 from lepton_jax.errors import UserError
 
 REPEATS = ('seed', 'fold')  # what a setting is repeated over
-ORIGINS = ('init_from', 'teacher', 'prune_ticket')  # run folders that a run may start from
 # What is told of each trial, besides what was measured.
 RAW = ('num_parameters', 'file_bytes', 'sparsity', 'rounded_sparsity', 'quantized_kernels', 'macs',
        'nonzero_macs', 'train_seconds', 'name')
@@ -26,7 +25,7 @@ def varied(configs):
 
 def options(config):
   """{field: value} of a run; the runs that it came from are told apart by all but their seeds."""
-  return config.flat() | {name: origin(folder) for name in ORIGINS
+  return config.flat() | {name: origin(folder) for name in config_lib.ORIGINS
                           if (folder := config.flat()[name])}
 
 
@@ -41,7 +40,8 @@ def origin(folder):
     config = config_lib.Config.from_json(path.read_text(), str(path))
   except (OSError, UserError):
     return folder
-  return config.replace(seed=0, **{name: options(config)[name] for name in ORIGINS}).name()
+  earlier = {name: options(config)[name] for name in config_lib.ORIGINS}
+  return config.replace(seed=0, **earlier).name()
 
 
 def grouped(trials, fields):

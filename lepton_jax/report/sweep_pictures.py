@@ -6,6 +6,7 @@ import textwrap
 
 from etils import epath
 
+from lepton_jax import config as config_lib
 from lepton_jax.report import settings
 from lepton_jax.report.pictures import COLUMN, in_print, label_points, new_axes, save
 
@@ -165,9 +166,10 @@ def against_size(rows, size, title, unit=1, width=7.5):
   bits = sorted({row.get(BITS, 0) for row in rows})
   key = '\n'.join(textwrap.shorten(name, int(10 * width)) for name in methods)
   figure, axis = new_axes(width, 0.62 * width + rows_of_type(key, width))
+  colors = colors_of(len(methods))
   for row in rows:
     marker = MARKERS[bits.index(row.get(BITS, 0)) % len(MARKERS)]
-    color = f'C{methods.index(method_of(row)) % 10}'
+    color = colors[methods.index(method_of(row))]
     axis.errorbar(row[size] / unit, row[measure], yerr=row[f'{measure}_sd'] or None, capsize=2,
                   fmt=marker, markersize=5 if width > COLUMN else 3.5, alpha=0.75, color=color)
   best = settings.front([(row[size], sign * row[measure]) for row in rows])
@@ -180,7 +182,8 @@ def against_size(rows, size, title, unit=1, width=7.5):
   axis.xaxis.set_minor_formatter(ticker.NullFormatter())
   axis.grid(alpha=0.3, which='both')
   entry = lambda label, **look: lines.Line2D([], [], linestyle='', label=label, **look)
-  entries = [entry(name, color=f'C{i % 10}', marker='o') for i, name in enumerate(key.split('\n'))]
+  entries = [entry(name, color=color, marker='o')
+             for name, color in zip(key.split('\n'), colors)]
   if len(bits) > 1:
     entries += [entry(f'{n or 32} bits', color='0.4', marker=MARKERS[i % len(MARKERS)])
                 for i, n in enumerate(bits)]
@@ -188,7 +191,7 @@ def against_size(rows, size, title, unit=1, width=7.5):
   figure.legend(handles=entries, loc='outside lower center', frameon=False,
                 fontsize=type_of(width), ncols=max(1, int(width / 1.6)))
   on_front = lambda row: (row[size], sign * row[measure]) in best
-  placed = label_points(axis, [(row[size] / unit, row[measure], rest_of(row) or kind_of(row))
+  placed = label_points(axis, [(row[size] / unit, row[measure], name_of(row))
                                for row in sorted(rows, key=on_front, reverse=True)],
                         type_of(width) - 0.5)
   if placed < len(rows):
@@ -197,26 +200,33 @@ def against_size(rows, size, title, unit=1, width=7.5):
   return figure
 
 
+def colors_of(count):
+  """As many colours, all different up to twenty."""
+  from matplotlib import colormaps
+  several = colormaps['tab10' if count <= 10 else 'tab20'].colors
+  return [several[i % len(several)] for i in range(count)]
+
+
 BITS, MARKERS = 'quantize_weight_bits', 'osD^vPX<>*'
 
 
-def kind_of(row):
-  """The first word for a setting's kind."""
-  return method_of(row).partition(',')[0]
+def words_of(row):
+  """The swept names of a setting: of methods, models and the like."""
+  return [row[field] for field in settings.swept([row]) if field not in config_lib.ORIGINS
+          and isinstance(row[field], str) and row[field] not in ('', 'none')]
 
 
 def method_of(row):
   """What tells a setting's kind: its swept names, and what is on of pruning and rounding."""
-  words = [row[field] for field in settings.swept([row]) if field not in settings.ORIGINS
-           and isinstance(row[field], str) and row[field] not in ('', 'none')]
   switches = dict(prune_sparsity='pruned', quantize_weight_bits='quantised')
   on = [word for field, word in switches.items() if row.get(field)]
   known = any(field in row for field in switches)
-  return ', '.join([*(on or (['dense'] if known else [])), *words]) or 'settings'
+  return ', '.join([*(on or (['dense'] if known else [])), *words_of(row)]) or 'settings'
 
 
-def rest_of(row):
-  """The values of a setting that neither its colour nor its marker shows."""
-  return ', '.join(f'{field.removeprefix("prune_").replace("_", " ")} {settings.short(row[field])}'
+def name_of(row):
+  """The values of a setting that neither its colour nor its marker shows, or else its names."""
+  rest = ', '.join(f'{field.removeprefix("prune_").replace("_", " ")} {settings.short(row[field])}'
                    for field in settings.swept([row])
                    if not isinstance(row[field], str) and field != BITS and row[field])
+  return rest or ', '.join(words_of(row)) or method_of(row)
