@@ -25,6 +25,7 @@ import sys
 from absl import flags as absl_flags
 
 from lepton_jax import flags, outcomes, recipe
+from lepton_jax.errors import UserError
 from lepton_jax.sweep import command, engine, grid, ray_executor, trials
 
 FLAGS = absl_flags.FLAGS
@@ -70,7 +71,7 @@ def show(dense, paths):
   """Prints and writes a row for each setting and recipe, best on validation first."""
   from lepton_jax.deploy import measure
   from lepton_jax.report import markdown, settings, tables
-  fields, groups = settings.varied(dense), collections.defaultdict(list)
+  fields, groups, failed = settings.varied(dense), collections.defaultdict(list), []
   setting = lambda config: tuple(config.flat()[name] for name in fields)
   for config in dense:
     if (result := outcomes.finished(config)) is not None:
@@ -78,7 +79,11 @@ def show(dense, paths):
   for config, stages, (*_, last) in paths:
     if (result := outcomes.finished(last)) is not None:
       if stages[-1].epochs is None:
-        result = measure.packed(outcomes.folder_of(last), **stages[-1].options)
+        try:
+          result = measure.packed(outcomes.folder_of(last), **stages[-1].options)
+        except UserError as error:
+          failed.append((last, f'{stages[-1].text}: {error}'))
+          continue
       groups[*setting(config), ','.join(stage.text for stage in stages)].append(result)
   rows = []
   for (*values, name), results in groups.items():
@@ -98,7 +103,7 @@ def show(dense, paths):
   tables.print_rows(rows)
   markdown.write_rows(output / 'recipes.csv', rows)
   print(f'{output}/recipes.csv')
-  failed = outcomes.without_result(dense + [one for _, _, stages in paths for one in stages])
+  failed += outcomes.without_result(dense + [one for _, _, stages in paths for one in stages])
   for config, why in failed:
     print(f'failed: {outcomes.folder_of(config)}: {why}', file=sys.stderr)
   return 1 if failed else 0

@@ -124,7 +124,34 @@ def test_kernels_keep_the_levels_that_they_are_on():
   np.testing.assert_allclose(container.value(found, kernel.shape), kernel * each, rtol=3e-3)
 
 
-@pytest.mark.parametrize('name', ['max', 'mse', 'lsq'])
+def test_two_scales_of_an_output_take_a_sign_an_entry():
+  rng = np.random.default_rng(0)
+  signs = rng.integers(-1, 2, (3, 3, 8, 6))
+  negative, positive = rng.uniform(0.01, 2, (2, 6)).astype(np.float32)
+  signs[..., 0], signs[..., 1] = 0, np.abs(signs[..., 1])  # an output of zeros, one of a sign
+  kernel = np.where(signs < 0, -negative, positive) * np.abs(signs).astype(np.float32)
+  found = levels.of_kernel(kernel, 8)
+  assert found.kind == container.SIGNS
+  np.testing.assert_array_equal(found.levels, signs)
+  data = container.write({}, [found])
+  _, rest = container.read_header(data)
+  again, = container.read_arrays(rest, [kernel.shape])
+  np.testing.assert_allclose(again, kernel, rtol=1e-3)
+  np.testing.assert_array_equal(again, container.value(found, kernel.shape))
+  same = levels.of_kernel(np.where(signs < 0, -positive, positive) * np.abs(signs), 8)
+  assert same.kind == container.CHANNELS
+
+
+@pytest.mark.parametrize('name', registry.WEIGHT_QUANTIZERS.names())
+def test_a_rate_never_makes_a_file_larger(small, monkeypatch, name):
+  """Levels of some quantizers are not the nearest ones; then a lower one may cost more."""
+  trained = trained_of(small, monkeypatch, 'mlp', width=0.5, quantize_weights=name,
+                       quantize_weight_bits=registry.WEIGHT_QUANTIZERS.get(name)().bits or 3)
+  sizes = [len(pack.pack(trained, rate=rate)) for rate in (0.0, 1e-6, 0.05)]
+  assert sizes[1] <= sizes[0] + 8 and sizes[2] <= sizes[0] + 8
+
+
+@pytest.mark.parametrize('name', ['max', 'mse', 'lsq', 'dorefa'])
 @pytest.mark.parametrize('bits', [2, 4, 8, 12])
 @pytest.mark.parametrize('axes', [(0,), (1,), (0, 1)])
 def test_trained_levels_are_stored_as_they_are(name, bits, axes):
@@ -137,7 +164,7 @@ def test_trained_levels_are_stored_as_they_are(name, bits, axes):
   found = levels.of_steps(counted, step)
   assert found.kind == {1: container.LEVELS, 500: container.CHANNELS,
                         30: container.ROWS}[step.size]
-  most = 2 ** (bits - 1) - 1
+  most = 2 ** bits - 1 if name == 'dorefa' else 2 ** (bits - 1) - 1
   assert -most - (name == 'lsq') <= found.levels.min() and found.levels.max() <= most
   np.testing.assert_allclose(container.value(found, kernel.shape), counted, rtol=1e-3)
 

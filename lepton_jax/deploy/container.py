@@ -16,7 +16,7 @@ from lepton_jax.errors import UserError
 
 MAGIC, VERSION = b'LPT', 1
 (CONSTANT, FLOAT32, FLOAT16, LEVELS, CHANNELS, CODEBOOK, CHANNEL_CODEBOOK, SPARSE, CHANNELS32,
- ROWS) = range(10)
+ ROWS, SIGNS) = range(11)
 SINGLE = (CONSTANT, FLOAT32, LEVELS, SPARSE, CHANNELS32, ROWS)  # kinds whose numbers are f32
 LONGEST, ENTRIES = 16 << 20, 1_000_000  # of the description
 MOST = 256 << 20  # bytes that the arrays of a file, or its head, may take by default
@@ -48,6 +48,9 @@ def value(packed, shape):
     found = np.zeros(shape, np.float32)
     found[packed.levels != 0] = packed.numbers
     return found
+  if packed.kind == SIGNS:
+    negative, positive = packed.numbers.astype(np.float32).reshape(2, -1)
+    return packed.levels.astype(np.float32) * np.where(packed.levels < 0, negative, positive)
   found = packed.levels.astype(np.float32)
   if packed.codebook is not None:
     values, negative = packed.codebook
@@ -116,7 +119,7 @@ def read_packed(rest, shapes, most=MOST):
   if 4 * sum(int(np.prod(shape, dtype=object)) for shape in shapes) > most:
     raise UserError(f'the packed network needs more than {most >> 20} MiB')
   kinds, at, found = head[:len(shapes)], len(shapes), []
-  if len(kinds) < len(shapes) or any(kind > ROWS for kind in kinds):
+  if len(kinds) < len(shapes) or any(kind > SIGNS for kind in kinds):
     raise UserError('the packed file is damaged: it does not describe the arrays of its network')
   for kind, shape in zip(kinds, shapes):
     packed, at = _read_numbers(head, at, kind, shape)
@@ -173,6 +176,8 @@ def _read_numbers(head, at, kind, shape):
   size = {CONSTANT: 1, LEVELS: 1, CODEBOOK: 0}.get(kind, int(np.prod(shape, dtype=np.int64)))
   if kind in (CHANNELS, CHANNEL_CODEBOOK, CHANNELS32):
     size = shape[-1] if shape else 1
+  if kind == SIGNS:
+    size = 2 * (shape[-1] if shape else 1)
   if kind == ROWS:
     size = shape[0] if shape else 1
   if kind == SPARSE:

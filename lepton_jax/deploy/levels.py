@@ -16,7 +16,7 @@ def of_kernel(kernel, bits, rounded_before=False):
 
   With 0 bits a kernel that was not rounded before stays as it is, to the last bit.
   """
-  for find in (of_all, of_outputs, of_rows, codebook) if bits or rounded_before else ():
+  for find in (of_signs, of_all, of_outputs, of_rows, codebook) if bits or rounded_before else ():
     if (found := find(kernel)) is not None:
       return found
   if bits:
@@ -35,6 +35,23 @@ def of_steps(kernel, step):
   if step.shape[-1] == step.size:
     return scaled(step.ravel(), levels)
   return Packed(container.ROWS, step.ravel().astype(np.float32), levels)
+
+
+def of_signs(kernel):
+  """Packed signs where each output has one negative and one positive value of another size, or
+  None.
+  """
+  columns = kernel.reshape(-1, kernel.shape[-1])
+  if len(columns) < 8:  # a few weights always have few values
+    return None
+  scales = np.stack([np.max(np.maximum(sign * columns, 0), 0) for sign in (-1, 1)])
+  signs = np.sign(columns).astype(np.int32)
+  fits = np.array_equal(columns, np.where(signs < 0, -scales[0], scales[1]) * np.abs(signs))
+  unequal = np.all(scales > 0, 0) & (scales[0] != scales[1])
+  if not fits or not unequal.any() or not (
+      NORMAL[0] < scales[scales > 0].min() <= scales.max() < NORMAL[1]):
+    return None
+  return Packed(container.SIGNS, scales.astype(np.float16), signs.reshape(kernel.shape))
 
 
 def of_all(kernel):
@@ -162,10 +179,10 @@ def bits_of(packed):
 def cheaper(packed, exact, rate, rounds=3):
   """Lower levels where they cost few bits more than they err: rate-distortion optimisation.
 
-  A weight takes, of its level, the next one towards zero and zero, the one with the least
-  (error in steps)^2 + rate * bits, as in DeepCABAC (arXiv:1907.11900); bits are estimated from how
-  often entries of its row and its output are not zero, and how often a size occurs. `exact` is the
-  kernel before rounding.
+  A weight takes, of its level and those of the next one towards zero and zero that take fewer bits,
+  the one with the least (error in steps)^2 + rate * bits, as in DeepCABAC (arXiv:1907.11900); bits
+  are estimated from how often entries of its row and its output are not zero, and how often a size
+  occurs. `exact` is the kernel before rounding.
   """
   if not rate or packed.kind == container.SPARSE or packed.levels is None or (
       not packed.levels.any()):
@@ -185,8 +202,13 @@ def cheaper(packed, exact, rate, rounds=3):
     counts = np.bincount(np.abs(levels).ravel())[1:] + 1.0
     of_size = np.concatenate([[0], -np.log2(counts / counts.sum())])
     choices = np.stack([levels, levels - np.sign(levels), np.zeros_like(levels)])
-    cost = [np.square((exact - value(level)) / step) + rate * np.where(
-        level == 0, of_zero, of_other + of_size[np.abs(level)]) for level in choices]
+    bits = np.stack([np.where(level == 0, of_zero, of_other + of_size[np.abs(level)])
+                     for level in choices])
+    error = np.stack([np.square((exact - value(level)) / step) for level in choices])
+    # Of levels that were not the nearest ones a lower one may err less and yet take more bits.
+    saves = bits < bits[0]
+    saves[0] = True
+    cost = np.where(saves, error + rate * bits, np.inf)
     levels = np.take_along_axis(choices, np.argmin(cost, 0)[None], 0)[0]
   return packed._replace(levels=levels.astype(np.int32))
 

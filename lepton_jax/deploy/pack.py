@@ -20,8 +20,9 @@ KEPT = ('architecture', 'data')  # concerns of which a file notes what is not th
 LARGEST_OPTION, DEEPEST = 1_000_000, 200
 # Options that say how large a network is, and those that say nothing of it.
 SIZES = ('width', 'depth', 'hidden', 'embedding', 'vocabulary_size', 'image_size', 'window',
-         'horizon', 'sequence_length')
-ELSEWHERE = ('data_dir', 'cache_dir', 'manual_dir', 'batch_size')
+         'horizon', 'sequence_length', 'batch_size')
+ELSEWHERE = ('data_dir', 'cache_dir', 'manual_dir')
+MOST_STREAMS = 65_536  # that running text is cut into to be measured
 INPUTS = ('uint8', 'int32', 'float32')
 # Facts of a data set by short names, and what they are where a file does not say.
 FACTS = dict(inputs='i', label='l', classes='c', mean='m', std='s', vocabulary='v', columns='n',
@@ -49,7 +50,7 @@ def pack(trained, bits=8, number_bits=8, rate=0.0):
   folded(params, state)
   params = swept(network, trained.data, params, state)
   rows = network.compression.kernels([n for n in params if trees.is_kernel(n)], trained.config)
-  config = as_packed(trained.config, rows)
+  config = as_packed(trained.config, rows, trained.data.stream)
   header = dict(o=config, f=facts(trained.data, config), w=network.widths)
   packed, steps = [], network.compression.steps(kept, trained.hparams)
   rounded = {row['kernel'] for row in rows if 'weight_bits' in row}
@@ -123,6 +124,7 @@ def described(data, most):
 def check_widths(network, params, dataset):
   """Raises UserError where widths are of layers that there are not, or the answers are too many."""
   paths = {name.rpartition('/')[0] for name in trees.named(params)}
+  paths |= {path.removesuffix('/up') for path in paths}  # of a factorised layer that is narrower
   unknown = [path for path in network.widths if path not in paths]
   whole = build_network.make_network(network.config, dataset)
   shapes = (jax.eval_shape(lambda n=n: n.init(
@@ -177,13 +179,15 @@ def folded(params, state):
     state[name] = np.full_like(var, np.float32(1 - norm.BatchNorm.epsilon))
 
 
-def as_packed(config, rows):
+def as_packed(config, rows, stream):
   """{option: value} of those that are not the default; `rows` say whose inputs are rounded."""
   default = config_lib.Config()
   found = {name: value for group in KEPT for name, value in
            dataclasses.asdict(getattr(config, group)).items()
            if name not in ELSEWHERE and (
                name == 'model' or value != getattr(getattr(default, group), name))}
+  if not stream:  # of running text, which is read in so many places at once, measurements need it
+    found.pop('batch_size', None)
   if config.optimization.loss:
     found['loss'] = config.optimization.loss
   asked = {row['kernel']: (row.get('activation_bits', 0), row.get('gate_bits', 0)) for row in rows
@@ -245,7 +249,8 @@ def read_config(options):
     allowed = name in config_lib.FIELDS and (
         config_lib.FIELDS[name][0] in (*KEPT, 'quantize') or name == 'loss')
     allowed = allowed and name not in ELSEWHERE
-    large = name in SIZES and isinstance(value, (int, float)) and not abs(value) <= LARGEST_OPTION
+    most = MOST_STREAMS if name == 'batch_size' else LARGEST_OPTION
+    large = name in SIZES and isinstance(value, (int, float)) and not abs(value) <= most
     if not allowed or large or (name == 'depth' and isinstance(value, int) and value > DEEPEST):
       raise UserError(f'the packed file is damaged: option {name!r} is {value!r}')
   values = {name: config_lib.coerce(name, value) for name, value in options.items()}

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lepton_jax import build_network, trees
+from lepton_jax.compress.prune import method as prune
 from lepton_jax.data import series
 from lepton_jax.deploy import levels
 
@@ -75,7 +76,7 @@ def widened(trained):
   config, weights = trained.config.replace(dtype='float32'), trained.weights
   network = build_network.make_network(config, trained.data, trained.network.widths)
   network = build_network.compressed(network, trained.data, weights['params'],
-                                     weights['model_state'])
+                                     weights['model_state'], zeros=prune.masked_names(weights))
   return dataclasses.replace(trained, config=config, network=network)
 
 
