@@ -310,7 +310,8 @@ class Prune:
       '', 'run folder whose final weights say what is pruned, at the first step '
           '(lottery ticket, arXiv:1803.03635)')
   keep_zeros: bool = option(
-      True, 'with --init_from: kernel entries that are exactly zero there stay so')
+      True, 'with --init_from: kernel entries that are exactly zero there stay so; set and rigl '
+            'exchange them')
   prune_exclude: str = option('', 'kernels whose path matches this regular expression stay dense',
                               separator=';')
 

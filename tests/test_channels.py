@@ -8,12 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lepton_jax import assemble, build_network, folder, layer_facts, other_runs, removal, run, trees
+from lepton_jax import (
+  assemble,
+  build_network,
+  folder,
+  layer_facts,
+  other_runs,
+  registry,
+  removal,
+  run,
+  trees,
+)
 from lepton_jax.compress import coupling as coupling_lib
 from lepton_jax.compress.prune import channel_scores, channels
 from lepton_jax.compress.prune import method as prune
 from lepton_jax.compress.prune.masks import Units
 from lepton_jax.compress.prune.scores import Evidence
+from lepton_jax.compress.quantize import weights as quantizers
 from lepton_jax.errors import UserError
 from tests import LONG
 from tests.test_models import FAMILIES, SHALLOW, SMALL, random_like, tiny_dataset
@@ -88,6 +99,35 @@ def test_a_model_without_channels_answers_as_the_masked_one(small, model, option
   for name, leaf in trees.named(weights['params']).items():
     assert leaf.size == (alive[name].sum() if name in alive else np.size(
         trees.named(state.params)[name])), name
+
+
+QUANTIZERS = registry.WEIGHT_QUANTIZERS.names()
+
+
+@pytest.mark.parametrize('granularity', ['channel', 'tensor'])
+@pytest.mark.parametrize('name', QUANTIZERS if LONG else ('binary', 'dorefa', 'lsq', 'ttq'))
+def test_rounded_kernels_stay_as_they_are_when_channels_leave(small, monkeypatch, name,
+                                                              granularity):
+  if quantizers.counts_zeros(name):
+    pytest.skip('refused before training')
+  bits = registry.WEIGHT_QUANTIZERS.get(name)().bits or 3
+  assembly, data = assembled(
+      small, monkeypatch, 'mlp', width=0.25, prune_structure='channels', prune_sparsity=0.3,
+      quantize_weights=name, quantize_weight_bits=bits, quantize_granularity=granularity)
+  state, _ = masked(assembly.state, coupled(assembly, data), 0.3)
+  whole = assembly.network.compression.counted(state.evaluated, state.hparams)
+  network, fewer = removal.narrowed(assembly.network, data, state.evaluated, state.hparams)
+  left = network.compression.counted(fewer, state.hparams)
+  for of, kernel in trees.named(left['params']).items():
+    if trees.is_kernel(of):
+      before, after = (np.asarray(found) for found in (trees.named(whole['params'])[of], kernel))
+      dense = lambda found: found[found.any(1)][:, found.any(0)]
+      assert after.any()
+      np.testing.assert_allclose(dense(after), dense(before), rtol=1e-5, err_msg=of)
+
+
+def test_quantizers_whose_levels_count_zeros_are_found_by_trying():
+  assert {name for name in QUANTIZERS if quantizers.counts_zeros(name)} == {'ternary'}
 
 
 def test_groups_are_those_of_a_residual_network_worked_by_hand(small, monkeypatch):

@@ -15,6 +15,7 @@ from lepton_jax.compress.method import part
 from lepton_jax.compress.prune import allocate, channels, masks, method, schedule, structure
 from lepton_jax.errors import UserError
 from lepton_jax.options import Prune
+from tests import LONG
 from tests.test_train import assert_same, run_steps
 
 SHAPES = dict(conv=(3, 3, 4, 8), dense=(50, 20), head=(20, 5))
@@ -452,6 +453,53 @@ def test_a_ticket_prunes_by_another_run_and_keeps_its_own_weights(small, tmp_pat
                                   np.where(wanted, fresh[name], 0))
   with pytest.raises(UserError, match='--prune_schedule=one_shot --prune_begin=0'):
     assemble.build(config.replace(prune_begin=0.5), data, **other_runs.read(config, data))
+
+
+def test_a_ticket_is_what_scores_of_gradients_look_at_too(small, tmp_path):
+  base = small.replace(runs_dir=str(tmp_path), epochs=1, tensorboard=False, pictures=False)
+  run.train(base, quiet=True)
+  ticket = str(tmp_path / base.name())
+  for score in ('saliency', 'snip') + LONG * ('synflow', 'grasp'):
+    shares = dict(prune_score=score, prune_sparsity=0.8, prune_schedule='one_shot',
+                  prune_begin=0.0, seed=1)
+    found = []
+    # The weights of the ticket, as those of this run and as what says what is pruned in another.
+    for options in (dict(init_from=ticket), dict(prune_ticket=ticket)):
+      config = base.replace(**shares | options)
+      data = assemble.load_data(config)
+      assembly = assemble.build(config, data, **other_runs.read(config, data))
+      state, = (hook(assembly.state, 0) for hook in assembly.make_hooks(
+          lambda batch: batch, slice(None), jax.jit))
+      found.append(masks_of(state))
+    for name, mask in found[0].items():
+      np.testing.assert_array_equal(mask, found[1][name], err_msg=(score, name))
+
+
+def test_sparsity_is_exact_where_zeros_that_stay_have_moved(small):
+  """Straight through, a weight that is gone for good goes on moving, and may rank high."""
+  config = small.replace(prune_sparsity=0.9, prune_gradient='straight_through', prune_begin=0.0,
+                         prune_end=0.05, prune_updates=3, learning_rate=0.1)
+  data = assemble.load_data(config)
+  start = assemble.build(config, data).state
+  pruned = trees.map_named(
+      lambda name, leaf: jnp.where(jnp.arange(leaf.size).reshape(leaf.shape) % 20 < 17, 0, leaf)
+      if trees.is_kernel(name) else leaf, start.params)
+  initial = dict(params=pruned, model_state=start.model_state, held={}, learned={})
+  assembly = assemble.build(config, data, initial=initial)
+  step, state = jax.jit(assembly.train_step(None)), assembly.state
+  hooks = assembly.make_hooks(lambda batch: batch, slice(None), jax.jit)
+  for i in range(8):
+    for hook in hooks:
+      state = hook(state, i)
+    state, _ = step(state, assembly.batches.at(i))
+  found = {name: np.asarray(mask) for name, mask in masks_of(state).items()}
+  for name, mask in found.items():
+    begun = np.asarray(trees.named(pruned)[name]) != 0
+    assert not (mask & ~begun).any()
+    moved = np.asarray(trees.named(state.params)[name])[~begun]
+    assert (moved != 0).any()
+  total = sum(mask.size for mask in found.values())
+  assert sum(int((~mask).sum()) for mask in found.values()) == round(0.9 * total)
 
 
 # a peer's numbers

@@ -20,7 +20,11 @@ def l2(evidence, groups):
 
 @CHANNEL_SCORES.register
 def taylor(evidence, groups):
-  """(sum of w * gradient over a channel)^2, its mean over batches (arXiv:1906.10771, eq. 8)."""
+  """(mean of w * gradient over a channel)^2, its mean over batches.
+
+  After equation 8 of arXiv:1906.10771, which has the sum; with a mean, channels of layers of other
+  sizes can be ranked together, as all scores here.
+  """
   def of_batch(w, g, _):
     products = {name: w[name] * g[name] for name in w}
     return {name: jnp.square(mean_by_channel(group, products, jnp))

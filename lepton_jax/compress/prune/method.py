@@ -11,11 +11,10 @@ from lepton_jax.compress import rules
 from lepton_jax.compress.method import Method, part, placed, replaced, under
 from lepton_jax.compress.prune import masks, scores
 from lepton_jax.compress.prune import structure as structures
+from lepton_jax.compress.quantize import weights
 from lepton_jax.errors import UserError
 
 NAME, MASKS, MOVEMENT, BEGUN = 'prune', 'masks', 'movement', 'begun'
-# Weight quantizers whose levels count zeros, or have none.
-NEED_ALL_ENTRIES = ('binary', 'dorefa', 'ternary', 'ttq')
 
 
 def make(config, setting):
@@ -102,7 +101,7 @@ def check(options, quantize):
   """Raises UserError for options that do not go together."""
   bits = quantize.quantize_weight_bits or quantize.quantize_layers
   how = quantize.quantize_weights
-  if options.prune_structure == 'channels' and bits and how in NEED_ALL_ENTRIES:
+  if options.prune_structure == 'channels' and bits and weights.counts_zeros(how):
     raise UserError(f'--prune_structure=channels with --quantize_weights={how}: its levels change '
                     f'when zeros leave; prune first, then quantise by --init_from')
   dynamic = options.prune_schedule in ('set', 'rigl')
@@ -174,26 +173,37 @@ def hooks(structure, plan, ranked, scored, fixed, ticket, config, tools):
             for name in [next((n for n in kernels if n in fixed), None)] if name}
 
   def update(state, step):
-    present = {name: np.asarray(mask) for name, mask in part(state.held[NAME], MASKS).items()}
+    left = not_gone(state.held[NAME], straight)
     found = evidence(config, tools, scored, ticket, state, step)
-    units = structure.units(config.prune.prune_score, found, None if straight else present)
+    units = structure.units(config.prune.prune_score, found, left)
     units = {key: units[key] for key in ranked}
     if plan.grows_by and step:
-      before = {name: present[name] for name in ranked}
+      before = {name: left[name] for name in ranked}
       kept = exchanged(plan, tools, units, before, state, step, config.training.seed)
       return with_masks(state, kept, {name: kept[name] & ~before[name] for name in kept}, straight)
     kept = structure.masks(units, to_go(config.prune, structure, plan.share(step), shares, units))
-    floor = part(state.held[NAME], BEGUN) if straight else present
-    kept = {name: mask & np.asarray(floor[name]) if name in floor else mask
-            for name, mask in kept.items()}
+    kept = {name: mask & left[name] for name, mask in kept.items()}
     return with_masks(state, kept, {}, straight)
 
   return [(lambda step: step in plan.steps, update)]
 
 
+def not_gone(held, straight):
+  """{array: mask} of what may stay; straight through, only zeros that a run began with may not."""
+  present = {name: np.asarray(mask) for name, mask in part(held, MASKS).items()}
+  if not straight:
+    return present
+  begun = part(held, BEGUN)
+  return {name: np.asarray(begun[name]) if name in begun else np.ones_like(mask)
+          for name, mask in present.items()}
+
+
 def evidence(config, tools, scored, ticket, state, step):
-  """What scores may look at before a step."""
+  """What scores may look at before a step: of a ticket, the weights that it ended with."""
   named = trees.named(state.params) | ticket
+  if ticket:
+    state = state.replace(params=trees.map_named(
+        lambda name, leaf: placed(named[name], leaf), state.params))
   return scores.Evidence(
       {name: named[name] for name in scored}, named, state, tools, step,
       config.prune.prune_batches,
