@@ -79,8 +79,6 @@ def build(config, dataset, initial=None, ticket=None, widths=None, keeps=False, 
   ranks = factorize.ranks(config.factorize, transplant.weights_of(variables, initial)[0],
                           functools.partial(layer_facts.grouped_layers, network, dataset))
   network = dataclasses.replace(network, widths=network.widths | factorize.widths(ranks))
-  keeps = keeps and not ranks  # what was learned of one kernel says nothing of its two factors
-
   def first_weights(variables):
     params, model_state = transplant.weights_of(variables, initial)
     return (factorize.split(params, ranks) if ranks else params), model_state
@@ -93,15 +91,15 @@ def build(config, dataset, initial=None, ticket=None, widths=None, keeps=False, 
   network = build_network.compressed(
       network, dataset, params, model_state, frozen=frozenset(frozen), total_steps=total_steps,
       steps_per_epoch=batches.steps_per_epoch, kept=keeps,
-      zeros=transplant.zeros_to_keep(config, params) if initial and not ranks else frozenset(),
+      zeros=transplant.zeros_to_keep(config, params, ranks) if initial else frozenset(),
       ticket=trees.named(ticket['params']) if ticket else {})
   compression = network.compression
   on = strengths_lib.strengths(config, compression).keys()
   checks.check(on, config.architecture.model, network.objective.loss, params)
 
   schedule = schedules.make_schedule(config.optimization, total_steps, batches.steps_per_epoch)
-  frozen_names = {f'params/{n}' for n in frozen}
-  optimizer = optim.make_optimizer(config.optimization, schedule, frozen_names)
+  optimizer = optim.make_optimizer(config.optimization, schedule,
+                                   functools.partial(is_frozen, frozen))
   weights = dict(params=params, model_state=model_state)
   hints = distill.hints(config, teacher,
                         lambda: layer_facts.answers(network, weights, dataset),
@@ -112,7 +110,7 @@ def build(config, dataset, initial=None, ticket=None, widths=None, keeps=False, 
   make_tools = functools.partial(hooks.tools, network, {})
   # One program, kept in the cache, where dozens of small ones would be compiled at each start.
   first_state = jax.jit(functools.partial(initial_state, config, network, optimizer))
-  earlier = {kind: initial[kind] for kind in ('learned', 'held')} if keeps else {}
+  earlier = transplant.learned_of(initial, params) if keeps else {}
 
   def assembly(config, variables, start, batches):
     mine, (params, model_state) = dataclasses.replace(network, config=config), start
@@ -131,6 +129,12 @@ def build(config, dataset, initial=None, ticket=None, widths=None, keeps=False, 
                     make_batches(config, dataset, known))
 
   return assembly(config, variables, start, batches)
+
+
+def is_frozen(frozen, name):
+  """Whether something trained is one of the parameters `frozen`, or was learned of one of them."""
+  kind, _, rest = name.partition('/')
+  return rest in frozen if kind == 'params' else any(f'/{one}/' in rest for one in frozen)
 
 
 def make_batches(config, dataset, more=None):

@@ -206,7 +206,8 @@ def adaround(module, own, step, largest, read, changed, wanted, steps, batch=32)
   below = jnp.floor(own['kernel'] / step)
   share = jnp.clip(own['kernel'] / step - below, 1e-3, 1 - 1e-3)
   start = jax.scipy.special.logit((share - LOWEST) / STRETCH)
-  upward = lambda v: jnp.clip(jax.nn.sigmoid(v) * STRETCH + LOWEST, 0, 1)
+  there = own['kernel'] != 0  # zeros may be pruned weights, which stay
+  upward = lambda v: jnp.where(there, jnp.clip(jax.nn.sigmoid(v) * STRETCH + LOWEST, 0, 1), 0)
   on_levels = lambda up: jnp.clip(below + up, -largest, largest) * step
   optimizer = optax.adam(1e-2)
   scale = 1 / jnp.maximum(jnp.mean(jnp.square(wanted(read[:batch]))), 1e-12)

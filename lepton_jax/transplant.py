@@ -22,30 +22,56 @@ def into(params, model_state, initial):
 
   Raises UserError naming the arrays that are missing or of another shape anywhere else.
   """
-  def is_head(name):
-    return name.split('/')[0] == models.HEAD
-
   def take(mine, theirs):
     own, theirs = trees.named(mine), trees.named(theirs)
-    differing = [n for n, leaf in own.items()
-                 if n not in theirs or theirs[n].shape != leaf.shape]
-    wrong = [n for n in differing if not is_head(n)] + sorted(theirs.keys() - own.keys())
+    anew = made_anew(own, theirs)
+    wrong = [n for n in anew if not is_head(n)] + sorted(theirs.keys() - own.keys())
     if wrong:
       raise UserError(f'--init_from holds another network; only {models.HEAD!r} may differ, but so '
                       f'do: {", ".join(wrong[:8])}')
 
-    # A head is replaced whole: a kernel kept beside a new bias would mean nothing.
     def chosen(name, leaf):
-      return leaf if differing and is_head(name) else jnp.asarray(theirs[name], leaf.dtype)
+      return leaf if name in anew else jnp.asarray(theirs[name], leaf.dtype)
 
     return trees.map_named(chosen, mine)
 
   return take(params, initial['params']), take(model_state, initial['model_state'])
 
 
-def zeros_to_keep(config, params):
-  """Names of kernels of another run that hold zeros, if those stay."""
+def is_head(name):
+  return name.split('/')[0] == models.HEAD
+
+
+def made_anew(own, theirs):
+  """Names of {name: array} that are not what they are in another run's.
+
+  A head is replaced whole: a kernel kept beside a new bias would mean nothing.
+  """
+  differing = {name for name, leaf in own.items()
+               if name not in theirs or theirs[name].shape != leaf.shape}
+  whole = any(map(is_head, differing))
+  return {name for name in own if name in differing or whole and is_head(name)}
+
+
+def zeros_to_keep(config, params, divided=()):
+  """Names of kernels of another run that hold zeros, if those stay; not of layers made into two."""
   if not config.prune.keep_zeros:
     return frozenset()
+  anew = tuple(f'{path}/' for path in divided)
   return frozenset(name for name, leaf in trees.named(params).items()
-                   if trees.is_kernel(name) and not np.all(np.asarray(leaf)))
+                   if trees.is_kernel(name) and not name.startswith(anew)
+                   and not np.all(np.asarray(leaf)))
+
+
+def learned_of(initial, params):
+  """{'learned', 'held'} of another run, without what it learned of kernels that are not these.
+
+  A head that starts anew has no use for the levels of the one before it.
+  """
+  other = made_anew(trees.named(params), trees.named(initial['params']))
+
+  def these(arrays):
+    return {name: leaf for name, leaf in trees.named(arrays).items()
+            if not any(f'/{one}/' in name for one in other)}
+
+  return {kind: trees.nest(these(initial[kind])) for kind in ('learned', 'held')}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lepton_jax import assemble, build_network, factorize, folder, layer_facts, run, trees
+from lepton_jax.deploy import measure, pack
 from lepton_jax.errors import UserError
 from lepton_jax.options import Factorize
 from tests import LONG
@@ -91,3 +92,41 @@ def test_a_factorised_run_loads_and_is_compressed_further(small, tmp_path, optio
   assert found['num_parameters'] <= result['num_parameters']
   trained = folder.load(str(tmp_path / after.name()))
   assert np.mean(trained.predict(inputs) == label) == pytest.approx(found['test_accuracy'])
+
+
+def test_zeros_and_levels_of_layers_that_stay_whole_are_kept(small, tmp_path):
+  base = small.replace(runs_dir=str(tmp_path), epochs=1, quantize_weight_bits=3,
+                       quantize_weights='lsq', quantize_activation_bits=8)
+  first = base.replace(prune_sparsity=0.9)
+  run.train(first.check(), quiet=True)
+  place = str(tmp_path / first.name())
+  before = folder.load(place)
+  after = base.replace(init_from=place, factorize_rank=0.3, factorize_exclude='dense1',
+                       learning_rate=1e-9)
+  run.train(after.check(), quiet=True)
+  trained = folder.load(str(tmp_path / after.name()))
+  kernels = [trees.named(of.weights['params'])['dense1/kernel'] for of in (before, trained)]
+  np.testing.assert_array_equal(*(np.asarray(kernel) == 0 for kernel in kernels))
+  of = lambda one: {name: np.asarray(leaf) for kind in ('learned', 'held') for name, leaf in
+                    trees.named(one.weights[kind]['quantize']).items()}
+  own, theirs = of(trained), of(before)
+  for name in own.keys() & theirs.keys():
+    np.testing.assert_allclose(own[name], theirs[name], rtol=1e-4, err_msg=name)
+  # The layers that are new have ranges of their own.
+  ends = [name for name in own if name.startswith('ranges/') and name.endswith('high')]
+  assert {name.split('/')[1] for name in ends} >= {'dense1', 'dense2'}
+  assert all(own[name] != 0 for name in ends)
+
+
+def test_a_factorised_network_that_lost_channels_is_packed(small, tmp_path):
+  narrow = small.replace(runs_dir=str(tmp_path), epochs=1, prune_structure='channels',
+                         prune_sparsity=0.4)
+  run.train(narrow.check(), quiet=True)
+  config = small.replace(runs_dir=str(tmp_path), epochs=1, factorize_rank=0.3,
+                         init_from=str(tmp_path / narrow.name()))
+  result = run.train(config.check(), quiet=True)
+  assert {'dense1', 'dense1/down'} <= set(result['widths'])
+  trained = folder.load(str(tmp_path / config.name()))
+  again = measure.opened(pack.pack(trained, bits=0, number_bits=0), trained.data)
+  inputs = trained.data.splits['test'][0][:50]
+  np.testing.assert_allclose(again.outputs(inputs), trained.outputs(inputs), atol=1e-4)

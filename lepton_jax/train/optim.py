@@ -71,8 +71,8 @@ class Optimizer(typing.NamedTuple):
   update: typing.Callable
 
 
-def make_optimizer(options, schedule, frozen=frozenset()):
-  """The Optimizer of `config.Optimization` options; `frozen` names parameters without updates."""
+def make_optimizer(options, schedule, frozen=lambda name: False):
+  """The Optimizer of `config.Optimization` options; `frozen` says which names get no updates."""
   def rule(hparams):
     is_decayed = lambda tree: trees.map_named(lambda name, _: trees.is_kernel(name), tree)
     decay = optax.identity()
@@ -99,7 +99,7 @@ def make_optimizer(options, schedule, frozen=frozenset()):
       rate = hparams['learning_rate'] * schedule(step).astype(hparams['learning_rate'].dtype)
 
     def step_of(name, u):
-      return jnp.zeros_like(u) if name in frozen else (-rate * u).astype(u.dtype)
+      return jnp.zeros_like(u) if frozen(name) else (-rate * u).astype(u.dtype)
 
     return trees.map_named(step_of, updates), opt_state
 

@@ -23,8 +23,9 @@ def cluster():
     return dict(codebook=k_means(kernel.ravel(), 2.0 ** bits - 1))
 
   def apply(kernel, bits, axes, learned):
-    del bits, axes
-    values = learned['codebook']
+    del axes
+    # Optimizers that look at norms see the values that are not there too, so those are kept as 0.
+    values = only(learned['codebook'], bits)
     order = jnp.argsort(lax.stop_gradient(values))
     rising = lax.stop_gradient(values)[order]
     nearest = order[jnp.searchsorted((rising[1:] + rising[:-1]) / 2, lax.stop_gradient(kernel))]
@@ -38,8 +39,14 @@ def cluster():
   return Quantizer(apply, init, most=MOST, whole=True)
 
 
+def only(values, bits):
+  """The first 2^bits - 1 of f[255] values, with others that no weight is near to."""
+  there = jnp.arange(values.size).astype(values.dtype) < 2.0 ** bits - 1
+  return jnp.where(there, values, jnp.finfo(values.dtype).max / 4)
+
+
 def k_means(weights, count):
-  """f[255]: values of the weights that are not zero, `count` of them; the others are huge.
+  """f[255]: values of the weights that are not zero, `count` of them; the others are 0.
 
   `count` is traced. They begin at equal distances, which keeps the few large weights apart
   (section 3.2 of the paper).
@@ -61,4 +68,5 @@ def k_means(weights, count):
     means = (sums[ends[1:]] - sums[ends[:-1]]) / jnp.maximum(held, 1)
     return jnp.where(there, jnp.where(held > 0, means, values), unused)
 
-  return lax.fori_loop(0, ROUNDS, better, jnp.where(there, first, unused))
+  found = lax.fori_loop(0, ROUNDS, better, jnp.where(there, first, unused))
+  return jnp.where(there, found, 0)

@@ -206,7 +206,7 @@ def first_rounded(config, setting):
   Weights that began at random make larger and larger inputs for a while; ranges that are set before
   clip them, and a recurrent network hardly recovers from that.
   """
-  if setting.kept:  # ranges come from another run
+  if setting.kept or config.quantize.quantize_after:  # ranges come from another run, or at once
     return 0
   begin = config.quantize.quantize_begin
   if begin is None:
@@ -223,12 +223,20 @@ def hooks(reader, setting, config, tools):
   options, first = config.quantize, first_rounded(config, setting)
   _, input_bits = bits(options, setting)
 
+  def wanted(arrays):
+    is_left = lambda site: setting.kept and reader.learned and (
+        float(arrays[f'{RANGES}/{site}/high']) > float(arrays[f'{RANGES}/{site}/low']))
+    return [site for site in input_bits if not is_left(site)]
+
   def calibrate(state, step):
+    chosen = wanted(state.held[NAME])
+    if not chosen:
+      return state
     seen = inputs.observed([tools.observe(state, tools.batch(step + i))
                             for i in range(options.quantize_calibration)])
     arrays = state.held[NAME]
     new = dict(arrays)
-    for site in input_bits:
+    for site in chosen:
       old = part(arrays, f'{RANGES}/{site}')
       before = (float(old['low']), float(old['high'])) if step > first else None
       low, high = reader.calibrate(seen[site], input_bits[site], before)
@@ -240,13 +248,12 @@ def hooks(reader, setting, config, tools):
     if not reader.learned:
       return state
     learned = state.learned[NAME]
-    whole = {name: placed(1, array) for name, array in learned.items()
-             if name.startswith(f'{RANGES}/')}
+    ends = [f'{RANGES}/{site}/{end}' for site in chosen for end in ('low', 'high')]
+    whole = {name: placed(1, learned[name]) for name in ends}
     return replaced(state, NAME, learned=learned | whole)
 
   def due(step):
-    if reader.learned:
-      return step == first and not setting.kept
-    return step == first or step > first and step % setting.steps_per_epoch == 0
+    anew = not reader.learned and step > first and step % setting.steps_per_epoch == 0
+    return step == first or anew
 
   return [(due, calibrate)]
