@@ -65,8 +65,9 @@ def measurement(trained):
 
   from lepton_jax import build_network, evaluation, trees
   from lepton_jax.train import parallel
-  if trained.network.compression.methods:
-    raise UserError(f'{FLAGS.run} is compressed already; name a run in float')
+  compression = trained.network.compression
+  if compression.sites or any(method.rounds for method in compression.methods):
+    raise UserError(f'{FLAGS.run} is rounded already; name a run in float')
   config = trained.config.replace(quantize_weight_bits=8, quantize_exclude='',
                                   quantize_weights='max')
   network = build_network.finished(config, trained.data, trained.weights,

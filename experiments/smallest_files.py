@@ -121,9 +121,11 @@ def compressed(name, seed, others):
   print(f'{name}, seed {seed}: {base.name()}', flush=True)
   dense = run.train(base.check())
   start = f'{FLAGS.runs_dir}/{base.name()}'
-  seconds = dense['train_seconds']
-  for kept, stages in enumerate(recipe.recipes(text), 1):
-    for _, place, result in recipe.follow(stages, base, given, start):
+  seconds, kept = dense['train_seconds'], 0
+  for stages in recipe.recipes(text):
+    kept += 1
+    for _, last, result in recipe.follow(stages, base, given, start):
+      place = last
       seconds += result['train_seconds']
     found = measure.packed(place, **stages[-1].options)
     if recipe.within(WITHIN, dense, found):

@@ -18,29 +18,28 @@ def one_at_a_time(names, widths, measure):
   return found
 
 
-def allocate(costs, sizes, budget):
-  """{kernel: bits} whose costs add up to little, within a budget of bytes; None where none fits.
+def allocate(costs, sizes, budget, most=4000):
+  """{kernel: bits} whose costs add up to least, within a budget of bytes; None where none fits.
 
-  costs[kernel][bits] is what rounding that kernel alone costs, sizes[kernel] its entries. All
-  kernels begin at their fewest bits. The step up that saves most cost for a byte is taken until
-  none fits: on the convex hull of what a kernel can have, as the greedy solution of the knapsack.
+  costs[kernel][bits] is what rounding that kernel alone costs, sizes[kernel] its entries. A kernel
+  at a time is added to the choices so far that no other beats in both bytes and cost; of more than
+  `most` of them those are kept that cost least within equal steps of the budget.
   """
-  chosen = {name: min(by_bits) for name, by_bits in costs.items()}
-  room = 8 * budget - sum(sizes[name] * bits for name, bits in chosen.items())
-  if room < 0:
-    return None
-  while True:
-    steps = []
-    for name, by_bits in costs.items():
-      for bits, cost in by_bits.items():
-        more, saved = sizes[name] * (bits - chosen[name]), costs[name][chosen[name]] - cost
-        if 0 < more <= room and saved > 0:
-          steps.append((saved / more, name, bits))
-    if not steps:
-      return chosen
-    _, name, bits = max(steps)
-    room -= sizes[name] * (bits - chosen[name])
-    chosen[name] = bits
+  room = 8 * budget
+  choices = [(0, 0.0, {})]  # bits of all kernels so far, their cost, their widths
+  for name, by_bits in costs.items():
+    longer = sorted(((used + sizes[name] * bits, total + cost, chosen | {name: bits})
+                     for used, total, chosen in choices for bits, cost in by_bits.items()
+                     if used + sizes[name] * bits <= room), key=lambda choice: choice[:2])
+    choices, least = [], float('inf')
+    for choice in longer:
+      if choice[1] < least:
+        choices.append(choice)
+        least = choice[1]
+    if len(choices) > most:  # the last of a step costs least
+      choices = list({int(used * most / room): (used, total, chosen)
+                      for used, total, chosen in choices}.values())
+  return choices[-1][2] if choices else None
 
 
 def as_flag(chosen):
