@@ -38,6 +38,8 @@ def check(config):
                     'says to how many bits')
   if config.prune.prune_sparsity or config.prune.prune_layers:
     raise UserError('--quantize_after does not prune; start it from a pruned run')
+  if config.factorize.factorize_rank or config.factorize.factorize_energy:
+    raise UserError('--quantize_after does not factorise; start it from a factorised run')
 
 
 def quantize(assembly):

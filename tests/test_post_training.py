@@ -148,7 +148,8 @@ def test_options_that_do_not_fit_say_so(trained):
   for options, words in ((dict(init_from=''), 'needs --init_from'),
                          (dict(quantize_weights='max'), 'takes --quantize_weights=lsq'),
                          (dict(ema_decay=0.9), 'no --ema_decay'),
-                         (dict(prune_sparsity=0.5), 'does not prune')):
+                         (dict(prune_sparsity=0.5), 'does not prune'),
+                         (dict(factorize_rank=0.5), 'does not factorise')):
     with pytest.raises(UserError, match=words):
       assemble.build(whole.replace(**options), data)
 
