@@ -142,12 +142,19 @@ def smallest_table(lines):
     body.append((name, *tests,
                  f'{statistics.mean(of("file_bytes")):,.0f} ({min(of("file_bytes")):,.0f} to '
                  f'{max(of("file_bytes")):,.0f})', f'{times:.0f}', others, str(len(own)),
-                 'the same' if ' on ' in name else f'`{own[0]["recipe"]}`'))
+                 recipe_of(own)))
   header = ('network', 'dense', 'packed', 'bytes of the file', 'times smaller',
             'its levels by others', 'seeds', 'recipe')
   return (f'{markdown.table(header, body)}\n\nMeasured on the test part, mean ± standard '
           f'deviation over seeds; mean bytes (range) of whole files. Flags and times are in the '
           f'CSV; made on {lines[0]["processor"]}.')
+
+
+def recipe_of(lines):
+  """The recipes that seeds kept; those of other data by name where it is the network's first."""
+  kept = list(dict.fromkeys(line['kept'] for line in lines))
+  same = ' on ' in lines[0]['row'] and all(lines[0]['recipe'].startswith(one) for one in kept)
+  return 'the same' if same else ' or '.join(f'`{one}`' for one in kept)
 
 
 def runtimes_table(lines):
