@@ -140,6 +140,10 @@ class Config:
     if self.quantize.quantize_weight_bits == 1 and self.quantize.quantize_weights != 'binary':
       raise UserError('--quantize_weight_bits=1: allowed are 0 (off) and 2 to 16; 1 with '
                       '--quantize_weights=binary')
+    if not self.quantize.quantize_after:
+      for name, usual in (('quantize_equalize', False), ('quantize_rounding', 'nearest')):
+        if getattr(self.quantize, name) != usual:
+          raise UserError(f'--{name}={getattr(self.quantize, name)} goes with --quantize_after')
     for name in ('quantize_activation_bits', 'quantize_gate_bits'):
       if getattr(self.quantize, name) == 1:
         raise UserError(f'--{name}=1: allowed are 0 (off) and 2 to 16')
