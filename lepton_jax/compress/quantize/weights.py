@@ -7,6 +7,7 @@ or one for the whole kernel, as `axes` says: those over which a scale is shared.
 import functools
 import typing
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -41,21 +42,24 @@ class Quantizer(typing.NamedTuple):
 def counts_zeros(name):
   """Whether a registered quantizer rounds a kernel otherwise when rows and columns of zeros leave.
 
-  Tried on one kernel, with one scale and with one for each column.
+  Tried on one kernel, with a scale for each column and with one for all.
   """
   quantizer = WEIGHT_QUANTIZERS.get(name)()
-  whole = np.zeros((12, 8), np.float32)
-  part = whole[:6, :4] = np.random.default_rng(0).normal(size=(6, 4))
-  bits = jnp.float32(quantizer.bits or 4)
-  for axes in ((0,), (0, 1)):
-    learned = quantizer.init(jnp.asarray(part, jnp.float32), bits, axes)
-    wide = {key: jnp.concatenate([array] * 2, 1) if array.shape[-1] == 4 and array.ndim == 2
-            else array for key, array in learned.items()}
-    small = quantizer.apply(jnp.asarray(part, jnp.float32), bits, axes, learned)
-    large = quantizer.apply(jnp.asarray(whole), bits, axes, wide)
-    if not np.allclose(large[:6, :4], small, rtol=1e-4, atol=1e-6):
-      return True
-  return False
+  dense = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+  padded = np.pad(dense, ((0, 6), (0, 4)))
+
+  @jax.jit
+  def rounded_both():
+    bits, found = jnp.float32(quantizer.bits or 4), []
+    for axes in ((0,), (0, 1)):
+      learned = quantizer.init(jnp.asarray(dense), bits, axes)
+      wider = {key: jnp.pad(array, ((0, 0), (0, 4)), 'edge') if array.shape == (1, 4) else array
+               for key, array in learned.items()}
+      found.append((quantizer.apply(jnp.asarray(dense), bits, axes, learned),
+                    quantizer.apply(jnp.asarray(padded), bits, axes, wider)[:6, :4]))
+    return found
+
+  return not all(np.allclose(*both, rtol=1e-4, atol=1e-6) for both in rounded_both())
 
 
 def largest_level(bits):
