@@ -86,8 +86,8 @@ def reached(count, bound, entries):
 class Bins(typing.NamedTuple):
   """Scores of a kernel in bins: together is what has an exponent and 7 bits of mantissa in common.
 
-  So LAMP scores are known well enough, without a sort, to tell which bins a threshold lies in: of 1,
-  2 and 2 they are 1/9, 4/8 and 4/4, and the bin of the twos has them between a bit below 1/2 and 1.
+  So LAMP scores are known well enough, without a sort, to tell which bins a threshold lies in: of
+  1, 2 and 2 they are 1/9, 4/8 and 4/4, and the bin of the twos has them from just below 1/2 to 1.
 
   Attributes:
     scores: f32[n], at least 0.
