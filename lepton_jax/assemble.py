@@ -70,8 +70,7 @@ def build(config, dataset, initial=None, ticket=None, widths=None, keeps=False, 
   """
   if config.optimization.solver == 'closed_form':
     linear.check(config)
-  if config.quantize.quantize_after:
-    post_training.check(config)
+  post_training.check(config)
   distill.check(config, teacher, dataset)
   network = build_network.make_network(config, dataset, widths)
   init = build_network.make_init(network, dataset)
@@ -79,6 +78,7 @@ def build(config, dataset, initial=None, ticket=None, widths=None, keeps=False, 
   ranks = factorize.ranks(config.factorize, transplant.weights_of(variables, initial)[0],
                           functools.partial(layer_facts.grouped_layers, network, dataset))
   network = dataclasses.replace(network, widths=network.widths | factorize.widths(ranks))
+
   def first_weights(variables):
     params, model_state = transplant.weights_of(variables, initial)
     return (factorize.split(params, ranks) if ranks else params), model_state
@@ -134,7 +134,7 @@ def build(config, dataset, initial=None, ticket=None, widths=None, keeps=False, 
 def is_frozen(frozen, name):
   """Whether something trained is one of the parameters `frozen`, or was learned of one of them."""
   kind, _, rest = name.partition('/')
-  return rest in frozen if kind == 'params' else any(f'/{one}/' in rest for one in frozen)
+  return (rest if kind == 'params' else transplant.learned_from(rest)) in frozen
 
 
 def make_batches(config, dataset, more=None):

@@ -58,8 +58,12 @@ class Config:
     return {name: getattr(getattr(self, group), name) for name, (group, _) in FIELDS.items()}
 
   def changed(self):
-    """{name: value} of the result-changing fields that differ from their defaults."""
-    return {name: value for name, value in self.flat().items()
+    """{name: value} of the result-changing fields that differ from their defaults.
+
+    A slash at the end of a folder counts for nothing.
+    """
+    plain = lambda name, value: value.rstrip('/') if name in ORIGINS else value
+    return {name: plain(name, value) for name, value in self.flat().items()
             if FIELDS[name][1].metadata['identity'] and value != FIELDS[name][1].default}
 
   def to_keep(self):
@@ -106,9 +110,7 @@ class Config:
     What has its default counts for nothing, so an option that is added later leaves the names of
     earlier runs as they are. A default that changes has to be another value of its option.
     """
-    plain = {name: value.rstrip('/') if name in ORIGINS else value
-             for name, value in self.changed().items()}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
+    return hashlib.sha256(json.dumps(self.changed(), sort_keys=True).encode()).hexdigest()[:10]
 
   def program(self):
     """A hashable value, equal for runs that can share compiled programs: strengths count as on or
@@ -140,10 +142,6 @@ class Config:
     if self.quantize.quantize_weight_bits == 1 and self.quantize.quantize_weights != 'binary':
       raise UserError('--quantize_weight_bits=1: allowed are 0 (off) and 2 to 16; 1 with '
                       '--quantize_weights=binary')
-    if not self.quantize.quantize_after:
-      for name, usual in (('quantize_equalize', False), ('quantize_rounding', 'nearest')):
-        if getattr(self.quantize, name) != usual:
-          raise UserError(f'--{name}={getattr(self.quantize, name)} goes with --quantize_after')
     for name in ('quantize_activation_bits', 'quantize_gate_bits'):
       if getattr(self.quantize, name) == 1:
         raise UserError(f'--{name}=1: allowed are 0 (off) and 2 to 16')

@@ -3,6 +3,7 @@
 import dataclasses
 
 from lepton_jax import folder as folder_lib
+from lepton_jax.compress.prune import method as prune
 from lepton_jax.errors import UserError
 
 
@@ -31,9 +32,9 @@ def read(config, data):
     # however they were set.
     asked = lambda one: dataclasses.replace(one.as_start().quantize, quantize_begin=None,
                                             quantize_calibration=1)
-    found['keeps'] = asked(config) == asked(parent)
+    found['keeps'] = asked(config) == asked(parent) and not config.quantize.quantize_after
   if config.prune.prune_ticket:
-    found['ticket'] = folder_lib.read_weights(config.prune.prune_ticket)[0]
+    found['ticket'] = prune.without_dead(folder_lib.read_weights(config.prune.prune_ticket)[0])
     widths = folder_lib.read_widths(config.prune.prune_ticket)
     if widths != found.get('widths', {}):
       raise UserError(f'--prune_ticket={config.prune.prune_ticket} has layers of other widths than '

@@ -23,7 +23,12 @@ STRETCH, LOWEST = 1.2, -0.1  # of AdaRound's sigmoid, so that it reaches 0 and 1
 
 
 def check(config):
-  """Raises UserError for options that do not go with --quantize_after."""
+  """Raises UserError for options that do not go with --quantize_after, or only with it."""
+  if not config.quantize.quantize_after:
+    for name, usual in (('quantize_equalize', False), ('quantize_rounding', 'nearest')):
+      if (given := getattr(config.quantize, name)) != usual:
+        raise UserError(f'--{name}={given} goes with --quantize_after')
+    return
   if not config.training.init_from:
     raise UserError('--quantize_after needs --init_from=RUN, whose weights it rounds')
   if config.quantize.quantize_weights != 'lsq':

@@ -5,6 +5,7 @@ import re
 import typing
 
 from lepton_jax import config as config_lib
+from lepton_jax import registry
 from lepton_jax.errors import UserError
 
 EXAMPLE = 'prune(0.9):10,cluster(16):5,pack'
@@ -26,6 +27,10 @@ class Stage(typing.NamedTuple):
   text: str
   options: dict
   epochs: int | None
+
+  @property
+  def name(self):
+    return re.match(r'\w+', self.text).group()
 
 
 def parse(text):
@@ -153,15 +158,19 @@ def configs(stages, base, given):
   for stage in stages:
     if stage.epochs is None:
       continue
-    options = levels(stage, base.replace(**on), given) | stage.options
+    options = quantizer_of(stage, base.replace(**on), given) | stage.options
     found.append(base.replace(**on | options | dict(epochs=stage.epochs)))
     on |= {name: value for name, value in options.items()
            if not config_lib.is_done_once(name, config_lib.FIELDS[name][0])}
   return found
 
 
-def levels(stage, before, given):
-  """The kind of levels of a stage that rounds to bits, where those before it were of clusters."""
-  if not stage.text.startswith('quantize') or before.quantize.quantize_weights != 'cluster':
+def quantizer_of(stage, before, given):
+  """The quantizer of a stage that rounds to bits, where the one before it cannot: {} elsewhere."""
+  if stage.name != 'quantize' or 'quantize_weights' in stage.options:
+    return {}
+  now = registry.WEIGHT_QUANTIZERS.get(before.quantize.quantize_weights)()
+  bits = stage.options.get('quantize_weight_bits', before.quantize.quantize_weight_bits)
+  if not now.whole and bits <= now.most and now.bits in (None, bits):
     return {}
   return dict(quantize_weights=given.get('quantize_weights', 'max'))

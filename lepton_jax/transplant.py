@@ -5,6 +5,7 @@ import numpy as np
 
 from lepton_jax import models, trees
 from lepton_jax.compress.prune import method as prune
+from lepton_jax.compress.quantize import method as quantize
 from lepton_jax.errors import UserError
 
 
@@ -63,6 +64,12 @@ def zeros_to_keep(config, params, divided=()):
                    and not np.all(np.asarray(leaf)))
 
 
+def learned_from(name):
+  """The kernel that 'method/kernel/array' or 'method/kernels/kernel/array' was learned of."""
+  _, _, rest = name.partition('/')
+  return rest.removeprefix(f'{quantize.KERNELS}/').rpartition('/')[0]
+
+
 def learned_of(initial, params):
   """{'learned', 'held'} of another run, without what it learned of kernels that are not these.
 
@@ -72,6 +79,6 @@ def learned_of(initial, params):
 
   def these(arrays):
     return {name: leaf for name, leaf in trees.named(arrays).items()
-            if not any(f'/{one}/' in name for one in other)}
+            if learned_from(name) not in other}
 
   return {kind: trees.nest(these(initial[kind])) for kind in ('learned', 'held')}

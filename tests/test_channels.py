@@ -130,6 +130,20 @@ def test_quantizers_whose_levels_count_zeros_are_found_by_trying():
   assert {name for name in QUANTIZERS if quantizers.counts_zeros(name)} == {'ternary'}
 
 
+@pytest.mark.parametrize('learned,counts', [
+    (lambda kernel: jnp.ones(kernel.shape[-1]), False), (jnp.ones_like, False),
+    (lambda kernel: jnp.ones(3), True)])
+def test_quantizers_that_learn_in_other_shapes_are_tried_too(monkeypatch, learned, counts):
+  """A number an output, one an entry; what does not fit a wider kernel counts zeros."""
+  def scaled():
+    return quantizers.Quantizer(
+        lambda kernel, bits, axes, own: jnp.round(kernel * own['scale']),
+        lambda kernel, bits, axes: dict(scale=learned(kernel)), most=2)
+
+  monkeypatch.setitem(registry.WEIGHT_QUANTIZERS._functions, f'scaled{learned}', scaled)
+  assert quantizers.counts_zeros(f'scaled{learned}') == counts
+
+
 def test_groups_are_those_of_a_residual_network_worked_by_hand(small, monkeypatch):
   """ResNet with padded shortcuts: 4 channels run through, 4 and 8 come with the wider stages."""
   assembly, data = assembled(small, monkeypatch, 'resnet20', width=0.25, depth=1)

@@ -62,7 +62,6 @@ def test_a_bad_flag_says_what_is_allowed(argument, words):
 
 @pytest.mark.parametrize('values, words', [
     (dict(quantize_weight_bits=1), '2 to 16'), (dict(prune_begin=0.9), 'prune_end'),
-    (dict(quantize_rounding='adaround'), 'goes with --quantize_after'),
     (dict(folds=1), 'at least 2'),
 ])
 def test_fields_that_contradict_each_other(values, words):

@@ -140,6 +140,8 @@ def test_two_scales_of_an_output_take_a_sign_an_entry():
   np.testing.assert_array_equal(again, container.value(found, kernel.shape))
   same = levels.of_kernel(np.where(signs < 0, -positive, positive) * np.abs(signs), 8)
   assert same.kind == container.CHANNELS
+  two = levels.of_kernel(np.where(signs < 0, np.float32(-0.3), np.float32(0.7)) * np.abs(signs), 8)
+  assert two.kind == container.CODEBOOK  # which says them once
 
 
 @pytest.mark.parametrize('name', registry.WEIGHT_QUANTIZERS.names())
@@ -232,6 +234,17 @@ def test_every_model_is_packed_and_unpacked(small, model, monkeypatch):
                                             (bare, trained.data, again.weights, after)))
   np.testing.assert_allclose(other, one, rtol=0.05, atol=0.05 * np.abs(one).max())
   assert len(data) < 0.25 * 4 * trees.count(trained.weights['params']) + 2000
+
+
+def test_running_text_is_read_in_as_many_places_as_it_was_measured_in(small, monkeypatch):
+  for size in (8, 64):  # 64 is what a file without it says
+    trained = trained_of(small, monkeypatch, 'lstm_lm')
+    config = trained.config.replace(batch_size=size)
+    data = pack.pack(dataclasses.replace(trained, config=config))
+    assert pack.unpack(data).config.data.batch_size == size
+    assert (b'batch_size' in str(container.read_header(data)[0]).encode()) == (size != 64)
+  with pytest.raises(UserError, match='batch_size'):
+    pack.read_config(dict(batch_size=10 ** 6))
 
 
 def test_a_fresh_process_gives_the_very_logits_that_were_measured(small, tmp_path):

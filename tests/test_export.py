@@ -156,6 +156,23 @@ def test_levels_and_ranges_are_those_that_were_trained(small, quantizer, bits, d
       traced.reference(trained, inputs).argmax(-1))
 
 
+@pytest.mark.parametrize('options', [
+    dict(quantize_weights='dorefa', quantize_weight_bits=16),
+    dict(dtype='bfloat16', prune_gradient='straight_through')])
+def test_what_counts_is_exported_whatever_its_width(small, monkeypatch, options):
+  """Levels beyond 16 bits, and dead weights beside those that count."""
+  trained = trained_of(small, monkeypatch, 'lenet_300_100', prune_sparsity=0.5, **options)
+  held = trained.weights['held']
+  dead = {name: jnp.arange(mask.size).reshape(mask.shape) % 2 == 0
+          for name, mask in held['prune'].items()}
+  trained = dataclasses.replace(trained, weights=trained.weights | dict(
+      held=held | dict(prune=dead)))
+  inputs = traced.samples(trained, 7)
+  wanted = np.float32(traced.reference(trained, inputs))
+  found = runtime.predict(runtime.session(export.export(trained)[0]), inputs)
+  np.testing.assert_allclose(found, wanted, atol=0.03 * np.abs(wanted).max())
+
+
 def test_inputs_rounded_in_a_way_of_ones_own_leave_that_way(small, monkeypatch):
   """By a quantizer that is no grid: what is nearer to zero has more levels."""
   def warped(x, low, high, bits, entries):

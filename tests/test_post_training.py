@@ -106,6 +106,10 @@ def test_adaround_keeps_a_layers_answers_where_the_nearest_level_does_not():
   error = lambda k: float(jnp.square(module.apply({'params': dict(own, kernel=k)}, read)
                                      - wanted(read)).mean())
   assert error(kernel) < 0.1 * error(jnp.round(own['kernel']))
+  # A zero may be a weight that was pruned.
+  own['kernel'] = own['kernel'].at[::2].set(0)
+  kernel = post_training.adaround(module, own, step, jnp.float32(3), read, read, wanted, 800)
+  assert not kernel[::2].any() and kernel[1::2].any()
 
 
 def test_only_the_calibration_batches_are_read(trained):
@@ -141,6 +145,24 @@ def test_running_averages_move_by_what_rounding_changes_alone(small):
   np.testing.assert_allclose(after[first], before[first] / 4, rtol=1e-2)
 
 
+def test_ranges_are_those_of_the_network_that_is_rounded(trained, tmp_path):
+  """Whenever its own training began to round, and whatever was calibrated of it before."""
+  _, _, place = trained
+  found = {}
+  for name, options in dict(plain={}, late=dict(quantize_begin=0.5)).items():
+    config, _ = quantised(trained, tmp_path, quantize_weight_bits=8, quantize_activation_bits=8,
+                          quantize_inputs='lsq_plus', **options)
+    at = f'{tmp_path}/{config.name()}'
+    found[name] = {key: float(leaf) for key, leaf in trees.named(
+        folder.read_weights(at)[0]['held']['quantize']).items()}
+  assert found['plain'] == found['late']
+  assert all(found['plain'][key] > 0 for key in found['plain'] if key.endswith('high'))
+  again = config.replace(init_from=at, quantize_equalize=True)
+  assert not other_runs.read(again, assemble.load_data(again))['keeps']
+  child = again.replace(quantize_after=False, quantize_equalize=False)
+  assert other_runs.read(child, assemble.load_data(child))['keeps']
+
+
 def test_options_that_do_not_fit_say_so(trained):
   config, _, place = trained
   whole = config.replace(init_from=place, quantize_weight_bits=8, **AFTER)
@@ -148,6 +170,7 @@ def test_options_that_do_not_fit_say_so(trained):
   for options, words in ((dict(init_from=''), 'needs --init_from'),
                          (dict(quantize_weights='max'), 'takes --quantize_weights=lsq'),
                          (dict(ema_decay=0.9), 'no --ema_decay'),
+                         (dict(quantize_after=False, quantize_equalize=True), 'goes with'),
                          (dict(prune_sparsity=0.5), 'does not prune'),
                          (dict(factorize_rank=0.5), 'does not factorise')):
     with pytest.raises(UserError, match=words):

@@ -475,6 +475,21 @@ def test_a_ticket_is_what_scores_of_gradients_look_at_too(small, tmp_path):
       np.testing.assert_array_equal(mask, found[1][name], err_msg=(score, name))
 
 
+def test_a_ticket_is_judged_without_what_is_dead_in_it(small, tmp_path):
+  """Straight through, dead weights are kept beside those that count."""
+  base = small.replace(runs_dir=str(tmp_path), epochs=1, prune_sparsity=0.5)
+  ticket = base.replace(prune_gradient='straight_through')
+  run.train(ticket.check(), quiet=True)
+  place = str(tmp_path / ticket.name())
+  config = base.replace(prune_ticket=place, prune_schedule='one_shot', prune_begin=0.0)
+  found = trees.named(other_runs.read(config, assemble.load_data(config))['ticket']['params'])
+  weights = folder.read_weights(place)[0]
+  dead = {name: ~np.asarray(mask) for name, mask in method.masks_of(weights).items()}
+  raw = trees.named(weights['params'])
+  assert any(np.asarray(raw[name])[mask].any() for name, mask in dead.items())
+  assert not any(np.asarray(found[name])[mask].any() for name, mask in dead.items())
+
+
 def test_sparsity_is_exact_where_zeros_that_stay_have_moved(small):
   """Straight through, a weight that is gone for good goes on moving, and may rank high."""
   config = small.replace(prune_sparsity=0.9, prune_gradient='straight_through', prune_begin=0.0,

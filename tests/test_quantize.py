@@ -500,7 +500,21 @@ def test_bits_are_spent_where_they_save_most_and_never_beyond_the_budget():
   assert sensitivity.allocate(costs, sizes, 100) == dict(a=4, b=2, c=2)
   assert sensitivity.allocate(costs, sizes, 175) == dict(a=4, b=8, c=2)
   assert sensitivity.allocate(costs, sizes, 10_000) == dict(a=8, b=8, c=4)
+  costs['a'] = {bits: float('nan') for bits in costs['a']}
+  assert sensitivity.allocate(costs, sizes, 100)['c'] == 4
   assert sensitivity.as_flag(dict(a=4, b=8)) == '^a$=4;^b$=8'
+
+
+def test_the_fewest_bits_fit_among_many_kernels_and_a_large_one():
+  rng = np.random.default_rng(0)
+  sizes = {i: int(rng.integers(100, 4000)) for i in range(60)} | {60: 5_000_000}
+  costs = {name: {bits: rng.random() * 2.0 ** -bits for bits in (2, 3, 4, 8)} for name in sizes}
+  least = 2 * sum(sizes.values()) / 8
+  assert sensitivity.allocate(costs, sizes, least - 1) is None
+  for share in (1.0, 1.00001, 1.0001):
+    found = sensitivity.allocate(costs, sizes, share * least, most=50)
+    used = sum(sizes[name] * bits for name, bits in found.items()) / 8
+    assert least <= used <= share * least and found[60] == 2
 
 
 @pytest.mark.parametrize('kernels', [1, 3, 5])

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from lepton_jax import folder, recipe, run, trees
+from lepton_jax import folder, recipe, registry, run, trees
 from lepton_jax.config import Config
 from lepton_jax.deploy import measure, pack
 from lepton_jax.errors import UserError
@@ -61,6 +61,16 @@ def test_given_flags_hold_where_no_stage_says_otherwise():
   rounded = Config().replace(quantize_weights='lsq', quantize_weight_bits=4, quantize_after=True)
   one, = recipe.configs(recipe.parse('quantize(2,8):1'), rounded, {})
   assert one.quantize.quantize_weights == 'lsq' and not one.quantize.quantize_after
+
+
+@pytest.mark.parametrize('name', registry.WEIGHT_QUANTIZERS.names())
+def test_a_stage_that_rounds_goes_on_with_the_quantizer_before_it_where_that_can(name):
+  before = Config().replace(quantize_weights=name, quantize_weight_bits=2)
+  one, two = recipe.configs(recipe.parse('quantize(4):1,quantize(12):1'), before, {})
+  four = name not in ('binary', 'cluster', 'ternary', 'ttq')
+  assert one.quantize.quantize_weights == (name if four else 'max')
+  twelve = four and name != 'apot'
+  assert two.quantize.quantize_weights == (name if twelve else 'max')
 
 
 @pytest.fixture(scope='module')

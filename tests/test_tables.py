@@ -48,6 +48,7 @@ def test_regression_measures_in_the_units_of_the_table(tmp_path, small):
     (dict(model='mlp', augment_flip=True), 'augment_flip changes images'),
     (dict(model='mlp', solver='closed_form'), 'closed_form solves'),
     (dict(model='linear', solver='closed_form', ema_decay=0.9), 'knows no --ema_decay'),
+    (dict(model='linear', solver='closed_form', prune_layers='.*=0.5'), 'knows no --prune_layers'),
 ])
 def test_options_that_a_table_does_not_bear(tmp_path, small, options, words):
   dataset = table(tmp_path / 't.csv', [(x, 2 * x) for x in range(50)])

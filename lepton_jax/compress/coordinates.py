@@ -71,7 +71,7 @@ class Walk:
       for number in numbers.tolist():
         self.why.setdefault(self.root(number), self.doing)
 
-  def isfixed(self, numbers):
+  def is_fixed(self, numbers):
     return all(self.root(number) in self.why for number in numbers.tolist())
 
   def run(self, jaxpr, consts, inputs):
@@ -181,7 +181,7 @@ class Walk:
         self.fix(numbers)
         size = low + high + len(numbers) + inside * max(len(numbers) - 1, 0)
         out.append(np.full(size, FIXED))
-      elif self.isfixed(numbers):
+      elif self.is_fixed(numbers):
         out.append(np.full(low + high + len(numbers), FIXED))
       else:
         before, after = self.fresh((low, high))
@@ -193,7 +193,7 @@ class Walk:
     out = []
     for old, new in _blocks([len(n) for n in ins[0]], eqn.outvars[0].aval.shape):
       axes, sizes = [ins[0][i] for i in old], [eqn.outvars[0].aval.shape[i] for i in new]
-      free = [i for i, n in enumerate(axes) if not self.isfixed(n)]
+      free = [i for i, n in enumerate(axes) if not self.is_fixed(n)]
       along = [i for i, size in enumerate(sizes) if size > 1]
       if len(free) == 1 and len(along) <= 1:
         shape = [1] * len(axes)

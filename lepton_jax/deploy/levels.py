@@ -38,18 +38,23 @@ def of_steps(kernel, step):
 
 
 def of_signs(kernel):
-  """Packed signs where each output has one negative and one positive value of another size, or
-  None.
+  """Packed signs where outputs have a negative and a positive value of another size each, or None.
+
+  Where all outputs have the same two, a codebook says them once.
   """
   columns = kernel.reshape(-1, kernel.shape[-1])
   if len(columns) < 8:  # a few weights always have few values
     return None
-  scales = np.stack([np.max(np.maximum(sign * columns, 0), 0) for sign in (-1, 1)])
+  negative, positive = (np.maximum(sign * columns, 0).max(0) for sign in (-1, 1))
   signs = np.sign(columns).astype(np.int32)
-  fits = np.array_equal(columns, np.where(signs < 0, -scales[0], scales[1]) * np.abs(signs))
-  unequal = np.all(scales > 0, 0) & (scales[0] != scales[1])
-  if not fits or not unequal.any() or not (
-      NORMAL[0] < scales[scales > 0].min() <= scales.max() < NORMAL[1]):
+  if not np.array_equal(columns, np.where(signs < 0, -negative, positive) * np.abs(signs)):
+    return None
+  scales = np.stack([negative, positive])
+  both = scales[:, (negative > 0) & (positive > 0)]
+  there = scales[scales > 0]
+  if not both.size or (both[0] == both[1]).all() or not np.ptp(both, 1).any():
+    return None
+  if not NORMAL[0] < there.min() <= there.max() < NORMAL[1]:
     return None
   return Packed(container.SIGNS, scales.astype(np.float16), signs.reshape(kernel.shape))
 

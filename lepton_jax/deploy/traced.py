@@ -88,7 +88,10 @@ def shapes(inputs):
 
 
 def on_levels(network, kept, params, hparams):
-  """{kernel: (levels, scale)} of the kernels that are at equal distances from zero."""
+  """{kernel: (levels, scale)} of the kernels that are at equal distances from zero.
+
+  Those of more than 16 bits are left out; no runtime here stores them as whole numbers.
+  """
   steps, found = network.compression.steps(kept, hparams), {}
   for name, kernel in trees.named(params).items():
     kernel = np.asarray(kernel)
@@ -100,7 +103,8 @@ def on_levels(network, kept, params, hparams):
       scale, whole = near
       found[name] = whole.reshape(kernel.shape), scale.reshape((1,) * (kernel.ndim - 1) + (-1,))
   return {name: (whole, scale.reshape((1,) * (whole.ndim - scale.ndim) + scale.shape))
-          for name, (whole, scale) in found.items()}
+          for name, (whole, scale) in found.items()
+          if np.abs(whole).max(initial=0) <= levels.MOST}
 
 
 def samples(trained, count):

@@ -223,13 +223,12 @@ def hooks(reader, setting, config, tools):
   options, first = config.quantize, first_rounded(config, setting)
   _, input_bits = bits(options, setting)
 
-  def wanted(arrays):
-    is_left = lambda site: setting.kept and reader.learned and (
-        float(arrays[f'{RANGES}/{site}/high']) > float(arrays[f'{RANGES}/{site}/low']))
-    return [site for site in input_bits if not is_left(site)]
+  def left_by_another_run(site, arrays):
+    low, high = (float(arrays[f'{RANGES}/{site}/{end}']) for end in ('low', 'high'))
+    return setting.kept and reader.learned and high > low
 
   def calibrate(state, step):
-    chosen = wanted(state.held[NAME])
+    chosen = [site for site in input_bits if not left_by_another_run(site, state.held[NAME])]
     if not chosen:
       return state
     seen = inputs.observed([tools.observe(state, tools.batch(step + i))
