@@ -140,7 +140,8 @@ def test_two_scales_of_an_output_take_a_sign_an_entry():
   np.testing.assert_array_equal(again, container.value(found, kernel.shape))
   same = levels.of_kernel(np.where(signs < 0, -positive, positive) * np.abs(signs), 8)
   assert same.kind == container.CHANNELS
-  two = levels.of_kernel(np.where(signs < 0, np.float32(-0.3), np.float32(0.7)) * np.abs(signs), 8)
+  two = np.where(signs < 0, np.float32(-0.1137), np.float32(0.31317)) * np.abs(signs)
+  two = levels.of_kernel(two, 8)
   assert two.kind == container.CODEBOOK  # which says them once
 
 
