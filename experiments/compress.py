@@ -12,8 +12,8 @@ A stage is a run folder that starts from the run before it: recipes with a commo
 once, and a recipe that was stopped goes on at its stage. Zeros, widths, levels and ranges of
 earlier stages stay. Several recipes are divided by ';'; with --within=0.01 they are tried in order,
 the smallest first, until one loses a point of validation accuracy or less. Flags of `train` that
-are given hold in all stages; with --distill the run itself is the teacher unless --teacher names
-another.
+are given hold where no stage says otherwise; with --distill the run itself is the teacher unless
+--teacher names another.
 """
 
 import json
@@ -53,7 +53,9 @@ def main(config):
     print(f'{signal}: saved. To go on, repeat the same command', file=sys.stderr)
     return signal.status
   tables.print_rows([row(*one) for one in found])
-  if FLAGS.within is not None and not kept:
+  if kept:
+    print(f'kept: {",".join(stage.text for stage in stages)}')
+  elif FLAGS.within is not None:
     raise UserError(f'--within={FLAGS.within:g}: none of {len(recipes)} recipes loses as little')
   return 0
 
