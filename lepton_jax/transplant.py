@@ -51,7 +51,7 @@ def made_anew(own, theirs):
   differing = {name for name, leaf in own.items()
                if name not in theirs or theirs[name].shape != leaf.shape}
   whole = any(map(is_head, differing))
-  return {name for name in own if name in differing or whole and is_head(name)}
+  return [name for name in own if name in differing or whole and is_head(name)]
 
 
 def zeros_to_keep(config, params, divided=()):
