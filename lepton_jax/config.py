@@ -82,7 +82,7 @@ class Config:
     """
     first = Config()
     return self.replace(**{name: getattr(getattr(first, group), name)
-                           for name, (group, _) in FIELDS.items() if is_done_once(name, group)})
+                           for name, (group, _) in FIELDS.items() if is_done_once(name)})
 
   def to_json(self):
     """The text of config.json."""
@@ -155,9 +155,9 @@ FIELDS = {field.name: (group.name, field) for group in dataclasses.fields(Config
 ORIGINS = ('init_from', 'teacher', 'prune_ticket')  # that are folders of other runs
 
 
-def is_done_once(name, group):
+def is_done_once(name):
   """Whether an option says what a run does to its weights, and not what they are from then on."""
-  if group in ('soft_sharing', 'prune', 'factorize', 'distill', 'training'):
+  if FIELDS[name][0] in ('soft_sharing', 'prune', 'factorize', 'distill', 'training'):
     return name not in ('seed', 'select', 'freeze')
   return name in AFTERWARDS
 

@@ -161,7 +161,7 @@ def configs(stages, base, given):
     options = quantizer_of(stage, base.replace(**on), given) | stage.options
     found.append(base.replace(**on | options | dict(epochs=stage.epochs)))
     on |= {name: value for name, value in options.items()
-           if not config_lib.is_done_once(name, config_lib.FIELDS[name][0])}
+           if not config_lib.is_done_once(name)}
   return found
 
 

@@ -18,11 +18,11 @@ from lepton_jax.layers import norm
 
 KEPT = ('architecture', 'data')  # concerns of which a file notes what is not the default
 LARGEST_OPTION, DEEPEST = 1_000_000, 200
-# Options that say how large a network is, and those that say nothing of it.
-SIZES = ('width', 'depth', 'hidden', 'embedding', 'vocabulary_size', 'image_size', 'window',
-         'horizon', 'sequence_length', 'batch_size')
+# Options that say how large a network is, with the most, and those that say nothing of it.
+SIZES = dict.fromkeys(('width', 'depth', 'hidden', 'embedding', 'vocabulary_size', 'image_size',
+                       'window', 'horizon', 'sequence_length'), LARGEST_OPTION)
+SIZES |= dict(batch_size=65_536)  # places of running text that are read at once
 ELSEWHERE = ('data_dir', 'cache_dir', 'manual_dir')
-MOST_STREAMS = 65_536  # that running text is cut into to be measured
 INPUTS = ('uint8', 'int32', 'float32')
 # Facts of a data set by short names, and what they are where a file does not say.
 FACTS = dict(inputs='i', label='l', classes='c', mean='m', std='s', vocabulary='v', columns='n',
@@ -182,12 +182,12 @@ def folded(params, state):
 def as_packed(config, rows, stream):
   """{option: value} of those that are not the default; `rows` say whose inputs are rounded."""
   default = config_lib.Config()
+  # What running text measures depends on in how many places it is read at once.
+  elsewhere = ELSEWHERE if stream else (*ELSEWHERE, 'batch_size')
   found = {name: value for group in KEPT for name, value in
            dataclasses.asdict(getattr(config, group)).items()
-           if name not in ELSEWHERE and (
+           if name not in elsewhere and (
                name == 'model' or value != getattr(getattr(default, group), name))}
-  if not stream:  # of running text, which is read in so many places at once, measurements need it
-    found.pop('batch_size', None)
   if config.optimization.loss:
     found['loss'] = config.optimization.loss
   asked = {row['kernel']: (row.get('activation_bits', 0), row.get('gate_bits', 0)) for row in rows
@@ -249,8 +249,7 @@ def read_config(options):
     allowed = name in config_lib.FIELDS and (
         config_lib.FIELDS[name][0] in (*KEPT, 'quantize') or name == 'loss')
     allowed = allowed and name not in ELSEWHERE
-    most = MOST_STREAMS if name == 'batch_size' else LARGEST_OPTION
-    large = name in SIZES and isinstance(value, (int, float)) and not abs(value) <= most
+    large = name in SIZES and isinstance(value, (int, float)) and not abs(value) <= SIZES[name]
     if not allowed or large or (name == 'depth' and isinstance(value, int) and value > DEEPEST):
       raise UserError(f'the packed file is damaged: option {name!r} is {value!r}')
   values = {name: config_lib.coerce(name, value) for name, value in options.items()}

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from lepton_jax import build_network, trees
-from lepton_jax.compress.prune import method as prune
 from lepton_jax.data import series
 from lepton_jax.deploy import levels
 
@@ -74,9 +73,7 @@ def widened(trained):
   if trained.config.architecture.dtype == 'float32':
     return trained
   config, weights = trained.config.replace(dtype='float32'), trained.weights
-  network = build_network.make_network(config, trained.data, trained.network.widths)
-  network = build_network.compressed(network, trained.data, weights['params'],
-                                     weights['model_state'], zeros=prune.masked_names(weights))
+  network = build_network.finished(config, trained.data, weights, trained.network.widths)
   return dataclasses.replace(trained, config=config, network=network)
 
 

@@ -25,7 +25,7 @@ def cluster():
   def apply(kernel, bits, axes, learned):
     del axes
     # Optimizers that look at norms see the values that are not there too, so those are kept as 0.
-    values = only(learned['codebook'], bits)
+    values = only(learned['codebook'], 2.0 ** bits - 1)
     order = jnp.argsort(lax.stop_gradient(values))
     rising = lax.stop_gradient(values)[order]
     nearest = order[jnp.searchsorted((rising[1:] + rising[:-1]) / 2, lax.stop_gradient(kernel))]
@@ -39,10 +39,10 @@ def cluster():
   return Quantizer(apply, init, most=MOST, whole=True)
 
 
-def only(values, bits):
-  """The first 2^bits - 1 of f[255] values, with others that no weight is near to."""
-  there = jnp.arange(values.size).astype(values.dtype) < 2.0 ** bits - 1
-  return jnp.where(there, values, jnp.finfo(values.dtype).max / 4)
+def only(values, count, others=None):
+  """The first `count` of f[255] values; the others are as given, or too large for any weight."""
+  there = jnp.arange(values.size).astype(values.dtype) < jnp.asarray(count, values.dtype)
+  return jnp.where(there, values, jnp.finfo(values.dtype).max / 4 if others is None else others)
 
 
 def k_means(weights, count):
@@ -58,7 +58,6 @@ def k_means(weights, count):
   place = jnp.arange(2 ** MOST - 1).astype(weights.dtype)
   low, high = rising[0], jnp.max(jnp.where(weights == 0, -jnp.inf, weights))
   low, high = (jnp.where(size > 0, end, 0) for end in (low, high))
-  there, unused = place < count.astype(weights.dtype), jnp.finfo(weights.dtype).max / 4
   first = low + (high - low) * (place + 0.5) / count.astype(weights.dtype)
 
   def better(_, values):
@@ -66,7 +65,6 @@ def k_means(weights, count):
     ends = jnp.concatenate([jnp.zeros(1, ends.dtype), jnp.minimum(ends, size), size[None]])
     held = (ends[1:] - ends[:-1]).astype(weights.dtype)
     means = (sums[ends[1:]] - sums[ends[:-1]]) / jnp.maximum(held, 1)
-    return jnp.where(there, jnp.where(held > 0, means, values), unused)
+    return only(jnp.where(held > 0, means, values), count)
 
-  found = lax.fori_loop(0, ROUNDS, better, jnp.where(there, first, unused))
-  return jnp.where(there, found, 0)
+  return only(lax.fori_loop(0, ROUNDS, better, only(first, count)), count, others=0)
